@@ -1,0 +1,35 @@
+"""Which databases of a plan have no DSN in the surroundings. No DSN is read here, only asked for."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cutover.plan.models import Plan
+from cutover.plan.rules import Problem
+
+
+def missing_dsns(plan: Plan | Mapping[str, Any], has_dsn: Callable[[str], bool]) -> list[Problem]:
+    """A problem at each `database:` key whose database `has_dsn` (as `Settings.has_dsn`) does not know.
+
+    `plan` may be plain data with other problems, so that all are reported at once. Standbys are looked
+    for in `pg_stat_replication` of their primary, and need no DSN.
+    """
+    data: Mapping[str, Any] = plan.model_dump(mode="json") if isinstance(plan, Plan) else plan
+    services = data.get("services")
+    holders: list[tuple[tuple[str, ...], object]] = [(("monolith",), data.get("monolith"))]
+    if isinstance(services, Mapping):
+        holders += [(("services", str(name)), service) for name, service in services.items()]
+    problems = []
+    for path, holder in holders:
+        name = holder.get("database") if isinstance(holder, Mapping) else None
+        # Anything else in this place (a DSN, even) has its own problem, and must not show up in a variable's name.
+        if isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,62}", name, re.ASCII) and not has_dsn(name):
+            variable = "CUTOVER_DSN_" + re.sub("[^A-Z0-9]", "_", name.upper())
+            problems.append(
+                Problem(
+                    (*path, "database"),
+                    f"database {name} has no DSN",
+                    f"set {variable} (or {variable}_FILE) in the environment, or a line in .cutover/env",
+                )
+            )
+    return problems

@@ -1,0 +1,89 @@
+"""The surroundings, read once at the edge: DSNs by a database's name, the Temporal address, paths.
+
+A DSN comes from, in this order: the variable `CUTOVER_DSN_<NAME>`; the file named by
+`CUTOVER_DSN_<NAME>_FILE` (its first line); the same names in the env file (`CUTOVER_ENV_FILE`, by
+default `.cutover/env` in the working folder, which `cutover dev up` writes). A DSN may be a
+`service=` entry of libpq. `<NAME>` is the database's name in capitals, other characters as `_`.
+`CUTOVER_REPLICATION_DSN_<NAME>` is how the *other* server reaches it, where that differs.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cutover.errors import ConfigError
+from cutover.postgres.databases import Database
+
+CONTROL = "control"
+
+
+def variable(database: str, prefix: str = "CUTOVER_DSN_") -> str:
+    """The name of the environment variable that holds a database's DSN."""
+    return prefix + re.sub(r"[^A-Z0-9]", "_", database.upper())
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """`NAME=value` lines; blank lines and `#` comments are passed over. A missing file is empty."""
+    if not path.is_file():
+        return {}
+    values: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        name, sign, value = line.strip().partition("=")
+        if sign and not name.startswith("#"):
+            values[name.strip()] = value.strip()
+    return values
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the process was told by its surroundings; never printed whole, for it holds DSNs."""
+
+    values: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Environment first, then the env file."""
+        environ = os.environ if environ is None else environ
+        path = Path(environ.get("CUTOVER_ENV_FILE", ".cutover/env"))
+        return cls({**read_env_file(path), **environ})
+
+    def get(self, name: str, default: str = "") -> str:
+        return self.values.get(name) or default
+
+    def has_dsn(self, database: str) -> bool:
+        name = variable(database)
+        return bool(self.get(name) or self.get(name + "_FILE"))
+
+    def _dsn(self, name: str) -> str:
+        if value := self.get(name):
+            return value
+        if path := self.get(name + "_FILE"):
+            try:
+                return Path(path).read_text().strip().splitlines()[0]
+            except (OSError, IndexError):
+                raise ConfigError(f"{name}_FILE names a file that cannot be read or is empty: {path}") from None
+        return ""
+
+    def database(self, name: str) -> Database:
+        """The database of that name. Raises ConfigError where no DSN is set."""
+        dsn = self._dsn(variable(name))
+        if not dsn:
+            raise ConfigError(
+                f"database {name!r} has no DSN: set {variable(name)} "
+                f"(or {variable(name)}_FILE, or a line in {self.get('CUTOVER_ENV_FILE', '.cutover/env')})"
+            )
+        return Database(name, dsn, self._dsn(variable(name, "CUTOVER_REPLICATION_DSN_")))
+
+    @property
+    def temporal_address(self) -> str:
+        return self.get("TEMPORAL_ADDRESS", "127.0.0.1:7233")
+
+    @property
+    def temporal_namespace(self) -> str:
+        return self.get("TEMPORAL_NAMESPACE", "default")
+
+    @property
+    def temporal_ui(self) -> str:
+        return self.get("CUTOVER_TEMPORAL_UI", "")

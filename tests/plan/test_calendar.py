@@ -1,0 +1,67 @@
+"""Days and times of the switches, in the plan's zone and in the plan's order."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutover.plan.calendar import next_opening, openings, planned_now
+from cutover.plan.fields import WEEKDAYS
+from cutover.plan.load import load, load_text
+from cutover.plan.models import Window
+from tests.plan.minimal import MINIMAL
+
+MONDAY = datetime(2025, 1, 6, tzinfo=UTC)
+
+
+def test_the_reference_plan_opens_on_thursday_friday_and_the_three_days_of_the_week_after() -> None:
+    plan = load(Path(__file__).parents[2] / "examples" / "ai_trader" / "plan.yaml")
+    assert {name: f"{at:%a %d %H:%M}" for name, at in openings(plan, MONDAY).items()} == {
+        "api_gateway": "Thu 09 09:00",
+        "orchestrator": "Fri 10 09:00",
+        "trading_engine": "Mon 13 09:00",
+        "ai_decision": "Wed 15 09:00",
+        "analytics": "Fri 17 09:00",
+    }
+
+
+def test_an_open_window_is_used_and_a_passed_one_waits_a_week() -> None:
+    window = Window(at="monday 09:00", window=timedelta(hours=4))
+    nine = MONDAY + timedelta(hours=9)
+    assert next_opening(window, MONDAY, "UTC") == nine
+    assert next_opening(window, nine + timedelta(hours=3), "UTC") == nine + timedelta(hours=3)
+    assert next_opening(window, nine + timedelta(hours=4), "UTC") == nine + timedelta(days=7)
+    assert next_opening(Window(), nine, "UTC") == nine
+
+
+def test_nine_oclock_is_local_on_both_sides_of_a_change_of_clocks() -> None:
+    window = Window(at="monday 09:00")
+    before = next_opening(window, datetime(2025, 3, 22, tzinfo=UTC), "Europe/Rome")
+    after = next_opening(window, datetime(2025, 3, 30, tzinfo=UTC), "Europe/Rome")
+    assert (before.hour, after.hour) == (8, 7)
+
+
+def test_a_time_that_the_clocks_skip_still_comes() -> None:
+    window = Window(at="sunday 02:30", window=timedelta(minutes=1))
+    opening = next_opening(window, datetime(2025, 3, 30, tzinfo=UTC), "Europe/Rome")
+    assert opening == datetime(2025, 3, 30, 1, 30, tzinfo=UTC)
+
+
+@given(
+    st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC)),
+    st.sampled_from(WEEKDAYS),
+    st.integers(0, 23),
+    st.timedeltas(timedelta(minutes=1), timedelta(days=20)),
+    st.sampled_from(["UTC", "Europe/Rome", "America/St_Johns", "Pacific/Kiritimati"]),
+)
+def test_an_opening_comes_within_a_week_and_never_before(
+    after: datetime, day: str, hour: int, length: timedelta, timezone: str
+) -> None:
+    opening = next_opening(Window(at=f"{day} {hour}:00", window=length), after, timezone)
+    assert after <= opening <= after + timedelta(days=7, hours=2)
+
+
+def test_a_compressed_run_lives_in_the_plans_time() -> None:
+    plan = load_text(MINIMAL + "compress: 3600\n")
+    assert planned_now(plan, MONDAY, MONDAY + timedelta(seconds=2)) == MONDAY + timedelta(hours=2)
