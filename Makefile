@@ -1,0 +1,43 @@
+# Every target does its own set-up; a second run starts in seconds.
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+PYTEST_ARGS ?=
+
+.PHONY: help demo demo-kills test lint format lock clean bootstrap temporal
+
+help: ## show this list
+	@echo "cutover: the tables of a monolithic PostgreSQL database into one database per service"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+demo: temporal ## a whole migration of the example under live traffic, with a report at the end
+	@$(PYTHON) -m examples.ai_trader.demo
+
+demo-kills: temporal ## the same, with kill -9 of workers and of a traffic process
+	@$(PYTHON) -m examples.ai_trader.demo --kills
+
+test: temporal ## all tests, on real servers (PYTEST_ARGS="tests/plan -x" for some of them)
+	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
+	@scripts/lint
+
+format: bootstrap ## write the formatting that lint asks for
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+lock: bootstrap ## write requirements/*.txt anew from requirements/*.in
+	@scripts/lock
+
+clean: ## stop the development stack, delete its data, the virtual environment and caches
+	@if [ -x .venv/bin/cutover ]; then $(PYTHON) -c 'from cutover.cli.dev import app; app()' reset --yes; fi
+	@rm -rf .venv .cutover .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "clean"
+
+bootstrap:
+	@scripts/bootstrap
+
+temporal: bootstrap
+	@$(PYTHON) -m cutover.devstack.temporal --ensure >/dev/null

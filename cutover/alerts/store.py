@@ -1,0 +1,197 @@
+"""Alerts: deduplicated into a table, written to the log, and posted to one webhook.
+
+An alert repeats another one if migration, service and kind are the same, the other one was last seen within the
+window, and was no less severe; it is then counted, not sent again. A webhook that was not delivered is tried again
+with the next repetition. Nothing that the webhook does is ever raised.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, cast, get_args
+
+import asyncpg
+
+from cutover.alerts.webhook import Webhook
+from cutover.control.database import Control
+from cutover.control.documents import scrub
+from cutover.errors import CutoverError
+
+Severity = Literal["info", "warning", "critical"]
+WebhookState = Literal["none", "pending", "sent", "failed"]
+
+WINDOW = timedelta(minutes=5)
+
+_log = logging.getLogger("cutover.alerts")
+_LEVELS: dict[Severity, int] = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
+
+
+@dataclass(frozen=True)
+class Alert:
+    """What is told, to whom it may concern: never a row value, never a DSN."""
+
+    kind: str
+    severity: Severity
+    migration: str
+    service: str | None
+    text: str
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class AlertRow:
+    """An alert as it is kept."""
+
+    id: int
+    alert: Alert
+    count: int
+    first_at: datetime
+    last_at: datetime
+    webhook: WebhookState
+    webhook_error: str
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What became of an alert."""
+
+    id: int
+    #: True where it only repeats one within the window.
+    deduplicated: bool
+    #: How often it has been seen, this time included.
+    count: int
+    webhook: WebhookState
+
+
+async def raise_alert(
+    control: Control, alert: Alert, dedupe: timedelta = WINDOW, *, webhook: Webhook | None = None
+) -> Raised:
+    """Log, keep and post an alert. Raises Unreachable where the control database is; the log has it then."""
+    alert = Alert(alert.kind, alert.severity, alert.migration, alert.service, scrub(alert.text), scrub(alert.link))
+    try:
+        row = await _keep(control, alert, dedupe, webhook is not None)
+    except CutoverError:
+        _write(alert, "not recorded")
+        raise
+    repeated = row["count"] > 1
+    if not repeated:
+        _write(alert, f"alert {row['id']}")
+    state = cast(WebhookState, row["webhook"])
+    if webhook is not None and state in ("pending", "failed"):
+        state = await _post(control, row["id"], alert, webhook)
+    return Raised(row["id"], repeated, row["count"], state)
+
+
+async def recent(control: Control, migration: str, *, limit: int = 50) -> list[AlertRow]:
+    """The alerts of a migration that were seen last, newest first."""
+    rows = await control.fetch(
+        "SELECT id, kind, severity, migration, service, text, link, count, first_at, last_at, webhook, webhook_error"
+        " FROM control.alert WHERE migration = $1 ORDER BY last_at DESC, id DESC LIMIT $2",
+        migration,
+        limit,
+    )
+    return [
+        AlertRow(
+            row["id"],
+            Alert(
+                row["kind"],
+                cast(Severity, row["severity"]),
+                row["migration"],
+                row["service"] or None,
+                row["text"],
+                row["link"],
+            ),
+            row["count"],
+            row["first_at"],
+            row["last_at"],
+            cast(WebhookState, row["webhook"]),
+            row["webhook_error"],
+        )
+        for row in rows
+    ]
+
+
+async def _keep(control: Control, alert: Alert, dedupe: timedelta, has_webhook: bool) -> asyncpg.Record:
+    """Count the alert's standing row once more, or insert one."""
+    service = alert.service or ""
+    severities = list(get_args(Severity))
+    no_less = severities[severities.index(alert.severity) :]
+    async with control.transaction() as connection:
+        # Two that raise the same at once must meet in one row.
+        await connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended($1, 7239100005))",
+            f"{alert.migration}/{service}/{alert.kind}",
+        )
+        row = await connection.fetchrow(
+            "UPDATE control.alert SET count = count + 1, last_at = clock_timestamp(), text = $4, link = $5"
+            " WHERE id = (SELECT id FROM control.alert WHERE migration = $1 AND service = $2 AND kind = $3"
+            "  AND severity = ANY ($7::text[]) AND last_at > clock_timestamp() - $6::interval ORDER BY id DESC LIMIT 1)"
+            " RETURNING id, count, webhook",
+            alert.migration,
+            service,
+            alert.kind,
+            alert.text,
+            alert.link,
+            dedupe,
+            no_less,
+        )
+        if row is None:
+            row = await connection.fetchrow(
+                "INSERT INTO control.alert (migration, service, kind, severity, text, link, webhook)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id, count, webhook",
+                alert.migration,
+                service,
+                alert.kind,
+                alert.severity,
+                alert.text,
+                alert.link,
+                "pending" if has_webhook else "none",
+            )
+    assert row is not None
+    return row
+
+
+async def _post(control: Control, alert_id: int, alert: Alert, webhook: Webhook) -> WebhookState:
+    body = {
+        "kind": alert.kind,
+        "severity": alert.severity,
+        "migration": alert.migration,
+        "service": alert.service,
+        "text": alert.text,
+        "link": alert.link,
+    }
+    try:
+        # One id for all attempts: a receiver that has it already may drop the second one.
+        problem = await webhook.post(f"cutover-{alert.migration}-{alert_id}", body)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except Exception as e:
+        # An alert must not bring down what it reports on, whatever an HTTP stack comes up with.
+        problem = type(e).__name__
+    state: WebhookState = "failed" if problem else "sent"
+    if problem:
+        _log.warning("webhook of alert %s (%s) failed: %s", alert_id, alert.kind, problem)
+    try:
+        await control.execute(
+            "UPDATE control.alert SET webhook = $2, webhook_error = $3, webhook_at = clock_timestamp() WHERE id = $1",
+            alert_id,
+            state,
+            problem,
+        )
+    except CutoverError as e:
+        _log.warning("the webhook's outcome for alert %s was not recorded: %s", alert_id, e)
+    return state
+
+
+def _write(alert: Alert, where: str) -> None:
+    _log.log(
+        _LEVELS[alert.severity],
+        "%s: %s/%s: %s (%s)%s",
+        alert.kind,
+        alert.migration,
+        alert.service or "-",
+        alert.text,
+        where,
+        f" {alert.link}" if alert.link else "",
+    )

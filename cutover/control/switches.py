@@ -1,0 +1,196 @@
+"""The truth of a switch, in one row of the control database (design 5.6).
+
+Each change is a compare-and-set on state and token under the row's lock. An answer that is lost is
+read back by `settled`, which waits for whatever is still in flight.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import asyncpg
+
+from cutover.control.database import Control
+from cutover.errors import StaleAttempt
+from cutover.postgres.databases import Side
+
+SwitchState = Literal["idle", "fencing", "fenced", "undoing", "undone", "journaled", "done"]
+#: States in which a switch is neither begun nor left half done.
+SETTLED: frozenset[str] = frozenset({"idle", "undone", "done"})
+
+
+@dataclass(frozen=True)
+class SwitchRow:
+    migration: str
+    service: str
+    switch_id: str
+    token: int
+    state: SwitchState
+    from_side: Side
+    to_side: Side
+    from_epoch: int
+    to_epoch: int
+    plan_hash: str
+    detail: dict[str, Any]
+
+
+_COLUMNS = (
+    "migration, service, switch_id, token, state, from_side, to_side, from_epoch, to_epoch, plan_hash, detail::text"
+)
+
+
+def _row(record: asyncpg.Record) -> SwitchRow:
+    values = dict(record)
+    values["detail"] = json.loads(values["detail"])
+    return SwitchRow(**values)
+
+
+async def raise_token(control: Control, migration: str, service: str) -> SwitchRow:
+    """Draws the next attempt's token; the row as it is now, with that token. State is left alone."""
+    async with control.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO control.switch (migration, service) VALUES ($1, $2) ON CONFLICT DO NOTHING", migration, service
+        )
+        record = await connection.fetchrow(
+            "UPDATE control.switch SET token = token + 1 WHERE migration = $1 AND service = $2 "  # noqa: S608
+            f"RETURNING {_COLUMNS}",
+            migration,
+            service,
+        )
+    assert record is not None
+    return _row(record)
+
+
+async def settled(control: Control, migration: str, service: str) -> SwitchRow:
+    """The row after every change in flight has ended, one way or the other."""
+    async with control.transaction() as connection:
+        record = await connection.fetchrow(
+            f"SELECT {_COLUMNS} FROM control.switch WHERE migration = $1 AND service = $2 FOR UPDATE",  # noqa: S608
+            migration,
+            service,
+        )
+    if record is None:
+        raise StaleAttempt(f"{service}: no switch was ever begun")
+    return _row(record)
+
+
+async def begin(
+    control: Control,
+    before: SwitchRow,
+    *,
+    switch_id: str,
+    to_side: Side,
+    from_side: Side,
+    from_epoch: int,
+    plan_hash: str,
+) -> SwitchRow:
+    """A new switch: settled → fencing, with an epoch that was never used before."""
+    async with control.acting(
+        "cutover",
+        "switch.begin",
+        migration=before.migration,
+        service=before.service,
+        detail={"switch_id": switch_id, "to": to_side, "token": before.token},
+    ) as connection:
+        record = await connection.fetchrow(
+            "UPDATE control.switch SET switch_id = $4, state = 'fencing', from_side = $5, to_side = $6, "  # noqa: S608
+            "from_epoch = $7, to_epoch = greatest(to_epoch, $7) + 1, plan_hash = $8, detail = '{}', "
+            "changed_at = clock_timestamp() "
+            "WHERE migration = $1 AND service = $2 AND token = $3 AND state IN ('idle', 'undone', 'done') "
+            f"RETURNING {_COLUMNS}",
+            before.migration,
+            before.service,
+            before.token,
+            switch_id,
+            from_side,
+            to_side,
+            from_epoch,
+            plan_hash,
+        )
+        if record is None:
+            raise StaleAttempt(f"{before.service}: a newer attempt began a switch first")
+    return _row(record)
+
+
+async def advance(
+    control: Control,
+    row: SwitchRow,
+    to_state: SwitchState,
+    *,
+    only_from: tuple[SwitchState, ...],
+    detail: dict[str, Any] | None = None,
+) -> SwitchRow:
+    """Compare-and-set of the state, audited in the same transaction. Raises StaleAttempt when it lost."""
+    assert to_state in get_args(SwitchState)
+    async with control.acting(
+        "cutover",
+        f"switch.{to_state}",
+        migration=row.migration,
+        service=row.service,
+        detail={"switch_id": row.switch_id, "token": row.token, "epoch": row.to_epoch},
+    ) as connection:
+        record = await connection.fetchrow(
+            "UPDATE control.switch SET state = $4, detail = detail || $5::text::jsonb, "  # noqa: S608
+            "changed_at = clock_timestamp() "
+            "WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $6 AND state = ANY ($7::text[]) "
+            f"RETURNING {_COLUMNS}",
+            row.migration,
+            row.service,
+            row.token,
+            to_state,
+            json.dumps(detail or {}),
+            row.switch_id,
+            list(only_from),
+        )
+        if record is None:
+            raise StaleAttempt(
+                f"{row.service}: switch {row.switch_id} is no longer {' or '.join(only_from)} under token {row.token}"
+            )
+    return _row(record)
+
+
+async def record_outcome(control: Control, row: SwitchRow, outcome: dict[str, Any]) -> None:
+    """How the switch ended; the first answer stays."""
+    await control.execute(
+        "INSERT INTO control.switch_outcome (switch_id, migration, service, outcome) "
+        "VALUES ($1, $2, $3, $4::text::jsonb) ON CONFLICT DO NOTHING",
+        row.switch_id,
+        row.migration,
+        row.service,
+        json.dumps(outcome),
+    )
+
+
+async def outcome(control: Control, switch_id: str) -> dict[str, Any] | None:
+    """The recorded end of a switch, or None."""
+    text = await control.fetchval("SELECT outcome::text FROM control.switch_outcome WHERE switch_id = $1", switch_id)
+    return json.loads(text) if text else None
+
+
+async def outcomes(control: Control, migration: str) -> list[dict[str, Any]]:
+    """All ended switches of a migration, oldest first."""
+    rows = await control.fetch(
+        "SELECT outcome::text FROM control.switch_outcome WHERE migration = $1 ORDER BY at", migration
+    )
+    return [json.loads(row["outcome"]) for row in rows]
+
+
+async def note_identity(
+    control: Control, migration: str, database: str, system_identifier: str, timeline: int
+) -> tuple[str, int]:
+    """Notes a server's identity at its first sight; returns the one noted."""
+    await control.execute(
+        "INSERT INTO control.server_identity (migration, database, system_identifier, timeline) "
+        "VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        migration,
+        database,
+        system_identifier,
+        timeline,
+    )
+    row = await control.fetchrow(
+        "SELECT system_identifier, timeline FROM control.server_identity WHERE migration = $1 AND database = $2",
+        migration,
+        database,
+    )
+    assert row is not None
+    return row["system_identifier"], row["timeline"]
