@@ -1,0 +1,98 @@
+"""The doctor: is exactly one side of a service writable, does its stream run, is a switch half done? Read only."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import asyncpg
+
+from cutover.control import switches
+from cutover.control.database import Control
+from cutover.errors import CutoverError, StaleAttempt
+from cutover.flags import store as flags
+from cutover.plan.models import Plan
+from cutover.postgres import epoch, fence
+from cutover.postgres.databases import CONNECTION_ERRORS, Pair, Side, direction_from
+from cutover.streams import open_stream
+
+
+@dataclass
+class Examination:
+    """What was found of one service: facts, and problems each with its remedy."""
+
+    service: str
+    facts: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.service}: {'in order' if not self.problems else f'{len(self.problems)} problems'}"]
+        lines += [f"  {name}: {value}" for name, value in self.facts.items()]
+        lines += [f"  ! {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
+
+async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
+    """Looks at both databases and the control database; never raises for what it finds."""
+    found = Examination(pair.service)
+    for look in (_sides, _switch, _stream):
+        try:
+            await look(plan, pair, control, found)
+        except CutoverError as error:
+            found.problems.append(str(error))
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            found.problems.append(f"a database did not answer ({type(error).__name__}); look again")
+    return found
+
+
+async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
+    """Invariant 1, from the databases themselves."""
+    route = await flags.get(control, pair.migration, pair.service)
+    found.facts["flags"] = f"writes at the {route.primary_side}, epoch {route.epoch}"
+    open_sides: list[Side] = []
+    for side in ("monolith", "service"):
+        async with pair.at(side).session("cutover-doctor") as connection:
+            states = await fence.states_of(connection, await fence.relations(connection, pair.tables))
+            row = await epoch.read(connection, pair.service)
+        kinds = sorted(set(states.values()))
+        found.facts[f"fence at the {side}"] = ", ".join(kinds) or "no table"
+        if row is not None:
+            found.facts[f"epoch at the {side}"] = f"{row.epoch}, writable: {row.primary_side}"
+        if any(state in ("open", "missing", "broken") for state in states.values()):
+            open_sides.append(side)
+        for table, state in states.items():
+            if state in ("missing", "broken"):
+                found.problems.append(
+                    f"{table} at the {side}: its fence is {state}; run `cutover start preparation {pair.migration}` "
+                    "again, or restore the triggers that somebody changed"
+                )
+    if len(open_sides) == 2:
+        found.problems.append("BOTH sides are writable: stop the writers of the side that is not the primary now")
+    if not open_sides:
+        found.problems.append("no side is writable; a switch is under way, or its worker is gone (start a worker)")
+
+
+async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
+    try:
+        row = await switches.settled(control, pair.migration, pair.service)
+    except StaleAttempt:
+        found.facts["switch"] = "none yet"
+        return
+    found.facts["switch"] = f"{row.state}, to the {row.to_side}, epoch {row.to_epoch}"
+    if row.state not in switches.SETTLED:
+        found.problems.append(f"a switch is {row.state}: a running worker finishes or undoes it (cutover worker)")
+
+
+async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
+    route = await flags.get(control, pair.migration, pair.service)
+    stream = open_stream(pair, direction_from(route.primary_side), plan.service(pair.service).stream)
+    if not await stream.exists():
+        found.facts["stream"] = f"{stream.direction}: not started"
+        if route.primary_side == "service":
+            found.problems.append("the reverse stream is missing: there is no lossless way back")
+        return
+    health = await stream.health()
+    found.facts["stream"] = f"{stream.direction}: {'runs' if health.ok else health.detail}"
+    if not health.ok:
+        found.problems.append(health.detail)

@@ -1,0 +1,46 @@
+"""Sessions in which cutover itself writes to the side that is not the primary (repair, backfill, apply).
+
+They run in replica mode, so that user triggers and foreign keys do not act a second time, carry a
+replication origin of ours, so that no stream with `origin = none` sends the rows back, and are let
+through by the fence (design 5.2). An origin belongs to one session at a time: one per parallel writer.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+
+from cutover.errors import NotYet
+from cutover.postgres.databases import Database
+
+
+def origin_name(service: str, purpose: str) -> str:
+    """The replication origin of one of our writers."""
+    return f"cutover_{service}_{purpose}"
+
+
+@asynccontextmanager
+async def applier_session(database: Database, service: str, purpose: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that may write behind the fence. Raises NotYet while another session holds the origin."""
+    async with database.session(f"cutover-{purpose}/{service}") as connection:
+        await connection.execute("SET session_replication_role = replica; SET cutover.applier = 'on'")
+        name = origin_name(service, purpose)
+        # made by another session since the look: it is there, which is all that is needed
+        with suppress(asyncpg.UniqueViolationError, asyncpg.DuplicateObjectError):
+            await connection.execute(
+                "SELECT pg_replication_origin_create($1) WHERE pg_replication_origin_oid($1) IS NULL", name
+            )
+        try:
+            await connection.execute("SELECT pg_replication_origin_session_setup($1)", name)
+        except asyncpg.ObjectInUseError:
+            raise NotYet(f"{service}: another {purpose} is writing to {database.name!r} just now") from None
+        yield connection
+
+
+async def drop_origins(connection: asyncpg.Connection, service: str, purposes: tuple[str, ...]) -> None:
+    """Removes the origins of our writers (cleanup); those that are not there are passed over."""
+    for purpose in purposes:
+        await connection.execute(
+            "SELECT pg_replication_origin_drop($1) WHERE pg_replication_origin_oid($1) IS NOT NULL",
+            origin_name(service, purpose),
+        )

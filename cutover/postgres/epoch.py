@@ -1,0 +1,187 @@
+"""The schema `cutover` in each migrated database: epochs, fencing tokens and markers.
+
+The epoch row says which side of a service is writable, as this database knows it. Its `token` is the
+fencing token of the switch attempt that may have an effect here (M. Kleppmann, "How to do distributed
+locking", 2016): every effect reads it under a row lock that it keeps until its commit.
+"""
+
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.errors import StaleAttempt
+from cutover.postgres.databases import Side
+from cutover.postgres.identifiers import TableName
+
+SCHEMA = "cutover"
+FENCED_SQLSTATE = "CU001"
+
+_SCHEMA_SQL = f"""
+CREATE SCHEMA IF NOT EXISTS cutover;
+CREATE TABLE IF NOT EXISTS cutover.epoch (
+    service text PRIMARY KEY,
+    side text NOT NULL CHECK (side IN ('monolith', 'service')),
+    primary_side text NOT NULL CHECK (primary_side IN ('monolith', 'service')),
+    epoch bigint NOT NULL,
+    token bigint NOT NULL DEFAULT 0,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE cutover.epoch IS 'cutover: which side of a service is writable, as this database knows it';
+CREATE TABLE IF NOT EXISTS cutover.flush (one boolean PRIMARY KEY DEFAULT true CHECK (one), at timestamptz NOT NULL);
+COMMENT ON TABLE cutover.flush IS 'cutover: a synchronous commit here makes all earlier commits durable';
+CREATE OR REPLACE FUNCTION cutover.refuse() RETURNS trigger LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known cutover.epoch;
+BEGIN
+    -- our own writer in replica mode: the setting alone is not enough, the role must own this function
+    IF current_setting('cutover.applier', true) = 'on'
+       AND pg_has_role(session_user, current_user, 'USAGE') THEN
+        RETURN NULL;
+    END IF;
+    SELECT * INTO known FROM cutover.epoch WHERE service = TG_ARGV[0];
+    RAISE EXCEPTION USING
+        ERRCODE = '{FENCED_SQLSTATE}',
+        MESSAGE = format('cutover: %s is writable at %s (epoch %s), not here', TG_ARGV[0],
+            CASE WHEN known.primary_side IS DISTINCT FROM known.side THEN coalesce(known.primary_side, 'nowhere')
+                 ELSE 'no side for a moment' END, coalesce(known.epoch, 0)),
+        HINT = 'Retry through the service''s own route; during a switch both sides refuse for a moment.';
+END $$;
+GRANT USAGE ON SCHEMA cutover TO PUBLIC;
+GRANT SELECT ON cutover.epoch TO PUBLIC;
+"""
+
+
+def marker_table(service: str) -> TableName:
+    """The table that carries a service's markers; one a service, so that streams do not share it."""
+    return TableName(SCHEMA, f"marker_{service}")
+
+
+async def install(connection: asyncpg.Connection, service: str, side: Side) -> None:
+    """Creates what a database needs for one service. Run again, it changes nothing."""
+    async with connection.transaction():
+        # two services of one migration may install into the monolith at the same moment
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
+        await connection.execute(_SCHEMA_SQL)
+        await connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {marker_table(service).sql} "
+            "(id text PRIMARY KEY, put_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+        )
+        await connection.execute(
+            "INSERT INTO cutover.epoch (service, side, primary_side, epoch) VALUES ($1, $2, 'monolith', 0) "
+            "ON CONFLICT (service) DO NOTHING",
+            service,
+            side,
+        )
+
+
+async def remove(connection: asyncpg.Connection, service: str) -> None:
+    """Takes the service's rows and marker table away; the schema goes with its last service."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
+        if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
+            return
+        await connection.execute(f"DROP TABLE IF EXISTS {marker_table(service).sql}")
+        await connection.execute("DELETE FROM cutover.epoch WHERE service = $1", service)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The epoch row of one service in one database."""
+
+    service: str
+    side: Side
+    primary_side: Side
+    epoch: int
+    token: int
+
+
+async def read(connection: asyncpg.Connection, service: str) -> Epoch | None:
+    """The epoch row, or None where the service was never installed."""
+    if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
+        return None
+    row = await connection.fetchrow(
+        "SELECT service, side, primary_side, epoch, token FROM cutover.epoch WHERE service = $1", service
+    )
+    return Epoch(**row) if row else None
+
+
+async def hold_token(connection: asyncpg.Connection, service: str, token: int) -> None:
+    """Checks the fencing token under a lock that lasts until the caller's transaction ends.
+
+    Raises StaleAttempt when a newer attempt has raised it.
+    """
+    held = await connection.fetchval("SELECT token FROM cutover.epoch WHERE service = $1 FOR UPDATE", service)
+    if held != token:
+        raise StaleAttempt(f"{service}: attempt {token} was overtaken by attempt {held}; it stops here")
+
+
+async def raise_token(connection: asyncpg.Connection, service: str, token: int) -> None:
+    """Raises the token here; waits (within lock_timeout) for an older attempt's open effect.
+
+    Raises StaleAttempt when a newer attempt has been here already.
+    """
+    row = await connection.fetchrow(
+        "UPDATE cutover.epoch SET token = $2 WHERE service = $1 AND token <= $2 RETURNING token", service, token
+    )
+    if row is None:
+        raise StaleAttempt(f"{service}: attempt {token} found a newer one, or the service is not installed here")
+
+
+def application_name(service: str, token: int) -> str:
+    """How sessions of one attempt are told apart in pg_stat_activity (63 bytes at most)."""
+    return f"cutover-switch/{service}/{token}"
+
+
+async def end_older_sessions(connection: asyncpg.Connection, service: str, token: int) -> int:
+    """Terminates sessions of earlier attempts of this service's switch; returns how many were told to end."""
+    rows = await connection.fetch(
+        "SELECT pid, split_part(application_name, '/', 3) AS token FROM pg_stat_activity "
+        "WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()",
+        f"cutover-switch/{service}/",
+    )
+    older = [row["pid"] for row in rows if row["token"].isdigit() and int(row["token"]) < token]
+    for pid in older:
+        await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
+    return len(older)
+
+
+async def set_epoch(connection: asyncpg.Connection, service: str, primary_side: Side, epoch: int) -> None:
+    """Writes the new truth of this database; part of the caller's fencing or unfencing transaction."""
+    await connection.execute(
+        "UPDATE cutover.epoch SET primary_side = $2, epoch = $3, changed_at = clock_timestamp() WHERE service = $1",
+        service,
+        primary_side,
+        epoch,
+    )
+
+
+async def put_marker(connection: asyncpg.Connection, service: str, marker: str) -> None:
+    """Writes a marker at the source of a stream. Run again with the same id, it changes nothing."""
+    table = marker_table(service).sql
+    await connection.execute(f"INSERT INTO {table} (id) VALUES ($1) ON CONFLICT (id) DO NOTHING", marker)
+
+
+async def prune_markers(connection: asyncpg.Connection, service: str) -> None:
+    """Deletes markers older than ten minutes; called at the source only, the stream carries the deletes on."""
+    table = marker_table(service).sql
+    await connection.execute(f"DELETE FROM {table} WHERE put_at < clock_timestamp() - interval '10 minutes'")
+
+
+async def marker_seen(connection: asyncpg.Connection, service: str, marker: str) -> bool:
+    """Whether the marker is visible here."""
+    table = marker_table(service).sql
+    return bool(await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table} WHERE id = $1)", marker))
+
+
+async def make_durable(connection: asyncpg.Connection) -> None:
+    """Makes every commit visible so far survive a crash: a synchronous commit flushes the WAL before it.
+
+    Native apply commits asynchronously by default, so a row that is seen may not be on disk yet
+    (PostgreSQL manual, 28.4 "Asynchronous Commit").
+    """
+    async with connection.transaction():
+        await connection.execute("SET LOCAL synchronous_commit = on")
+        await connection.execute(
+            "INSERT INTO cutover.flush (at) VALUES (clock_timestamp()) ON CONFLICT (one) DO UPDATE SET at = excluded.at"
+        )

@@ -1,0 +1,119 @@
+"""Foreign keys that cross services: taken away on the monolith before a switch, put back when all are home again.
+
+The caller keeps what `drop` returns (the definition); it is all that `restore` needs.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.errors import Conflict, NotYet
+from cutover.postgres import catalog
+from cutover.postgres.catalog import ForeignKey
+from cutover.postgres.identifiers import TableName, quote
+
+LOCK_TIMEOUT = "200ms"
+ATTEMPTS = 25
+_PAUSE = 0.2  # seconds between attempts, with jitter: everybody behind us in the lock's queue gets a turn
+
+_BLOCKERS = """
+SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), a.backend_type) AS application, a.usename::text AS role,
+       round(extract(epoch FROM clock_timestamp() - a.xact_start))::int AS seconds
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY($1::regclass[]::oid[]) AND l.pid <> pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+ORDER BY 4 DESC NULLS LAST LIMIT 5
+"""
+
+
+@dataclass(frozen=True)
+class CrossingKey:
+    """A key with one end inside a service; `leaves`: it begins inside and refers to a table outside."""
+
+    key: ForeignKey
+    leaves: bool
+
+
+async def crossing(connection: asyncpg.Connection, tables: Iterable[TableName]) -> list[CrossingKey]:
+    """The keys of this database with exactly one end at these tables or their descendants."""
+    inside = {name for info in await catalog.find_tables(connection, tables) for name in info.everywhere}
+    return [
+        CrossingKey(key, key.table in inside)
+        for key in await catalog.foreign_keys(connection)
+        if (key.table in inside) != (key.references in inside)
+    ]
+
+
+async def find(connection: asyncpg.Connection, key: ForeignKey) -> ForeignKey | None:
+    """The key of that name on that table as it is here now, or None."""
+    return next((k for k in await catalog.foreign_keys(connection) if (k.table, k.name) == (key.table, key.name)), None)
+
+
+async def with_lock_limit(
+    connection: asyncpg.Connection, statement: str, tables: Iterable[TableName], what: str, *, attempts: int = ATTEMPTS
+) -> None:
+    """Runs a DDL statement whose wait for locks is short and repeated, so that it never holds up the application.
+
+    Raises NotYet that names who holds the tables.
+    """
+    for attempt in range(attempts):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                await connection.execute(statement)
+            return
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            if attempt + 1 < attempts:
+                await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))
+    rows = await connection.fetch(_BLOCKERS, [table.sql for table in tables])
+    holders = ", ".join(
+        f"{row['application']} (pid {row['pid']}, role {row['role']}, {row['seconds'] or 0} s)" for row in rows
+    )
+    raise NotYet(f"{what}: the lock was not obtained in {attempts} attempts; held by {holders or 'nobody any more'}")
+
+
+async def drop(connection: asyncpg.Connection, key: ForeignKey) -> bool:
+    """Takes the key away; False where it is gone already. Raises Conflict where another key has its name."""
+    here = await find(connection, key)
+    if here is None:
+        return False
+    if here.definition != key.definition and here.validated == key.validated:
+        raise Conflict(
+            f"foreign key {key.name!r} of {key.table} was changed since it was recorded: now {here.definition!r}. "
+            "Record it again (preflight, then the step that keeps the definitions)"
+        )
+    await with_lock_limit(
+        connection,
+        f"ALTER TABLE {key.table.sql} DROP CONSTRAINT IF EXISTS {quote(key.name)}",
+        (key.table, key.references),
+        f"dropping foreign key {key.name!r} of {key.table}",
+    )
+    return True
+
+
+async def restore(connection: asyncpg.Connection, key: ForeignKey, *, validate: bool = True) -> None:
+    """Puts the key back NOT VALID (a short lock), then validates it (which lets writes go on).
+
+    Run again, it goes on where it stopped. Raises Conflict where rows refer to nothing, with the remedy.
+    """
+    tables = (key.table, key.references)
+    what = f"restoring foreign key {key.name!r} of {key.table}"
+    if await find(connection, key) is None:
+        base = key.definition.removesuffix(" NOT VALID")
+        add = f"ALTER TABLE {key.table.sql} ADD CONSTRAINT {quote(key.name)} {base}"
+        try:
+            await with_lock_limit(connection, f"{add} NOT VALID", tables, what)
+        except (asyncpg.WrongObjectTypeError, asyncpg.FeatureNotSupportedError):
+            await with_lock_limit(connection, add, tables, what)  # a partitioned table before 18 cannot wait
+    if not validate or key.definition.endswith(" NOT VALID"):
+        return
+    try:
+        await connection.execute(f"ALTER TABLE {key.table.sql} VALIDATE CONSTRAINT {quote(key.name)}")
+    except asyncpg.ForeignKeyViolationError:
+        raise Conflict(
+            f"{what}: rows of {key.table} refer to rows of {key.references} that do not exist. "
+            "Count them (orphans), repair them, and run this again; new rows are checked already"
+        ) from None

@@ -1,0 +1,132 @@
+"""SQL that mends rows on the side that is not the primary: read here as text, written there exactly.
+
+Every write names the digest that its row must still have, checked by a statement of its own after the row's lock: a
+single statement would check what it saw before it waited. A written row's digest is returned, so that a value that did
+not travel exactly is noticed before the commit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.postgres.compare import Key, Look, Shape, key_arrays, look
+from cutover.postgres.identifiers import quote
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the primary: its key, its look, and its values as text in the order of `written`."""
+
+    key: Key
+    look: Look
+    values: tuple[str | None, ...]
+
+
+def written(shape: Shape) -> list[str]:
+    """The columns that a repair writes: all but the generated ones."""
+    return [c.name for c in shape.columns if not c.generated]
+
+
+async def read_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequence[Key], *, lock: bool) -> dict[int, Row]:
+    """Rows by the position of their key; `lock` holds them against change and deletion until the transaction ends."""
+    if lock:
+        await connection.execute(
+            f"SELECT 1 FROM {shape.by_key()} ORDER BY {shape.order} FOR SHARE OF t", *key_arrays(shape, keys)
+        )
+    values = ", ".join(f"t.{quote(name)}::text" for name in written(shape))
+    rows = await connection.fetch(
+        f"SELECT v.n::int AS n, {shape.look}, ARRAY[{values}]::text[] AS row FROM {shape.by_key()}",
+        *key_arrays(shape, keys),
+    )
+    return {
+        row["n"] - 1: Row(tuple(row.values())[3:-1], Look(row["digest"], row["xmin"]), tuple(row["row"]))
+        for row in rows
+    }
+
+
+async def lock_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequence[Key]) -> list[Look]:
+    """Locks the rows, then looks at them in a second statement, in the keys' order."""
+    await connection.execute(
+        f"SELECT 1 FROM {shape.by_key()} ORDER BY {shape.order} FOR UPDATE OF t", *key_arrays(shape, keys)
+    )
+    return [seen for _, seen in await look(connection, shape, keys)]
+
+
+async def timestamps(
+    connection: asyncpg.Connection, shape: Shape, keys: Sequence[Key], column: str
+) -> list[str | None]:
+    """A number that rises with the column's time (or version), as text; None for NULL or no row."""
+    of_time = await connection.fetchval(
+        "SELECT typcategory = 'D' FROM pg_catalog.pg_type WHERE oid = $1",
+        next(c.type_oid for c in shape.columns if c.name == column),
+    )
+    value = f"extract(epoch FROM t.{quote(column)})" if of_time else f"t.{quote(column)}"
+    found: list[str | None] = [None] * len(keys)
+    sql = f"SELECT v.n::int AS n, {value}::text AS at FROM {shape.by_key()}"
+    for row in await connection.fetch(sql, *key_arrays(shape, keys)):
+        found[row["n"] - 1] = row["at"]
+    return found
+
+
+async def delete_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequence[Key]) -> int:
+    """Deletes rows that the caller has locked and checked; how many there were."""
+    size = len(shape.key)
+    status = await connection.execute(
+        f"DELETE FROM {shape.table.sql} AS t USING unnest({_arrays(size)}) AS v({_names('k', size)}) "
+        f"WHERE {shape.same_key()}",
+        *key_arrays(shape, keys),
+    )
+    return int(status.rpartition(" ")[2])
+
+
+async def insert_rows(connection: asyncpg.Connection, shape: Shape, rows: Sequence[Row]) -> dict[Key, int]:
+    """Inserts what no other row's key stands in the way of; digests of the rows written, by key."""
+    columns = written(shape)
+    types = {c.name: c.type_sql for c in shape.columns}
+    casts = ", ".join(f"CAST(v.c{n} AS {types[name]})" for n, name in enumerate(columns))
+    written_rows = await connection.fetch(
+        f"INSERT INTO {shape.table.sql} AS t ({', '.join(map(quote, columns))}) OVERRIDING SYSTEM VALUE "
+        f"SELECT {casts} FROM unnest({_arrays(len(columns))}) AS v({_names('c', len(columns))}) "
+        f"ON CONFLICT DO NOTHING RETURNING {shape.digest} AS digest, {shape.key_text}",
+        *_columns(rows, len(columns)),
+    )
+    return {tuple(row.values())[1:]: row["digest"] for row in written_rows}
+
+
+async def update_rows(
+    connection: asyncpg.Connection, shape: Shape, keys: Sequence[Key], rows: Sequence[Row]
+) -> dict[Key, int]:
+    """Gives rows that the caller has locked and checked the primary's values; digests of the rows written, by key.
+
+    Columns that are GENERATED ALWAYS AS IDENTITY cannot be updated; where they differ the digest tells.
+    """
+    columns = written(shape)
+    types = {c.name: c.type_sql for c in shape.columns}
+    always = {c.name for c in shape.columns if c.identity == "a"}
+    sets = ", ".join(
+        f"{quote(name)} = CAST(v.c{n} AS {types[name]})" for n, name in enumerate(columns) if name not in always
+    )
+    if not sets:
+        return {}
+    size = len(shape.key)
+    written_rows = await connection.fetch(
+        f"UPDATE {shape.table.sql} AS t SET {sets} "
+        f"FROM unnest({_arrays(size + len(columns))}) AS v({_names('k', size)}, {_names('c', len(columns))}) "
+        f"WHERE {shape.same_key()} RETURNING {shape.digest} AS digest, {shape.key_text}",
+        *key_arrays(shape, keys),
+        *_columns(rows, len(columns)),
+    )
+    return {tuple(row.values())[1:]: row["digest"] for row in written_rows}
+
+
+def _arrays(count: int) -> str:
+    return ", ".join(f"${n + 1}::text[]" for n in range(count))
+
+
+def _names(prefix: str, count: int) -> str:
+    return ", ".join(f"{prefix}{n}" for n in range(count))
+
+
+def _columns(rows: Sequence[Row], count: int) -> list[list[str | None]]:
+    return [[row.values[n] for row in rows] for n in range(count)]

@@ -1,0 +1,197 @@
+"""Native logical replication: publications, slots and subscriptions, each call idempotent.
+
+Slots are made apart from the subscription: CREATE SUBSCRIPTION makes its slot at the publisher before it
+commits here, so a kill in between would leave a slot that the next try stumbles over.
+`origin = none` on both directions needs both servers at 16 or newer (manual, CREATE SUBSCRIPTION).
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.errors import Conflict, NotYet
+from cutover.postgres.databases import Database
+from cutover.postgres.identifiers import TableName, quote, quote_literal
+
+
+async def ensure_publication(connection: asyncpg.Connection, name: str, tables: Sequence[TableName]) -> None:
+    """A publication of exactly these tables; a changed list is set again."""
+    listed = ", ".join(t.sql for t in tables)
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)", name):
+        # a second attempt of the same activity may be a moment earlier; its list is checked below
+        with suppress(asyncpg.DuplicateObjectError):
+            await connection.execute(
+                f"CREATE PUBLICATION {quote(name)} FOR TABLE {listed} WITH (publish_via_partition_root = true)"
+            )
+    rows = await connection.fetch(
+        "SELECT schemaname AS schema, tablename AS name FROM pg_publication_tables WHERE pubname = $1", name
+    )
+    if {TableName(r["schema"], r["name"]) for r in rows} != set(tables):
+        await connection.execute(f"ALTER PUBLICATION {quote(name)} SET TABLE {listed}")
+
+
+async def drop_publication(connection: asyncpg.Connection, name: str) -> None:
+    await connection.execute(f"DROP PUBLICATION IF EXISTS {quote(name)}")
+
+
+async def has_slot(connection: asyncpg.Connection, name: str) -> bool:
+    found = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", name)
+    return bool(found)
+
+
+async def create_slot(connection: asyncpg.Connection, name: str) -> None:
+    """A pgoutput slot. Waits for every transaction that is open in the cluster; none of ours may be."""
+    await connection.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", name)
+
+
+async def drop_slot(connection: asyncpg.Connection, name: str) -> None:
+    """Drops a slot that nobody reads. Raises NotYet while a walsender still holds it."""
+    try:
+        await connection.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", name
+        )
+    except asyncpg.ObjectInUseError:
+        await connection.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots "
+            "WHERE slot_name = $1 AND active_pid IS NOT NULL",
+            name,
+        )
+        raise NotYet(f"replication slot {name!r} is still in use; its reader was told to end") from None
+
+
+async def create_subscription(
+    connection: asyncpg.Connection, name: str, publisher: Database, publication: str, *, copy: bool
+) -> None:
+    """An enabled subscription on a slot of the same name that exists already."""
+    try:
+        await connection.execute(
+            f"CREATE SUBSCRIPTION {quote(name)} CONNECTION {quote_literal(publisher.conninfo)} "
+            f"PUBLICATION {quote(publication)} WITH (create_slot = false, slot_name = {quote_literal(name)}, "
+            f"copy_data = {'true' if copy else 'false'}, enabled = true, origin = none, streaming = on)"
+        )
+    except asyncpg.DuplicateObjectError:
+        return
+    except asyncpg.PostgresError as error:
+        # the server's text may hold the connection string
+        raise Conflict(
+            f"subscription {name!r} cannot be created ({error.sqlstate}, {type(error).__name__}): "
+            f"does the other server reach {publisher.name!r}, and may this role create subscriptions?"
+        ) from None
+
+
+async def drop_subscription(connection: asyncpg.Connection, name: str) -> None:
+    """Drops the subscription without touching its slot, which `drop_slot` takes away at the publisher."""
+    if not await has_subscription(connection, name):
+        return
+    await connection.execute(f"ALTER SUBSCRIPTION {quote(name)} DISABLE")
+    await connection.execute(f"ALTER SUBSCRIPTION {quote(name)} SET (slot_name = NONE)")
+    await connection.execute(f"DROP SUBSCRIPTION IF EXISTS {quote(name)}")
+
+
+async def has_subscription(connection: asyncpg.Connection, name: str) -> bool:
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_subscription WHERE subname = $1 AND subdbid = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database()))",
+            name,
+        )
+    )
+
+
+async def set_enabled(connection: asyncpg.Connection, name: str, enabled: bool) -> None:
+    await connection.execute(f"ALTER SUBSCRIPTION {quote(name)} {'ENABLE' if enabled else 'DISABLE'}")
+
+
+@dataclass(frozen=True)
+class TableState:
+    """How far a table's first copy is: `i`nit, `d`ata copy, `f`inished copy, `s`ynchronised, `r`eady."""
+
+    table: TableName
+    state: str
+    rows_copied: int
+    bytes_copied: int
+
+
+async def table_states(connection: asyncpg.Connection, subscription: str) -> list[TableState]:
+    """One row per subscribed table, with the rows and bytes of a copy that is under way."""
+    rows = await connection.fetch(
+        """
+        SELECT n.nspname AS schema, c.relname AS name, r.srsubstate::text AS state,
+               coalesce(p.tuples_processed, 0) AS rows_copied, coalesce(p.bytes_processed, 0) AS bytes_copied
+        FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
+        JOIN pg_class c ON c.oid = r.srrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        LEFT JOIN pg_stat_progress_copy p ON p.relid = c.oid
+        WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+        ORDER BY 1, 2
+        """,
+        subscription,
+    )
+    return [
+        TableState(TableName(r["schema"], r["name"]), r["state"], r["rows_copied"], r["bytes_copied"]) for r in rows
+    ]
+
+
+@dataclass(frozen=True)
+class SubscriptionHealth:
+    exists: bool
+    enabled: bool
+    worker_running: bool
+    apply_errors: int
+    sync_errors: int
+
+
+async def subscription_health(connection: asyncpg.Connection, name: str) -> SubscriptionHealth:
+    row = await connection.fetchrow(
+        """
+        SELECT s.subenabled, st.pid IS NOT NULL AS running,
+               coalesce(e.apply_error_count, 0) AS apply_errors, coalesce(e.sync_error_count, 0) AS sync_errors
+        FROM pg_subscription s
+        LEFT JOIN pg_stat_subscription st ON st.subid = s.oid AND st.relid IS NULL AND st.pid IS NOT NULL
+        LEFT JOIN pg_stat_subscription_stats e ON e.subid = s.oid
+        WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+        """,
+        name,
+    )
+    if row is None:
+        return SubscriptionHealth(False, False, False, 0, 0)
+    return SubscriptionHealth(True, row["subenabled"], row["running"], row["apply_errors"], row["sync_errors"])
+
+
+@dataclass(frozen=True)
+class SlotHealth:
+    exists: bool
+    active: bool
+    wal_status: str
+    behind_bytes: int
+
+
+async def slot_health(connection: asyncpg.Connection, name: str) -> SlotHealth:
+    """The slot as its publisher sees it; `behind_bytes` from the insert position, not the flushed one."""
+    row = await connection.fetchrow(
+        "SELECT active, coalesce(wal_status, 'lost') AS wal_status, "
+        "coalesce(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), confirmed_flush_lsn), 0)::bigint AS behind "
+        "FROM pg_replication_slots WHERE slot_name = $1",
+        name,
+    )
+    if row is None:
+        return SlotHealth(False, False, "missing", 0)
+    return SlotHealth(True, row["active"], row["wal_status"], row["behind"])
+
+
+async def estimated_rows(connection: asyncpg.Connection, tables: Sequence[TableName]) -> dict[TableName, int]:
+    """The planner's row counts; a partitioned table counts its partitions. -1 (never analysed) reads as 0."""
+    rows = await connection.fetch(
+        """
+        SELECT t.schema, t.name, (
+            SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_partition_tree(to_regclass(t.sql)) p
+            JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf) AS partitioned,
+            (SELECT greatest(c.reltuples, 0)::bigint FROM pg_class c WHERE c.oid = to_regclass(t.sql)) AS plain
+        FROM unnest($1::text[], $2::text[], $3::text[]) AS t(schema, name, sql)
+        """,
+        [t.schema for t in tables],
+        [t.name for t in tables],
+        [t.sql for t in tables],
+    )
+    return {TableName(r["schema"], r["name"]): max(r["partitioned"] or 0, r["plain"] or 0) for r in rows}

@@ -1,0 +1,363 @@
+"""Only what changed: the keys written at the source since the last verified pass, and their comparison by key.
+
+They come from a slot of our own on the source, consumed all along, so that inside the fence only a short tail is left
+and its time does not grow with the tables (design 5.6, step 7). A key is *dirty* from its change until it was seen
+equal on both sides, or until a full pass that began later has verified its table. A table without such a pass since
+the slot was made is dirty as a whole, and so is one that was truncated: nothing may be concluded from its keys.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.control.database import Control
+from cutover.control.reports import TableReport
+from cutover.errors import GateClosed, NotYet, Unreachable
+from cutover.postgres import catalog, changes, compare, replication
+from cutover.postgres.changes import Changes, TableKey
+from cutover.postgres.compare import Key, Shape, key_from_json, key_id, key_json
+from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.identifiers import TableName
+from cutover.reconcile.sides import both_sides, translated
+
+#: Messages taken off the slot at once.
+MESSAGES = 10_000
+#: Keys compared by one statement.
+BATCH = 5_000
+#: Seconds for which another reader of the slot is waited out (our own background reader, mostly).
+PATIENCE = 5.0
+
+_KEEP = """
+INSERT INTO control.changed_key AS k (migration, service, direction, table_name, key_id, key_json)
+SELECT $1, $2, $3, $4, * FROM unnest($5::text[], $6::text[])
+ON CONFLICT (migration, service, direction, table_name, key_id) DO UPDATE SET number = EXCLUDED.number
+"""
+_WHOLE = """
+UPDATE control.changed_table SET whole_number = nextval('control.change_number')
+WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = ANY($4)
+"""
+_RESET = """
+INSERT INTO control.changed_table (migration, service, direction, table_name, whole_number)
+SELECT $1, $2, $3, t, nextval('control.change_number') FROM unnest($4::text[]) AS t
+ON CONFLICT (migration, service, direction, table_name) DO UPDATE
+SET whole_number = EXCLUDED.whole_number, verified_at = NULL
+"""
+_DIRTY = """
+SELECT table_name, key_id, key_json, number FROM control.changed_key
+WHERE migration = $1 AND service = $2 AND direction = $3 AND number > $4 ORDER BY number LIMIT $5
+"""
+_CLEAR = """
+DELETE FROM control.changed_key k USING unnest($4::text[], $5::text[], $6::bigint[]) AS c(table_name, key_id, number)
+WHERE k.migration = $1 AND k.service = $2 AND k.direction = $3
+  AND k.table_name = c.table_name AND k.key_id = c.key_id AND k.number = c.number
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether all keys changed since the last verified pass hold the same rows on both sides."""
+
+    equal: bool
+    keys: int
+    #: Keys that differ, by table.
+    differing: dict[TableName, int]
+    #: Tables of which the keys alone say nothing: no verified pass yet, or truncated since.
+    unverified: tuple[TableName, ...] = ()
+
+
+@dataclass
+class _Open:
+    """Sessions and shapes, ready before the fence."""
+
+    source: asyncpg.Connection
+    sink: asyncpg.Connection
+    shapes: dict[TableName, tuple[Shape, Shape]]
+    relations: dict[TableName, TableKey]
+
+
+class ChangedKeys:
+    """The changed keys of one service in one direction. An async context manager: it holds a session on each side."""
+
+    def __init__(self, pair: Pair, direction: Direction, control: Control, publication: str | None = None) -> None:
+        self.pair, self.direction, self.control = pair, direction, control
+        forward = direction == "forward"
+        self.publication = publication or f"{pair.service}_{'pub' if forward else 'reverse_pub'}"
+        self.slot = f"cutover_{pair.service}_changes{'' if forward else '_rev'}"
+        self._stack = AsyncExitStack()
+        self._state: _Open | None = None
+        self._reading = asyncio.Lock()
+
+    async def __aenter__(self) -> "ChangedKeys":
+        await self._opened()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._state = None
+        await self._stack.aclose()
+
+    @property
+    def _who(self) -> tuple[str, str, str]:
+        return self.pair.migration, self.pair.service, self.direction
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[_Open]:
+        """The open sessions; new ones next time where a server went away."""
+        try:
+            opened = await self._opened()
+            with translated(self.pair, self.direction):
+                yield opened
+        except Unreachable:
+            await self.__aexit__()
+            raise
+
+    async def _opened(self) -> _Open:
+        if self._state is None:
+            source, sink = await self._stack.enter_async_context(
+                both_sides(self.pair, self.direction, f"changes/{self.pair.service}")
+            )
+            # advancing a slot and making one are writes to the server's mind; the tables are only read
+            await source.execute("SET default_transaction_read_only = off")
+            shapes: dict[TableName, tuple[Shape, Shape]] = {}
+            relations: dict[TableName, TableKey] = {}
+            for info in await catalog.tables(source, self.pair.tables):
+                left, right = await asyncio.gather(
+                    compare.shape_of(source, info.name), compare.shape_of(sink, info.name)
+                )
+                compare.require_alike(left, right)
+                shapes[info.name] = (left, right)
+                relations.update({name: TableKey(info.name, info.primary_key) for name in info.everywhere})
+            await asyncio.gather(*(
+                compare.warm(connection, [pair[side] for pair in shapes.values()])
+                for side, connection in enumerate((source, sink))
+            ))  # fmt: skip
+            self._state = _Open(source, sink, shapes, relations)
+        return self._state
+
+    @asynccontextmanager
+    async def _slot_session(self) -> AsyncIterator[asyncpg.Connection]:
+        """No transaction may be open in it: a slot waits for all of them."""
+        source = self.pair.source(self.direction)
+        with translated(self.pair, self.direction):
+            async with source.session(f"cutover-slot/{self.pair.service}", statement_timeout="60s") as connection:
+                yield connection
+
+    async def prepare(self) -> None:
+        """Makes the slot where it is missing or lost; then every table needs a full pass. Never call it in a fence.
+
+        Raises GateClosed where the stream's publication is not there yet.
+        """
+        names = [str(t) for t in self.pair.tables]
+        known = await self.control.fetchval(
+            "SELECT count(*) FROM control.changed_table "
+            "WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = ANY($4)",
+            *self._who,
+            names,
+        )
+        async with self._slot_session() as connection:
+            if known == len(names) and await changes.slot_whole(connection, self.slot):
+                return
+            # first the notes, then the slot: killed in between, the tables are dirty and not falsely clean
+            await self.control.execute(_RESET, *self._who, names)
+            if await changes.ensure_slot(connection, self.slot, self.publication):
+                await self.control.execute(_RESET, *self._who, names)
+
+    async def consume(self, limit: int | None = MESSAGES, *, advance: bool = True) -> int:
+        """Takes about `limit` messages off the slot (None: all that is flushed); how many there were (0: none left).
+
+        A transaction is never cut. Only one reader at a time can hold a slot: another one is waited out for some
+        seconds, then NotYet.
+        """
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        async with self._reading:
+            while True:
+                try:
+                    return await self._consume(limit, advance)
+                except NotYet:
+                    if asyncio.get_running_loop().time() >= deadline:
+                        raise
+                    await asyncio.sleep(0.01)
+
+    async def _consume(self, limit: int | None, advance: bool) -> int:
+        messages, end = 0, None
+        async with self._using() as opened:
+            async for part in changes.peek(opened.source, self.slot, self.publication, opened.relations, limit):
+                await self._keep(part)
+                messages += part.messages
+                end = part.end or end
+            if end and advance:
+                await changes.advance(opened.source, self.slot, end)
+        return messages
+
+    async def _keep(self, part: Changes) -> None:
+        if not part.keys and not part.whole:
+            return
+        async with self.control.transaction() as connection:
+            for table, keys in sorted(part.keys.items()):
+                texts = sorted(map(key_json, keys))
+                await connection.execute(_KEEP, *self._who, str(table), [key_id(t) for t in texts], texts)
+            if part.whole:
+                await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
+
+    async def drain(self) -> None:
+        """Consumes until a reading finds less than it may take, so that only what came meanwhile is left."""
+        while await self.consume() >= MESSAGES:
+            continue
+
+    async def tail(self) -> dict[TableName, int]:
+        """How many keys are dirty, by table, as far as the slot has been consumed."""
+        rows = await self.control.fetch(
+            "SELECT table_name, count(*) AS keys FROM control.changed_key "
+            "WHERE migration = $1 AND service = $2 AND direction = $3 GROUP BY table_name",
+            *self._who,
+        )
+        found = {row["table_name"]: int(row["keys"]) for row in rows}
+        return {table: found.get(str(table), 0) for table in self.pair.tables}
+
+    async def unverified(self) -> tuple[TableName, ...]:
+        """Tables that need a full pass first: none yet since the slot was made, or truncated since."""
+        rows = await self.control.fetch(
+            "SELECT table_name FROM control.changed_table "
+            "WHERE migration = $1 AND service = $2 AND direction = $3 AND whole_number IS NULL",
+            *self._who,
+        )
+        clean = {row["table_name"] for row in rows}
+        return tuple(table for table in self.pair.tables if str(table) not in clean)
+
+    async def require_short_tail(self, limit: int) -> int:
+        """The length of the tail after consuming what is there. Raises GateClosed where it is too long to fence on."""
+        await self.drain()
+        if unverified := await self.unverified():
+            raise GateClosed(
+                f"{self.pair.service}: {', '.join(map(str, unverified))}: no full pass has verified the table since "
+                "its changes are followed (or it was truncated): run `cutover reconcile` for it, then try again"
+            )
+        tail = await self.tail()
+        if (total := sum(tail.values())) > limit:
+            long = ", ".join(f"{table} {keys}" for table, keys in tail.items() if keys)
+            raise GateClosed(
+                f"{self.pair.service}: {total} keys changed since the last verified pass, more than {limit} ({long}): "
+                "verify them or run a pass before the fence"
+            )
+        return total
+
+    async def verified(self, report: TableReport) -> bool:
+        """A full pass has ended: what changed before it began is no longer dirty; the keys it found differing are.
+
+        False where the report proves nothing (incomplete, or not found as a pass).
+        """
+        async with self.control.transaction() as connection:
+            mark = await connection.fetchval(
+                "SELECT change_mark FROM control.pass WHERE report_id = $1 AND migration = $2 AND service = $3 "
+                "AND direction = $4 AND table_name = $5",
+                report.id,
+                *self._who,
+                report.table,
+            )
+            if mark is None or not report.complete:
+                return False
+            await connection.execute(
+                "DELETE FROM control.changed_key WHERE migration = $1 AND service = $2 AND direction = $3 "
+                "AND table_name = $4 AND number <= $5",
+                *self._who,
+                report.table,
+                mark,
+            )
+            await connection.execute(
+                "UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp() "
+                "WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = $4 AND whole_number <= $5",
+                *self._who,
+                report.table,
+                mark,
+            )
+            rows = connection.cursor("SELECT key_json FROM control.difference WHERE report_id = $1", report.id)
+            texts: list[str] = []
+            async for row in rows:
+                texts.append(row["key_json"])
+                if len(texts) >= BATCH:
+                    await connection.execute(_KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
+                    texts = []
+            await connection.execute(_KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
+        return True
+
+    async def adopt(self) -> None:
+        """Counts every table as verified: both sides stood still and were proved equal after this slot was made.
+
+        For the direction that begins with a switch: its slot exists before the fence, whose verdict covers the rest.
+        """
+        await self.control.execute(
+            "UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp() "
+            "WHERE migration = $1 AND service = $2 AND direction = $3",
+            *self._who,
+        )
+
+    async def verify(self, *, advance: bool = True) -> Verdict:
+        """Compares every dirty key on both sides; equal ones are cleared.
+
+        The verdict holds for writes that were flushed before the call and applied at the other side: the caller has
+        fenced, and awaited a marker. Inside the fence `advance=False` saves the slot's own bookkeeping for later.
+        """
+        await self.consume(None, advance=advance)
+        unverified = await self.unverified()
+        differing: Counter[TableName] = Counter()
+        total, after = 0, 0
+        while rows := await self.control.fetch(_DIRTY, *self._who, after, BATCH):
+            after = rows[-1]["number"]
+            total += len(rows)
+            async with self._using() as opened:
+                equal = await self._compare(opened, rows, differing)
+            if equal:
+                await self.control.execute(
+                    _CLEAR, *self._who, [r["table_name"] for r in equal], [r["key_id"] for r in equal],
+                    [r["number"] for r in equal],
+                )  # fmt: skip
+            if len(rows) < BATCH:
+                break
+        return Verdict(not differing and not unverified, total, dict(differing), unverified)
+
+    async def _compare(
+        self, opened: _Open, rows: Sequence[asyncpg.Record], differing: Counter[TableName]
+    ) -> list[asyncpg.Record]:
+        """The rows of `control.changed_key` whose rows are equal; the others are counted."""
+        names = {str(table): table for table in opened.shapes}
+        by_table: dict[TableName, list[asyncpg.Record]] = {}
+        for row in rows:
+            by_table.setdefault(names[row["table_name"]], []).append(row)
+        keys = {table: [key_from_json(r["key_json"]) for r in found] for table, found in by_table.items()}
+        left, right = await asyncio.gather(
+            _look(opened.source, {t: opened.shapes[t][0] for t in keys}, keys),
+            _look(opened.sink, {t: opened.shapes[t][1] for t in keys}, keys),
+        )
+        equal: list[asyncpg.Record] = []
+        for table, found in by_table.items():
+            for row, here, there in zip(found, left[table], right[table], strict=True):
+                if here == there:
+                    equal.append(row)
+                else:
+                    differing[table] += 1
+        return equal
+
+    async def drop(self) -> None:
+        """Takes the slot and its notes away; nothing is left of this direction."""
+        async with self._slot_session() as connection:
+            await replication.drop_slot(connection, self.slot)
+        async with self.control.transaction() as connection:
+            await connection.execute(
+                "DELETE FROM control.changed_key WHERE migration = $1 AND service = $2 AND direction = $3", *self._who
+            )
+            await connection.execute(
+                "DELETE FROM control.changed_table WHERE migration = $1 AND service = $2 AND direction = $3", *self._who
+            )
+
+
+async def _look(
+    connection: asyncpg.Connection, shapes: Mapping[TableName, Shape], keys: Mapping[TableName, Sequence[Key]]
+) -> dict[TableName, list[int | None]]:
+    """Digests by table, one statement a table on this side's only session."""
+    return {
+        table: [seen.digest for _, seen in await compare.look(connection, shapes[table], wanted)]
+        for table, wanted in keys.items()
+    }

@@ -1,0 +1,48 @@
+"""Sessions at both sides of a comparison, and what their errors mean to a person."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+
+from cutover.errors import NotYet, Refused, Unreachable
+from cutover.postgres import compare
+from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
+
+
+@contextmanager
+def translated(pair: Pair, direction: Direction) -> Iterator[None]:
+    """Errors of the servers leave the block as errors of ours: Refused, NotYet, Unreachable."""
+    source, sink = pair.source(direction).name, pair.sink(direction).name
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise Refused(
+            f"{pair.service}: {error.args[0]} (comparing {source!r} with {sink!r}): grant the privilege "
+            "(BYPASSRLS where the table has row security) to cutover's role on that side"
+        ) from None
+    except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError) as error:
+        raise NotYet(
+            f"{pair.service}: comparing {source!r} with {sink!r} was held up ({type(error).__name__}): "
+            "look for DDL or a lock on the table; run again, it goes on where it stood"
+        ) from None
+    except CONNECTION_ERRORS as error:
+        # asyncpg reports a wrong argument as an InterfaceError that is a ValueError: a mistake, no lost server
+        if isinstance(error, ValueError):
+            raise
+        raise Unreachable(
+            f"{pair.service}: {source!r} or {sink!r} went away during a comparison: {type(error).__name__}"
+        ) from None
+
+
+@asynccontextmanager
+async def both_sides(
+    pair: Pair, direction: Direction, purpose: str
+) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
+    """Compare sessions at source and sink."""
+    with translated(pair, direction):
+        async with (
+            compare.compare_session(pair.source(direction), purpose) as source,
+            compare.compare_session(pair.sink(direction), purpose) as sink,
+        ):
+            yield source, sink

@@ -1,0 +1,240 @@
+"""Where a pass stands, in the control database, so that a killed one goes on at its last finished range.
+
+It is held here and not in a heartbeat because keys are rows of the user's data (invariant 8). Each run of a pass draws
+a new `attempt`; a run that another one has overtaken gets StaleAttempt at its next write.
+"""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from cutover.control.database import Connection, Control
+from cutover.control.reports import TableReport
+from cutover.errors import StaleAttempt
+from cutover.postgres.compare import Key, Look, key_from_json, key_id, key_json
+from cutover.reconcile.ranges import Candidate
+
+#: Keys that travel to or from the control database at once.
+BATCH = 2_000
+
+_OPEN = """
+INSERT INTO control.pass (id, migration, service, table_name, direction, plan_hash, seed, position)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (id) DO UPDATE SET attempt = control.pass.attempt + 1, updated_at = clock_timestamp()
+RETURNING *
+"""
+_TIDY = """
+DELETE FROM control.pass WHERE migration = $1 AND service = $2 AND table_name = $3 AND id <> $4
+AND updated_at < clock_timestamp() - CASE WHEN report_id IS NULL THEN interval '1 day' ELSE interval '1 hour' END
+"""
+_MINE = "SELECT 1 FROM control.pass WHERE id = $1 AND attempt = $2 FOR UPDATE"
+_KEEP = """
+INSERT INTO control.pass_candidate
+       (pass_id, round, key_id, key_json, source_hash, source_xmin, target_hash, target_xmin)
+SELECT $1, $2::int, * FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[])
+ON CONFLICT (pass_id, key_id) DO UPDATE
+SET source_hash = EXCLUDED.source_hash, source_xmin = EXCLUDED.source_xmin, target_hash = EXCLUDED.target_hash,
+    target_xmin = EXCLUDED.target_xmin, round = EXCLUDED.round, confirmed = false
+"""
+_ADVANCE = """
+UPDATE control.pass SET after_key = $3, walked = $4, rows_source = rows_source + $5, rows_target = rows_target + $6,
+       chunks = chunks + 1, updated_at = clock_timestamp()
+WHERE id = $1 AND attempt = $2 RETURNING rows_source, rows_target, chunks
+"""
+_CANDIDATES = """
+SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed FROM control.pass_candidate
+WHERE pass_id = $1 AND NOT confirmed AND round < $2 AND key_id > $3 ORDER BY key_id LIMIT $4
+"""
+_COUNTS = """
+SELECT count(*) FILTER (WHERE confirmed AND target_hash IS NULL) AS missing,
+       count(*) FILTER (WHERE confirmed AND source_hash IS NULL) AS extra,
+       count(*) FILTER (WHERE confirmed AND source_hash IS NOT NULL AND target_hash IS NOT NULL) AS mismatched,
+       count(*) FILTER (WHERE NOT confirmed) AS unsettled
+FROM control.pass_candidate WHERE pass_id = $1
+"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Confirmed differences by kind, and the rows that did not settle."""
+
+    missing: int
+    extra: int
+    mismatched: int
+    unsettled: int
+
+    @property
+    def confirmed(self) -> int:
+        return self.missing + self.extra + self.mismatched
+
+
+@dataclass(frozen=True)
+class StoredCandidate:
+    """A candidate as it was kept at its last look; `id` names it in the control database."""
+
+    id: str
+    key: Key
+    source: Look
+    target: Look
+    confirmed: bool
+
+    @classmethod
+    def read(cls, row: asyncpg.Record) -> "StoredCandidate":
+        return cls(
+            row["key_id"],
+            key_from_json(row["key_json"]),
+            Look(row["source_hash"], row["source_xmin"]),
+            Look(row["target_hash"], row["target_xmin"]),
+            row["confirmed"],
+        )
+
+
+@dataclass
+class PassState:
+    """One pass of one table, owned by this run until another one raises `attempt`."""
+
+    control: Control
+    row: asyncpg.Record
+    rows_source: int
+    rows_target: int
+    chunks: int
+
+    @classmethod
+    async def open(
+        cls, control: Control, *, pass_id: str, migration: str, service: str, table: str, direction: str,
+        plan_hash: str, position: str,
+    ) -> "PassState":  # fmt: skip
+        """A new pass, or the one of that id where it stands; an older run of it is fenced off."""
+        async with control.transaction() as connection:
+            await connection.execute(_TIDY, migration, service, table, pass_id)
+            row = await connection.fetchrow(
+                _OPEN, pass_id, migration, service, table, direction, plan_hash, secrets.randbits(63), position
+            )
+            assert row is not None
+        return cls(control, row, row["rows_source"], row["rows_target"], row["chunks"])
+
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])
+
+    @property
+    def after(self) -> Key | None:
+        text = self.row["after_key"]
+        return key_from_json(text) if text is not None else None
+
+    async def spill(self, candidates: Sequence[Candidate], looked: int = 0) -> None:
+        """Keeps candidates; those found again are overwritten with the newer look."""
+        async with self.control.transaction() as connection:
+            await self._require_mine(connection)
+            await self._keep(connection, candidates, looked)
+
+    async def advance(self, high: Key | None, rows_source: int, rows_target: int) -> None:
+        """A range is finished; None: it was the last one."""
+        row = await self.control.fetchrow(
+            _ADVANCE, self.id, self.row["attempt"], key_json(high) if high is not None else None, high is None,
+            rows_source, rows_target,
+        )  # fmt: skip
+        if row is None:
+            raise self._stale()
+        self.rows_source, self.rows_target, self.chunks = row
+
+    async def next_round(self) -> int:
+        """The number of the look that begins now; survives a kill, so that no look counts twice."""
+        number = await self.control.fetchval(
+            "UPDATE control.pass SET round = round + 1, updated_at = clock_timestamp() "
+            "WHERE id = $1 AND attempt = $2 RETURNING round",
+            self.id,
+            self.row["attempt"],
+        )
+        if number is None:
+            raise self._stale()
+        return int(number)
+
+    async def candidates(self, before_round: int, after_id: str) -> list[StoredCandidate]:
+        """The next batch that is neither confirmed nor looked at in this round."""
+        rows = await self.control.fetch(_CANDIDATES, self.id, before_round, after_id, BATCH)
+        return [StoredCandidate.read(row) for row in rows]
+
+    async def settle(
+        self, equal: Iterable[str], confirmed: Iterable[str], moving: Sequence[Candidate], looked: int
+    ) -> None:
+        """The outcome of one look at a batch, at once."""
+        async with self.control.transaction() as connection:
+            await self._require_mine(connection)
+            await connection.execute(
+                "DELETE FROM control.pass_candidate WHERE pass_id = $1 AND key_id = ANY($2)", self.id, list(equal)
+            )
+            await connection.execute(
+                "UPDATE control.pass_candidate SET confirmed = true, round = $3 "
+                "WHERE pass_id = $1 AND key_id = ANY($2)",
+                self.id, list(confirmed), looked,
+            )  # fmt: skip
+            await self._keep(connection, moving, looked)
+
+    async def differences(self, after_id: str) -> list[StoredCandidate]:
+        """The next batch of what is left, confirmed or not, by id."""
+        rows = await self.control.fetch(
+            "SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed "
+            "FROM control.pass_candidate "
+            "WHERE pass_id = $1 AND key_id > $2 ORDER BY key_id LIMIT $3",
+            self.id, after_id, BATCH,
+        )  # fmt: skip
+        return [StoredCandidate.read(row) for row in rows]
+
+    async def counts(self) -> Counts:
+        row = await self.control.fetchrow(_COUNTS, self.id)
+        assert row is not None
+        return Counts(**dict(row))
+
+    async def clock(self) -> tuple[datetime, float]:
+        """Now, and the milliseconds since the pass began, both by the control database's clock."""
+        row = await self.control.fetchrow(
+            "SELECT clock_timestamp() AS now, extract(epoch FROM clock_timestamp() - started_at) * 1000 AS duration "
+            "FROM control.pass WHERE id = $1",
+            self.id,
+        )
+        assert row is not None
+        return row["now"], float(row["duration"])
+
+    async def finish(self, report_id: int) -> None:
+        """From here on the report counts: it was recorded as incomplete until all its keys stood beside it."""
+        async with self.control.transaction() as connection:
+            await self._require_mine(connection)
+            await connection.execute("UPDATE control.report SET complete = true WHERE id = $1", report_id)
+            await connection.execute(
+                "UPDATE control.pass SET report_id = $2, updated_at = clock_timestamp() WHERE id = $1",
+                self.id,
+                report_id,
+            )
+            await connection.execute("DELETE FROM control.pass_candidate WHERE pass_id = $1", self.id)
+
+    async def finished_report(self) -> TableReport | None:
+        """The report of a pass that had been finished by an earlier run."""
+        if self.row["report_id"] is None:
+            return None
+        text = await self.control.fetchval(
+            "SELECT (to_jsonb(r) || jsonb_build_object('table', r.table_name))::text "
+            "FROM control.report r WHERE id = $1",
+            self.row["report_id"],
+        )
+        return TableReport.model_validate_json(text)
+
+    async def _keep(self, connection: Connection, candidates: Sequence[Candidate], looked: int) -> None:
+        for start in range(0, len(candidates), BATCH):
+            part = candidates[start : start + BATCH]
+            texts = [key_json(c.key) for c in part]
+            await connection.execute(
+                _KEEP, self.id, looked, [key_id(t) for t in texts], texts,
+                [c.source.digest for c in part], [c.source.xmin for c in part],
+                [c.target.digest for c in part], [c.target.xmin for c in part],
+            )  # fmt: skip
+
+    async def _require_mine(self, connection: Connection) -> None:
+        if not await connection.fetchval(_MINE, self.id, self.row["attempt"]):
+            raise self._stale()
+
+    def _stale(self) -> StaleAttempt:
+        return StaleAttempt(f"pass {self.id} over table {self.row['table_name']}: a newer run has taken it over")

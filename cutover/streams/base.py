@@ -1,0 +1,80 @@
+"""What carries changes from source to target, for one service and one direction.
+
+Three implementations stand behind it: `logical`, `outbox` and `kafka`. The switch knows nothing else
+about the pattern in use (design 5.2). Every call may be made again with the same result.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+TableStage = Literal["waiting", "copying", "catching-up", "ready"]
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A row written at the source; once it is applied at the target, so is all that committed before it."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the target is behind: seconds by a marker (None = it did not arrive in time), bytes of WAL."""
+
+    seconds: float | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TableProgress:
+    table: str
+    stage: TableStage
+    rows_copied: int
+    rows_estimated: int
+    bytes_copied: int
+
+
+@dataclass(frozen=True)
+class StreamHealth:
+    """Whether the stream can do its work; `detail` says in words what is wrong."""
+
+    ok: bool
+    apply_errors: int
+    lost: bool
+    detail: str
+
+
+class Stream(Protocol):
+    """One direction of flow for one service."""
+
+    async def prepare(self) -> None:
+        """Makes all that a start needs at both ends, harmless to running traffic."""
+
+    async def start(self, *, copy: bool) -> None:
+        """Starts the flow, with the first copy or from now on."""
+
+    async def exists(self) -> bool:
+        """Whether the stream has been started and not dropped."""
+
+    async def ready(self) -> bool:
+        """Whether every table's first copy is done and the flow runs."""
+
+    async def progress(self) -> list[TableProgress]:
+        """The first copy, table by table."""
+
+    async def lag(self, timeout: float) -> Lag:
+        """Measures the lag with a marker of its own."""
+
+    async def put_marker(self) -> Marker:
+        """Writes a marker at the source and commits it durably."""
+
+    async def await_marker(self, marker: Marker, timeout: float) -> float:
+        """Waits until the marker is *durable* at the target; returns the seconds it took. Raises NotYet."""
+
+    async def health(self) -> StreamHealth: ...
+
+    async def stop(self) -> None:
+        """Stops the flow, keeping what a later `start` needs."""
+
+    async def drop(self) -> None:
+        """Takes the stream away at both ends."""

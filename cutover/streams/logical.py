@@ -1,0 +1,187 @@
+"""The `logical` stream: native publication and subscription with explicit table lists and `origin = none`."""
+
+import asyncio
+import time
+import uuid
+
+import asyncpg
+
+from cutover.errors import NotYet
+from cutover.postgres import epoch, replication
+from cutover.postgres.databases import Database, Direction, Pair
+from cutover.streams.base import Lag, Marker, StreamHealth, TableProgress, TableStage
+
+_STAGES: dict[str, TableStage] = {"i": "waiting", "d": "copying", "f": "catching-up", "s": "catching-up", "r": "ready"}
+
+#: Between two looks for a marker. Apply takes 2 to 10 ms; a shorter poll costs the target more than it gains.
+_POLL_SECONDS = 0.002
+
+
+class LogicalStream:
+    """One direction between the two databases of a pair."""
+
+    def __init__(self, pair: Pair, direction: Direction) -> None:
+        self.pair = pair
+        self.direction = direction
+        infix = "" if direction == "forward" else "_reverse"
+        self.publication = f"{pair.service}{infix}_pub"
+        self.subscription = f"{pair.service}{infix}_sub"
+
+    @property
+    def source(self) -> Database:
+        return self.pair.source(self.direction)
+
+    @property
+    def sink(self) -> Database:
+        return self.pair.sink(self.direction)
+
+    @property
+    def _label(self) -> str:
+        return f"cutover-stream/{self.pair.service}/{self.direction}"
+
+    async def prepare(self) -> None:
+        """The publication at the source. The target's tables and the markers' exist since Preparation."""
+        async with self.source.session(self._label) as connection:
+            members = [*self.pair.tables, epoch.marker_table(self.pair.service)]
+            await replication.ensure_publication(connection, self.publication, members)
+
+    async def start(self, *, copy: bool) -> None:
+        """Slot first, then the subscription on it.
+
+        A slot without a subscription is left over from a start that was killed, or from an older
+        direction; nothing was applied through it, so it is made anew. Raises Conflict when the target
+        holds rows that a copy would collide with.
+        """
+        await self.prepare()
+        async with self.sink.session(self._label) as sink:
+            if await replication.has_subscription(sink, self.subscription):
+                await replication.set_enabled(sink, self.subscription, True)
+                return
+            async with self.source.session(self._label) as source:
+                if await replication.has_slot(source, self.subscription):
+                    await replication.drop_slot(source, self.subscription)
+                await replication.create_slot(source, self.subscription)
+            await replication.create_subscription(sink, self.subscription, self.source, self.publication, copy=copy)
+
+    async def exists(self) -> bool:
+        async with self.sink.session(self._label) as sink:
+            return await replication.has_subscription(sink, self.subscription)
+
+    async def ready(self) -> bool:
+        async with self.sink.session(self._label) as sink:
+            return await self._all_ready(sink)
+
+    async def _all_ready(self, sink: asyncpg.Connection) -> bool:
+        states = await replication.table_states(sink, self.subscription)
+        return len(states) == len(self.pair.tables) + 1 and all(s.state == "r" for s in states)
+
+    async def progress(self) -> list[TableProgress]:
+        async with self.source.session(self._label) as source:
+            estimates = await replication.estimated_rows(source, self.pair.tables)
+        async with self.sink.session(self._label) as sink:
+            states = await replication.table_states(sink, self.subscription)
+        listed = []
+        for state in states:
+            if state.table not in estimates:
+                continue  # the marker's table
+            stage = _STAGES[state.state]
+            done = stage in ("catching-up", "ready")
+            estimate = estimates[state.table]
+            listed.append(
+                TableProgress(
+                    table=str(state.table),
+                    stage=stage,
+                    rows_copied=max(estimate, state.rows_copied) if done else state.rows_copied,
+                    rows_estimated=estimate,
+                    bytes_copied=state.bytes_copied,
+                )
+            )
+        return listed
+
+    async def put_marker(self) -> Marker:
+        async with self.source.session(self._label, synchronous_commit="on") as source:
+            return await self.put_marker_on(source)
+
+    async def put_marker_on(self, source: asyncpg.Connection) -> Marker:
+        """The same on a connection that is open already (inside the write pause)."""
+        marker = Marker(uuid.uuid4().hex)
+        await epoch.put_marker(source, self.pair.service, marker.id)
+        return marker
+
+    async def await_marker(self, marker: Marker, timeout: float) -> float:
+        async with self.sink.session(self._label) as sink:
+            return await self.await_marker_on(sink, marker, timeout)
+
+    async def await_marker_on(self, sink: asyncpg.Connection, marker: Marker, timeout: float) -> float:
+        """The same on a connection that is open already."""
+        begun = time.monotonic()
+        while not await epoch.marker_seen(sink, self.pair.service, marker.id):
+            if time.monotonic() - begun > timeout:
+                raise NotYet(
+                    f"{self.pair.service}: the {self.direction} stream did not carry a marker to "
+                    f"{self.sink.name!r} within {timeout:.1f} s"
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+        if not await self._all_ready(sink):
+            raise NotYet(f"{self.pair.service}: not every table of {self.subscription!r} is in state ready")
+        await epoch.make_durable(sink)
+        return time.monotonic() - begun
+
+    async def lag(self, timeout: float) -> Lag:
+        async with self.source.session(self._label) as source:
+            marker = await self.put_marker_on(source)
+            await epoch.prune_markers(source, self.pair.service)
+            slot = await replication.slot_health(source, self.subscription)
+        try:
+            return Lag(await self.await_marker(marker, timeout), slot.behind_bytes)
+        except NotYet:
+            return Lag(None, slot.behind_bytes)
+
+    async def health(self) -> StreamHealth:
+        async with self.sink.session(self._label) as sink:
+            subscription = await replication.subscription_health(sink, self.subscription)
+        async with self.source.session(self._label) as source:
+            slot = await replication.slot_health(source, self.subscription)
+        problems = []
+        if not subscription.exists:
+            problems.append(f"subscription {self.subscription!r} does not exist at {self.sink.name!r}")
+        elif not subscription.enabled:
+            problems.append(f"subscription {self.subscription!r} is disabled at {self.sink.name!r}")
+        elif not subscription.worker_running:
+            problems.append(f"the apply worker of {self.subscription!r} is not running")
+        lost = subscription.exists and (not slot.exists or slot.wal_status == "lost")
+        if lost:
+            problems.append(
+                f"replication slot {self.subscription!r} at {self.source.name!r} is {slot.wal_status}: "
+                "changes are missing, the stream has to be rebuilt (cutover doctor)"
+            )
+        return StreamHealth(
+            ok=not problems,
+            apply_errors=subscription.apply_errors + subscription.sync_errors,
+            lost=lost,
+            detail="; ".join(problems),
+        )
+
+    async def stop(self) -> None:
+        async with self.sink.session(self._label) as sink:
+            if await replication.has_subscription(sink, self.subscription):
+                await replication.set_enabled(sink, self.subscription, False)
+
+    async def drop(self) -> None:
+        async with self.sink.session(self._label) as sink:
+            await replication.drop_subscription(sink, self.subscription)
+        async with self.source.session(self._label) as source:
+            await self._drop_slot(source)
+            await replication.drop_publication(source, self.publication)
+
+    async def _drop_slot(self, source: asyncpg.Connection) -> None:
+        """The walsender needs a moment to notice that its subscriber is gone."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                await replication.drop_slot(source, self.subscription)
+                return
+            except NotYet:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.05)

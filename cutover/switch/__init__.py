@@ -1,0 +1,1 @@
+"""The switch: the change of the writable side, and the way back."""

@@ -1,0 +1,26 @@
+"""Step 12, after the pause: prove the new direction once more, then take the old one away."""
+
+from cutover.errors import Refused
+from cutover.flags import store as flags
+from cutover.postgres.databases import direction_from, other
+from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.models import SwitchRequest
+
+_PROOF_SECONDS = 30.0
+
+
+async def finish(env: SwitchEnvironment, request: SwitchRequest) -> float:
+    """Drops the old stream once the new one is proved; returns the proof's seconds.
+
+    Raises Refused when the service is not writable at the side that the request names: then the old
+    stream is still the one that counts.
+    """
+    route = await flags.get(env.control, request.migration, request.service)
+    if route.primary_side != request.to_side:
+        raise Refused(f"{request.service} is writable at the {route.primary_side}; its stream is not dropped")
+    stream = env.stream(direction_from(request.to_side))
+    proof = await stream.await_marker(await stream.put_marker(), _PROOF_SECONDS)
+    old = direction_from(other(request.to_side))
+    await env.changed(old).drop()
+    await env.stream(old).drop()
+    return proof

@@ -1,0 +1,266 @@
+"""The fenced section on its way forwards; what stops it is taken back by `recovery`."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import asyncpg
+
+from cutover.control import switches
+from cutover.errors import GateClosed, NotYet, Unreachable
+from cutover.flags import instances
+from cutover.flags import store as flags
+from cutover.postgres import epoch, fence, sequences
+from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from
+from cutover.postgres.identifiers import TableName
+from cutover.reconcile.changed import ChangedKeys
+from cutover.streams.base import Marker
+from cutover.switch.attempt import Attempt
+from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
+from cutover.switch.models import StepTiming, SwitchOutcome, SwitchRequest
+from cutover.switch.steps import SECTION
+
+#: One try at the fence's lock; longer would queue the application's writers behind it.
+_LOCK_WAIT_MS = 400
+#: How long transactions that stand in the way are waited out before the pause begins.
+_CLEAR_SECONDS = 15.0
+_OLD_TRANSACTION_SECONDS = 0.3
+#: What journal, commit and flip may need of the pause's limit.
+_JOURNAL_SECONDS = 0.1
+
+
+class Forward:
+    """Performs the steps of `SECTION`, with their timings."""
+
+    def __init__(
+        self,
+        env: SwitchEnvironment,
+        request: SwitchRequest,
+        attempt: Attempt,
+        changed: ChangedKeys,
+        said: list[str],
+    ) -> None:
+        self.env = env
+        self.request = request
+        self.attempt = attempt
+        self.said = said
+        self.direction = direction_from("monolith" if request.to_side == "service" else "service")
+        self.stream = env.stream(self.direction)
+        self.changed = changed
+        self.timings: list[StepTiming] = []
+        self.acks = instances.Acks(acked=0, lapsed=0)
+        self.compared = 0
+        self._begun = 0.0
+        self._fence_begun = 0.0
+        self._members: dict[str, tuple[TableName, ...]] = {}
+        self._marker: Marker | None = None
+        self._sequences: sequences.SequencePlan | None = None
+        self._unfencing: asyncpg.transaction.Transaction | None = None
+
+    async def run(self) -> SwitchOutcome:
+        """All steps, or the first one's error."""
+        steps: dict[str, Callable[[], Awaitable[None]]] = {
+            "announce-pause": self._announce,
+            "fence": self._fence,
+            "marker": self._carry_marker,
+            "sequences": self._raise_sequences,
+            "compare": self._compare,
+            "unfence": self._unfence,
+            "journal": self._journal,
+            "commit": self._commit,
+            "flip": self._flip,
+        }
+        self._begun = time.monotonic()
+        for name in SECTION:
+            self.said[0] = name
+            begun = time.monotonic()
+            await steps[name]()
+            self.timings.append(StepTiming(name=name, ms=round((time.monotonic() - begun) * 1000, 2)))
+        ended = time.monotonic()
+        outcome = SwitchOutcome(
+            result="done",
+            switch_id=self.request.switch_id,
+            service=self.request.service,
+            from_side=self.attempt.row.from_side,
+            to_side=self.attempt.row.to_side,
+            epoch=self.attempt.row.to_epoch,
+            pause_ms=round((ended - self._begun) * 1000, 2),
+            write_pause_ms=round((ended - self._fence_begun) * 1000, 2),
+            acked=self.acks.acked,
+            lapsed=self.acks.lapsed,
+            compared_keys=self.compared,
+            steps=self.timings,
+        )
+        self.attempt.row = await switches.advance(self.env.control, self.attempt.row, "done", only_from=("journaled",))
+        await switches.record_outcome(self.env.control, self.attempt.row, outcome.model_dump(mode="json"))
+        return outcome
+
+    @property
+    def _remaining(self) -> float:
+        """Seconds of the pause's limit that are left. Raises NotYet when there are none."""
+        left = self.env.max_pause - (time.monotonic() - self._begun)
+        if left <= 0:
+            raise NotYet(f"{self.request.service}: the pause reached its limit of {self.env.max_pause:g} s")
+        return left
+
+    async def clear_the_way(self) -> None:
+        """Before the pause: connections open, tables resolved, transactions in the way waited out.
+
+        Raises NotYet with the sessions that would hold the fence off.
+        """
+        self.said[0] = "clear-the-way"
+        for side in ("monolith", "service"):
+            connection = await self.attempt.session(side)
+            self._members[side] = await fence.relations(connection, self.env.pair.tables)
+        self._sequences = await sequences.plan_sequences(
+            await self.attempt.session(self._from_side),
+            await self.attempt.session(self.request.to_side),
+            self.env.pair.tables,
+            self.env.plan.switchover.sequence_margin,
+        )
+        await self.changed.require_short_tail(TAIL_LIMIT)
+        source = await self.attempt.session(self._from_side)
+        deadline = time.monotonic() + _CLEAR_SECONDS
+        while True:
+            found = await fence.holders(source, self._members[self._from_side], older_than=_OLD_TRANSACTION_SECONDS)
+            if not found:
+                return
+            if time.monotonic() > deadline:
+                raise NotYet(f"{self.request.service}: in the way of the fence: " + "; ".join(map(str, found[:5])))
+            await asyncio.sleep(0.1)
+
+    @property
+    def _from_side(self) -> Side:
+        return "monolith" if self.request.to_side == "service" else "service"
+
+    async def _announce(self) -> None:
+        await flags.announce_pause(
+            self.env.control,
+            self.request.migration,
+            self.request.service,
+            self.request.switch_id,
+            self.env.plan.switchover.max_write_pause,
+        )
+        self.acks = await instances.await_acknowledged(
+            self.env.control,
+            self.request.migration,
+            self.request.service,
+            pause_id=self.request.switch_id,
+            timeout=timedelta(seconds=self._remaining),
+        )
+
+    async def _fence(self) -> None:
+        """The fence yields: its wait is limited, and between tries the application goes on."""
+        self._fence_begun = time.monotonic()
+        members = self._members[self._from_side]
+        row = self.attempt.row
+        while True:
+            wait_ms = int(min(_LOCK_WAIT_MS, self._remaining * 1000))
+            try:
+                async with self.attempt.effect(self._from_side) as connection:
+                    await connection.execute(f"SET LOCAL statement_timeout = {wait_ms}")
+                    await connection.execute(fence.lock_sql(members))
+                    await connection.execute("SET LOCAL statement_timeout = 0")
+                    await connection.execute(fence.close_sql(members, always=True))
+                    await epoch.set_epoch(connection, self.request.service, row.to_side, row.to_epoch)
+                break
+            except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+                connection = await self.attempt.session(self._from_side)
+                found = await fence.holders(connection, members)
+                if self._remaining < 0.2:
+                    raise NotYet(
+                        f"{self.request.service}: the fence's lock was not obtained: "
+                        + ("; ".join(map(str, found[:5])) or "the holder is gone by now")
+                    ) from None
+                await asyncio.sleep(random.uniform(0.05, 0.15))
+        self.attempt.row = await switches.advance(self.env.control, row, "fenced", only_from=("fencing",))
+
+    async def _carry_marker(self) -> None:
+        self._marker = await self.stream.put_marker_on(await self.attempt.session(self._from_side))
+        await self.stream.await_marker_on(
+            await self.attempt.session(self.request.to_side), self._marker, self._remaining
+        )
+
+    async def _raise_sequences(self) -> None:
+        assert self._sequences is not None
+        await sequences.raise_planned(
+            await self.attempt.session(self._from_side),
+            await self.attempt.session(self.request.to_side),
+            self._sequences,
+        )
+
+    async def _compare(self) -> None:
+        verdict = await asyncio.wait_for(self.changed.verify(advance=False), self._remaining)
+        self.compared = verdict.keys
+        if not verdict.equal:
+            found = [f"{table}: {count}" for table, count in sorted(verdict.differing.items())]
+            found += [f"{table}: no verified pass" for table in verdict.unverified]
+            raise GateClosed(
+                f"{self.request.service}: keys differ inside the fence ({', '.join(found)}); run cutover reconcile"
+            )
+        # the way back begins where this proof ends
+        await self.env.changed(direction_from(self.request.to_side)).adopt()
+
+    async def _unfence(self) -> None:
+        """Executed and left open: after the journal only its commit is left to do."""
+        connection = await self.attempt.session(self.request.to_side)
+        row = self.attempt.row
+        transaction = connection.transaction()
+        await transaction.start()
+        self._unfencing = transaction
+        await connection.execute("SET LOCAL lock_timeout = '1s'")
+        await epoch.hold_token(connection, self.request.service, row.token)
+        await connection.execute(fence.open_sql(self._members[self.request.to_side]))
+        await epoch.set_epoch(connection, self.request.service, row.to_side, row.to_epoch)
+
+    async def _journal(self) -> None:
+        """A lost answer to this commit is read back before anything else happens."""
+        assert self._marker is not None
+        if self._remaining < _JOURNAL_SECONDS:  # afterwards there is no way but forwards
+            raise NotYet(f"{self.request.service}: too little of the pause is left to write the journal")
+        row = self.attempt.row
+        try:
+            self.attempt.row = await switches.advance(
+                self.env.control, row, "journaled", only_from=("fenced",), detail={"marker": self._marker.id}
+            )
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError, Unreachable):
+            truth = await self._read_back()
+            if truth.state != "journaled" or truth.token != row.token:
+                raise
+            self.attempt.row = truth
+
+    async def _read_back(self) -> switches.SwitchRow:
+        while True:
+            try:
+                return await switches.settled(self.env.control, self.request.migration, self.request.service)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError, Unreachable):
+                self.said[0] = "journal: the control database does not answer"
+                await asyncio.sleep(0.1)
+
+    async def _commit(self) -> None:
+        assert self._unfencing is not None
+        await self._unfencing.commit()
+        self._unfencing = None
+
+    async def _flip(self) -> None:
+        await flags.flip(
+            self.env.control,
+            self.request.migration,
+            self.request.service,
+            primary_side=self.request.to_side,
+            epoch=self.attempt.row.to_epoch,
+            actor="cutover",
+            pause_id=self.request.switch_id,
+        )
+
+    async def roll_back_unfence(self) -> None:
+        """Gives up the uncommitted unfence, so that recovery can take its locks."""
+        if self._unfencing is not None:
+            transaction, self._unfencing = self._unfencing, None
+            try:
+                await transaction.rollback()
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError):
+                # the session is gone or useless; the server rolls back, and recovery opens a new one
+                (await self.attempt.session(self.request.to_side)).terminate()

@@ -1,0 +1,42 @@
+"""Step 2: the stream of the other direction exists, enabled and proved, before anything is fenced.
+
+Slot creation waits for every transaction that is open in its cluster; none of ours is open here. Both
+directions exist at once, kept apart by `origin = none` (both servers 16 or newer, checked by preflight).
+"""
+
+import asyncio
+import time
+
+from cutover.errors import NotYet
+from cutover.postgres.databases import Side, direction_from
+from cutover.switch.environment import SwitchEnvironment
+
+_READY_SECONDS = 30.0
+
+
+async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
+    """Makes ready what rows will flow through once `to_side` is writable; returns the proof's seconds.
+
+    Raises NotYet where the stream does not come up or carry its marker in time.
+    """
+    direction = direction_from(to_side)
+    # the record of changed keys begins before the first write on the new side can happen
+    stream = env.stream(direction)
+    await stream.prepare()
+    await env.changed(direction).prepare()
+    await stream.start(copy=False)
+    deadline = time.monotonic() + _READY_SECONDS
+    while not await stream.ready():
+        if time.monotonic() > deadline:
+            health = await stream.health()
+            why = health.detail or "no reason known"
+            raise NotYet(f"{env.pair.service}: the {direction} stream is not ready: {why}")
+        await asyncio.sleep(0.05)
+    return await stream.await_marker(await stream.put_marker(), _READY_SECONDS)
+
+
+async def take_back(env: SwitchEnvironment, to_side: Side) -> None:
+    """The compensation of `make_ready` where no switch followed."""
+    direction = direction_from(to_side)
+    await env.changed(direction).drop()
+    await env.stream(direction).drop()

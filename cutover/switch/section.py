@@ -1,0 +1,99 @@
+"""The fenced section of a switch: steps 3 to 11 of design 5.6, as one call that may be made again.
+
+Called again with the same `switch_id` after a crash, it recovers by what the control database says:
+not journaled → undo, journaled → finish forwards, ended → the recorded outcome.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import asyncpg
+
+from cutover.control import switches
+from cutover.errors import Conflict, CutoverError, Unreachable
+from cutover.flags import store as flags
+from cutover.postgres.databases import CONNECTION_ERRORS, direction_from, other
+from cutover.switch.attempt import Attempt, open_attempt
+from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.forward import Forward
+from cutover.switch.models import SwitchOutcome, SwitchRequest
+from cutover.switch.recovery import complete, undo
+
+#: A tenth of a second under a heartbeat timeout of two seconds leaves room for a busy machine.
+_HEARTBEAT_SECONDS = 0.4
+
+
+async def run(env: SwitchEnvironment, request: SwitchRequest, heartbeat: Callable[[str], None]) -> SwitchOutcome:
+    """Switches the writable side of one service, or finishes what an earlier attempt left.
+
+    Returns the outcome, done or undone. Raises Conflict while another switch of the service is
+    unfinished, StaleAttempt when a newer attempt took over, Unreachable when a database does not answer
+    (call again: recovery decides).
+    """
+    recorded = await switches.outcome(env.control, request.switch_id)
+    if recorded is not None:
+        return SwitchOutcome.model_validate(recorded)
+    said = ["opening"]
+    beating = asyncio.create_task(_beat(heartbeat, said))
+    try:
+        async with open_attempt(env) as attempt:
+            return await _attempt(env, request, attempt, said)
+    except CONNECTION_ERRORS as error:
+        raise Unreachable(
+            f"{request.service}: a database stopped answering in step {said[0]!r} ({type(error).__name__})"
+        ) from None
+    finally:
+        beating.cancel()
+
+
+async def _beat(heartbeat: Callable[[str], None], said: list[str]) -> None:
+    while True:
+        heartbeat(said[0])
+        await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+
+async def _attempt(env: SwitchEnvironment, request: SwitchRequest, attempt: Attempt, said: list[str]) -> SwitchOutcome:
+    row = attempt.row
+    if row.switch_id == request.switch_id:
+        return await _recover(env, attempt, "an earlier attempt ended in the middle", said)
+    if row.state not in switches.SETTLED:
+        raise Conflict(f"{request.service}: switch {row.switch_id} is still {row.state}; it has to end first")
+    route = await flags.get(env.control, request.migration, request.service)
+    if route.primary_side == request.to_side:
+        raise Conflict(f"{request.service} is writable at the {request.to_side} already; nothing to switch")
+    async with env.changed(direction_from(route.primary_side)) as changed:
+        forward = Forward(env, request, attempt, changed, said)
+        await forward.clear_the_way()
+        attempt.row = await switches.begin(
+            env.control,
+            row,
+            switch_id=request.switch_id,
+            to_side=request.to_side,
+            from_side=other(request.to_side),
+            from_epoch=route.epoch,
+            plan_hash=request.plan_hash,
+        )
+        try:
+            return await forward.run()
+        except CutoverError as error:
+            reason = str(error)
+        except CONNECTION_ERRORS as error:
+            reason = f"a connection was lost in step {said[0]!r} ({type(error).__name__})"
+        except asyncpg.PostgresError as error:
+            # never the server's own text: it may quote a row
+            reason = f"step {said[0]!r} was refused by the database ({type(error).__name__}, {error.sqlstate})"
+        await forward.roll_back_unfence()
+        return await _recover(env, attempt, reason, said)
+
+
+async def _recover(env: SwitchEnvironment, attempt: Attempt, reason: str, said: list[str]) -> SwitchOutcome:
+    """Decides by the one row that is the truth, after every change in flight has ended."""
+    said[0] = "recovery"
+    row = await switches.settled(env.control, env.pair.migration, env.pair.service)
+    if row.token != attempt.row.token:
+        # not ours any more: the newer attempt recovers
+        raise Conflict(f"{env.pair.service}: attempt {attempt.row.token} was overtaken by attempt {row.token}")
+    attempt.row = row
+    if row.state in ("journaled", "done"):
+        return await complete(env, attempt)
+    return await undo(env, attempt, reason)
