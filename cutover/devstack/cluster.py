@@ -1,6 +1,7 @@
 """One PostgreSQL cluster on loopback TCP: the one implementation of it, for `cutover dev` and for the tests."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -36,10 +37,14 @@ REPLICATION_SETTINGS: Mapping[str, str] = {
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of loopback that nobody has just now.
+
+    Below the range from which systems draw ports for outgoing connections (32768 and up on Linux): none of those
+    can take it while a server is down for a moment.
+    """
+    while port_in_use(port := random.randint(15000, 32000)):
+        pass
+    return port
 
 
 def port_in_use(port: int) -> bool:

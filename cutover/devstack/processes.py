@@ -84,6 +84,8 @@ def start(
             group=account.gid,
             extra_groups=[] if account.other else None,
         )
+    # For a moment after its start a process has no arguments to show, and would be taken for a dead one.
+    wait_until(lambda: bool(command_line(process.pid)) or process.poll() is not None, 5)
     # Collects the exit status while we live (no zombie), and holds the object so that nothing warns about it.
     threading.Thread(target=process.wait, name=f"wait-{process.pid}", daemon=True).start()
     return process.pid

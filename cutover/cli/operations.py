@@ -1,0 +1,167 @@
+"""`cutover setup`, `worker`, `reconcile` and `doctor`."""
+
+import asyncio
+import os
+import sys
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from google.protobuf.duration_pb2 import Duration
+from rich.console import Console
+from rich.table import Table
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
+from temporalio.client import Client
+from temporalio.common import WorkflowIDReusePolicy
+
+from cutover.cli.connection import control, temporal
+from cutover.cli.failing import print_json, run
+from cutover.control import plans, reports
+from cutover.doctor import examine
+from cutover.pairs import pair
+from cutover.settings import Settings
+from cutover.switch.steps import STEPS
+from workflows import ids, search
+from workflows.timeouts import TASK_QUEUE
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def setup(
+    retention: Annotated[str, typer.Option(help="How long closed runs are kept, as 90d or 720h.")] = "90d",
+    as_json: Json = False,
+) -> None:
+    """Prepare a real server: search attributes, retention, the control database's schema. Safe to run again."""
+    from cutover.plan.durations import parse_duration
+
+    async def work() -> None:
+        settings = Settings.from_environment()
+        client = await temporal(settings)
+        added = await _search_attributes(client)
+        await _retention(client, parse_duration(retention))
+        async with control(settings) as opened:
+            applied = await opened.migrate()
+        if as_json:
+            print_json({"search_attributes_added": added, "retention": retention, "migrations_applied": applied})
+            return
+        typer.echo(f"search attributes: {', '.join(added) + ' added' if added else 'all there'}")
+        typer.echo(f"retention of namespace {client.namespace!r}: {retention}")
+        typer.echo(f"control schema: {', '.join(applied) + ' applied' if applied else 'up to date'}")
+
+    run(work())
+
+
+async def _search_attributes(client: Client) -> list[str]:
+    operator = client.operator_service
+    known = await operator.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))
+    missing = [key.name for key in search.ALL if key.name not in known.custom_attributes]
+    if missing:
+        keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+        await operator.add_search_attributes(
+            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=dict.fromkeys(missing, keyword))
+        )
+    return missing
+
+
+async def _retention(client: Client, keep: timedelta) -> None:
+    request = UpdateNamespaceRequest(namespace=client.namespace)
+    request.config.workflow_execution_retention_ttl.CopyFrom(Duration(seconds=int(keep.total_seconds())))
+    await client.workflow_service.update_namespace(request)
+
+
+def worker() -> None:
+    """Run a worker until SIGTERM or Ctrl-C; start two, on two machines where you can."""
+    # a process of its own: the command line may not import the worker (the arrows point the other way)
+    os.execv(sys.executable, [sys.executable, "-m", "workers"])
+
+
+def reconcile(
+    plan: Annotated[str, typer.Argument(help="The migration's name.")],
+    service: Annotated[str, typer.Option(help="Only this service.")] = "",
+    table: Annotated[str, typer.Option(help="Only this table.")] = "",
+    show: Annotated[bool, typer.Option("--show", help="Only show the last reports; start nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare both sides now, table by table, with progress; exit status 1 where they differ."""
+
+    async def work() -> int:
+        settings = Settings.from_environment()
+        async with control(settings) as opened:
+            chosen = await plans.load(opened, plan)
+            wanted = [
+                (name, key)
+                for name in ([service] if service else list(chosen.services))
+                for key in chosen.service(name).tables
+                if table in ("", key)
+            ]
+            if not wanted:
+                raise typer.BadParameter(f"no service of {plan} has a table {table!r}")
+            if not show:
+                client = await temporal(settings)
+                for name, key in wanted:
+                    if not as_json:
+                        typer.echo(f"comparing {name}: {key}", err=True)
+                    await client.execute_workflow(
+                        "ReconciliationWorkflow",
+                        {"plan": plan, "service": name, "table": key},
+                        id=f"{ids.reconciliation(plan, name, key)}/by-hand",
+                        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                        task_queue=TASK_QUEUE,
+                    )
+            found = [r for name, key in wanted if (r := await reports.latest(opened, plan, name, key)) is not None]
+        if as_json:
+            print_json([report.model_dump(mode="json") for report in found])
+        else:
+            _print_reports(found)
+        return 1 if any(r.missing or r.extra or r.mismatched for r in found) else 0
+
+    raise typer.Exit(run(work()))
+
+
+def _print_reports(found: list[reports.TableReport]) -> None:
+    shown = Table("service", "table", "direction", "rows", "missing", "extra", "mismatched", "unsettled", "took", "age")
+    for r in found:
+        shown.add_row(
+            r.service, r.table, r.direction, f"{r.rows_source}/{r.rows_target}", str(r.missing), str(r.extra),
+            str(r.mismatched), str(r.unsettled), f"{r.duration_ms / 1000:.1f} s", f"{r.age:.0f} s",
+        )  # fmt: skip
+    Console().print(shown)
+
+
+def doctor(
+    plan: Annotated[str, typer.Argument(help="The migration's name.")],
+    service: Annotated[str, typer.Option(help="Only this service.")] = "",
+    steps: Annotated[bool, typer.Option("--steps", help="List the steps of a switch (a dry run) and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at fences, streams, switches and gates of every service, and say what to do. Changes nothing.
+
+    Exit status 1 where something is not in order.
+    """
+    if steps:
+        if as_json:
+            print_json([vars(step) for step in STEPS])
+        else:
+            for number, step in enumerate(STEPS, 1):
+                undo = f"   undo: {step.undo}" if step.undo else ""
+                typer.echo(f"{number:>2}. {step.name:<15} {step.does}{undo}")
+        return
+
+    async def work() -> int:
+        settings = Settings.from_environment()
+        async with control(settings) as opened:
+            chosen = await plans.load(opened, plan)
+            names = [service] if service else list(chosen.services)
+            found = await asyncio.gather(
+                *(examine(chosen, pair(chosen, name, settings.database), opened) for name in names)
+            )
+        if as_json:
+            print_json([one.as_json() for one in found])
+        else:
+            for one in found:
+                typer.echo(str(one))
+        return 1 if any(one.problems for one in found) else 0
+
+    raise typer.Exit(run(work()))
