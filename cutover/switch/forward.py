@@ -192,7 +192,7 @@ class Forward:
         )
 
     async def _compare(self) -> None:
-        verdict = await asyncio.wait_for(self.changed.verify(advance=False), self._remaining)
+        verdict = await asyncio.wait_for(self.changed.verify(tidy=False), self._remaining)
         self.compared = verdict.keys
         if not verdict.equal:
             found = [f"{table}: {count}" for table, count in sorted(verdict.differing.items())]

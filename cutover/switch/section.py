@@ -26,9 +26,9 @@ _HEARTBEAT_SECONDS = 0.4
 async def run(env: SwitchEnvironment, request: SwitchRequest, heartbeat: Callable[[str], None]) -> SwitchOutcome:
     """Switches the writable side of one service, or finishes what an earlier attempt left.
 
-    Returns the outcome, done or undone. Raises Conflict while another switch of the service is
-    unfinished, StaleAttempt when a newer attempt took over, Unreachable when a database does not answer
-    (call again: recovery decides).
+    Returns the outcome, done or undone; an unfinished switch of another run is ended first. Raises
+    Conflict where the service is writable at that side already, StaleAttempt when a newer attempt took
+    over, Unreachable when a database does not answer (call again: recovery decides).
     """
     recorded = await switches.outcome(env.control, request.switch_id)
     if recorded is not None:
@@ -57,7 +57,9 @@ async def _attempt(env: SwitchEnvironment, request: SwitchRequest, attempt: Atte
     if row.switch_id == request.switch_id:
         return await _recover(env, attempt, "an earlier attempt ended in the middle", said)
     if row.state not in switches.SETTLED:
-        raise Conflict(f"{request.service}: switch {row.switch_id} is still {row.state}; it has to end first")
+        # another run's switch, and that run is gone: this attempt holds the token, so it ends it first
+        await _recover(env, attempt, "its run ended in the middle", said)
+        row = attempt.row
     route = await flags.get(env.control, request.migration, request.service)
     if route.primary_side == request.to_side:
         raise Conflict(f"{request.service} is writable at the {request.to_side} already; nothing to switch")

@@ -36,6 +36,21 @@ CREATE TABLE control.server_identity (
 );
 COMMENT ON TABLE control.server_identity IS 'Which server and timeline the evidence was taken from; another one voids it';
 
+CREATE TABLE control.crossing_key (
+    migration text NOT NULL,
+    name text NOT NULL,
+    table_name text NOT NULL,
+    rule text NOT NULL CHECK (rule IN ('drop', 'loose')),
+    definition jsonb NOT NULL,
+    holder text NOT NULL,
+    parent text NOT NULL,
+    detached boolean NOT NULL DEFAULT false,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration, table_name, name)
+);
+COMMENT ON TABLE control.crossing_key IS
+    'Foreign keys of the monolith between tables of two services (holder refers to parent), kept to be put back';
+
 CREATE TABLE control.detached_foreign_key (
     migration text NOT NULL,
     name text NOT NULL,
@@ -45,4 +60,3 @@ CREATE TABLE control.detached_foreign_key (
     restored_at timestamptz,
     PRIMARY KEY (migration, name)
 );
-COMMENT ON TABLE control.detached_foreign_key IS 'Foreign keys of the monolith that cross services, kept to be restored';

@@ -1,0 +1,76 @@
+"""Foreign keys of the monolith that cross services: their definitions, and which of them are taken away now."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from cutover.control.database import Control
+from cutover.plan.models import ForeignKeyRule
+from cutover.postgres.catalog import ForeignKey
+from cutover.postgres.identifiers import TableName
+
+
+@dataclass(frozen=True)
+class CrossingRecord:
+    """A key whose table belongs to service `holder` and refers to a table of service `parent`."""
+
+    key: ForeignKey
+    rule: ForeignKeyRule
+    holder: str
+    parent: str
+    detached: bool
+
+
+def _key(text: str) -> ForeignKey:
+    values: dict[str, Any] = json.loads(text)
+    for name in ("table", "references"):
+        values[name] = TableName(**values[name])
+    for name in ("columns", "referenced_columns", "set_columns"):
+        values[name] = tuple(values[name])
+    return ForeignKey(**values)
+
+
+async def note(
+    control: Control, migration: str, key: ForeignKey, rule: ForeignKeyRule, *, holder: str, parent: str
+) -> None:
+    """Keeps a key's definition before anything is done to it; the first one noted stays."""
+    await control.execute(
+        "INSERT INTO control.crossing_key (migration, name, table_name, rule, definition, holder, parent) "
+        "VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7) ON CONFLICT DO NOTHING",
+        migration,
+        key.name,
+        str(key.table),
+        rule,
+        json.dumps(asdict(key)),
+        holder,
+        parent,
+    )
+
+
+async def every(control: Control, migration: str) -> list[CrossingRecord]:
+    """All keys noted, in a fixed order."""
+    rows = await control.fetch(
+        "SELECT definition::text, rule, holder, parent, detached FROM control.crossing_key "
+        "WHERE migration = $1 ORDER BY table_name, name",
+        migration,
+    )
+    return [
+        CrossingRecord(
+            _key(row["definition"]), cast(ForeignKeyRule, row["rule"]), row["holder"], row["parent"], row["detached"]
+        )
+        for row in rows
+    ]
+
+
+async def set_detached(control: Control, migration: str, key: ForeignKey, detached: bool) -> None:
+    """Notes that a key was taken away or put back, with an audit row."""
+    action = "foreign-key.detached" if detached else "foreign-key.restored"
+    async with control.acting("cutover", action, migration=migration, detail={"key": key.name}) as connection:
+        await connection.execute(
+            "UPDATE control.crossing_key SET detached = $4, changed_at = clock_timestamp() "
+            "WHERE migration = $1 AND table_name = $2 AND name = $3",
+            migration,
+            str(key.table),
+            key.name,
+            detached,
+        )

@@ -1,0 +1,128 @@
+"""Foreign keys that cross services, around a switch (design 5.6, step 1).
+
+While one end is at a service database and the other at the monolith, the monolith cannot check the key:
+rows of the far end arrive by a stream, later. So before a service leaves, the keys that begin or end at
+it are taken off the monolith, their definitions kept; `loose` ones act through a queue instead, from
+before the real key goes. When both ends are home again they are put back and validated.
+"""
+
+from collections.abc import Callable
+
+import asyncpg
+
+from cutover.control import crossing as records
+from cutover.control.database import Control
+from cutover.errors import CutoverError
+from cutover.flags import store as flags
+from cutover.pairs import pair
+from cutover.plan.models import Plan
+from cutover.postgres import foreign_keys, loose_keys
+from cutover.postgres.databases import Database, Pair
+from cutover.postgres.epoch import FENCED_SQLSTATE
+from cutover.postgres.identifiers import TableName
+
+Databases = Callable[[str], Database]
+
+
+def _owners(plan: Plan) -> dict[TableName, str]:
+    return {TableName.parse(name): service for service in plan.services for name in plan.services[service].tables}
+
+
+async def capture(plan: Plan, service: Pair, control: Control) -> list[str]:
+    """Notes the keys that cross at this service, and lets the loose ones' parents queue their deletes.
+
+    For Preparation: on the monolith for every parent, in the service's database for parents of its own.
+    Returns the names of the loose keys. Raises ConfigError for a key that cannot be loose.
+    """
+    owners = _owners(plan)
+    async with service.monolith.session("cutover-crossing") as monolith:
+        for found in await foreign_keys.crossing(monolith, service.tables):
+            holder, parent = owners.get(found.key.table), owners.get(found.key.references)
+            if holder is None or parent is None:
+                continue  # a table outside the plan; preflight has said so
+            rule = plan.foreign_key_rule(found.key.name, holder, parent)
+            await records.note(control, plan.migration, found.key, rule, holder=holder, parent=parent)
+        mine = [
+            record
+            for record in await records.every(control, plan.migration)
+            if record.rule == "loose" and record.parent == service.service
+        ]
+        for record in mine:
+            await loose_keys.install_loose_key(monolith, record.key)
+    async with service.target.session("cutover-crossing") as target:
+        for record in mine:
+            await loose_keys.install_loose_key(target, record.key)
+    return [record.key.name for record in mine]
+
+
+async def detach(plan: Plan, service: Pair, control: Control) -> int:
+    """Takes every key that begins or ends at this service off the monolith; how many were there."""
+    count = 0
+    async with service.monolith.session("cutover-crossing") as monolith:
+        for record in await records.every(control, plan.migration):
+            if service.service not in (record.holder, record.parent):
+                continue
+            if await foreign_keys.drop(monolith, record.key):
+                count += 1
+            if not record.detached:
+                await records.set_detached(control, plan.migration, record.key, True)
+    return count
+
+
+async def reattach(plan: Plan, service: Pair, control: Control, database: Databases) -> list[str]:
+    """Puts back the keys of this service whose both ends are writable at the monolith; problems in words.
+
+    What their queues still hold is done first, or the validation would meet children without parents.
+    """
+    routes = await flags.all(control, plan.migration)
+    problems: list[str] = []
+    for record in await records.every(control, plan.migration):
+        ends = (record.holder, record.parent)
+        if not record.detached or service.service not in ends:
+            continue
+        if any(routes[end].primary_side != "monolith" for end in ends):
+            continue
+        try:
+            if record.rule == "loose":
+                await _process(plan, record, control, database)
+            async with service.monolith.session("cutover-crossing") as monolith:
+                await foreign_keys.restore(monolith, record.key)
+            await records.set_detached(control, plan.migration, record.key, False)
+        except CutoverError as error:
+            problems.append(str(error))
+    return problems
+
+
+async def process(plan: Plan, service: str, control: Control, database: Databases) -> int:
+    """Lets the children follow the deleted rows of this service's tables; how many parents were done."""
+    done = 0
+    for record in await records.every(control, plan.migration):
+        if record.rule == "loose" and record.parent == service:
+            done += await _process(plan, record, control, database)
+    return done
+
+
+async def _process(plan: Plan, record: records.CrossingRecord, control: Control, database: Databases) -> int:
+    """Deletes are queued in the database where the parent was writable, so after a switch both may hold some."""
+    parents, children = pair(plan, record.parent, database), pair(plan, record.holder, database)
+    routes = await flags.all(control, plan.migration)
+    child = children.at(routes[record.holder].primary_side)
+    done = 0
+    for parent in (parents.monolith, parents.target):
+        try:
+            while count := await loose_keys.process_loose_keys(parent, child, record.key):
+                done += count
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != FENCED_SQLSTATE:
+                raise
+            # a switch is under way; the queue keeps its entries for the next time
+    return done
+
+
+async def remove(plan: Plan, service: Pair, control: Control) -> None:
+    """Takes the queues' triggers off the parents of this service (cleanup)."""
+    for database in (service.monolith, service.target):
+        async with database.session("cutover-crossing") as connection:
+            for record in await records.every(control, plan.migration):
+                if record.rule == "loose" and record.parent == service.service:
+                    await loose_keys.remove_loose_key(connection, record.key)
