@@ -8,7 +8,7 @@ the slot was made is dirty as a whole, and so is one that was truncated: nothing
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from cutover.control.reports import TableReport
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.postgres import catalog, changes, compare, replication
 from cutover.postgres.changes import Changes, TableKey
-from cutover.postgres.compare import Key, Shape, key_from_json, key_id, key_json
+from cutover.postgres.compare import Shape, key_from_json, key_id, key_json
 from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.sides import both_sides, translated
@@ -294,47 +294,56 @@ class ChangedKeys:
             *self._who,
         )
 
-    async def verify(self, *, advance: bool = True) -> Verdict:
+    async def verify(self, *, tidy: bool = True) -> Verdict:
         """Compares every dirty key on both sides; equal ones are cleared.
 
         The verdict holds for writes that were flushed before the call and applied at the other side: the caller has
-        fenced, and awaited a marker. Inside the fence `advance=False` saves the slot's own bookkeeping for later.
+        fenced, and awaited a marker. Inside the fence `tidy=False` leaves the slot and the notes as they are, for the
+        next call outside of it.
         """
-        await self.consume(None, advance=advance)
-        unverified = await self.unverified()
+        await self.consume(None, advance=tidy)
+        unverified, rows = await asyncio.gather(self.unverified(), self._dirty(0))
         differing: Counter[TableName] = Counter()
-        total, after = 0, 0
-        while rows := await self.control.fetch(_DIRTY, *self._who, after, BATCH):
-            after = rows[-1]["number"]
+        total = 0
+        while rows:
             total += len(rows)
             async with self._using() as opened:
                 equal = await self._compare(opened, rows, differing)
-            if equal:
+            if equal and tidy:
                 await self.control.execute(
                     _CLEAR, *self._who, [r["table_name"] for r in equal], [r["key_id"] for r in equal],
                     [r["number"] for r in equal],
                 )  # fmt: skip
-            if len(rows) < BATCH:
-                break
+            rows = await self._dirty(rows[-1]["number"]) if len(rows) == BATCH else []
         return Verdict(not differing and not unverified, total, dict(differing), unverified)
+
+    async def _dirty(self, after: int) -> list[asyncpg.Record]:
+        return await self.control.fetch(_DIRTY, *self._who, after, BATCH)
 
     async def _compare(
         self, opened: _Open, rows: Sequence[asyncpg.Record], differing: Counter[TableName]
     ) -> list[asyncpg.Record]:
-        """The rows of `control.changed_key` whose rows are equal; the others are counted."""
+        """Those of the dirty keys whose rows are equal; the others are counted. One statement a side where all are."""
         names = {str(table): table for table in opened.shapes}
-        by_table: dict[TableName, list[asyncpg.Record]] = {}
+        by_table: dict[TableName, list[asyncpg.Record]] = {table: [] for table in opened.shapes}
         for row in rows:
-            by_table.setdefault(names[row["table_name"]], []).append(row)
+            by_table[names[row["table_name"]]].append(row)
         keys = {table: [key_from_json(r["key_json"]) for r in found] for table, found in by_table.items()}
         left, right = await asyncio.gather(
-            _look(opened.source, {t: opened.shapes[t][0] for t in keys}, keys),
-            _look(opened.sink, {t: opened.shapes[t][1] for t in keys}, keys),
+            compare.sums(opened.source, [(opened.shapes[t][0], wanted) for t, wanted in keys.items()]),
+            compare.sums(opened.sink, [(opened.shapes[t][1], wanted) for t, wanted in keys.items()]),
         )
         equal: list[asyncpg.Record] = []
-        for table, found in by_table.items():
-            for row, here, there in zip(found, left[table], right[table], strict=True):
-                if here == there:
+        for (table, found), here, there in zip(by_table.items(), left, right, strict=True):
+            if here == there:
+                equal.extend(found)
+                continue
+            source, sink = await asyncio.gather(
+                compare.look(opened.source, opened.shapes[table][0], keys[table]),
+                compare.look(opened.sink, opened.shapes[table][1], keys[table]),
+            )
+            for row, (_, at_source), (_, at_sink) in zip(found, source, sink, strict=True):
+                if at_source.digest == at_sink.digest:
                     equal.append(row)
                 else:
                     differing[table] += 1
@@ -351,13 +360,3 @@ class ChangedKeys:
             await connection.execute(
                 "DELETE FROM control.changed_table WHERE migration = $1 AND service = $2 AND direction = $3", *self._who
             )
-
-
-async def _look(
-    connection: asyncpg.Connection, shapes: Mapping[TableName, Shape], keys: Mapping[TableName, Sequence[Key]]
-) -> dict[TableName, list[int | None]]:
-    """Digests by table, one statement a table on this side's only session."""
-    return {
-        table: [seen.digest for _, seen in await compare.look(connection, shapes[table], wanted)]
-        for table, wanted in keys.items()
-    }

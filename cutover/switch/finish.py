@@ -3,14 +3,18 @@
 from cutover.errors import Refused
 from cutover.flags import store as flags
 from cutover.postgres.databases import direction_from, other
+from cutover.switch import crossing
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 
 _PROOF_SECONDS = 30.0
 
 
-async def finish(env: SwitchEnvironment, request: SwitchRequest) -> float:
-    """Drops the old stream once the new one is proved; returns the proof's seconds.
+async def finish(env: SwitchEnvironment, request: SwitchRequest, database: crossing.Databases) -> list[str]:
+    """Drops the old stream once the new one is proved; after a way back, foreign keys come home.
+
+    Returns what could not be put back, in words: a key whose rows refer to nothing stays away and is a
+    person's matter, but it does not undo a rollback.
 
     Raises Refused when the service is not writable at the side that the request names: then the old
     stream is still the one that counts.
@@ -19,8 +23,10 @@ async def finish(env: SwitchEnvironment, request: SwitchRequest) -> float:
     if route.primary_side != request.to_side:
         raise Refused(f"{request.service} is writable at the {route.primary_side}; its stream is not dropped")
     stream = env.stream(direction_from(request.to_side))
-    proof = await stream.await_marker(await stream.put_marker(), _PROOF_SECONDS)
+    await stream.await_marker(await stream.put_marker(), _PROOF_SECONDS)
     old = direction_from(other(request.to_side))
     await env.changed(old).drop()
     await env.stream(old).drop()
-    return proof
+    if request.to_side == "service":
+        return []
+    return await crossing.reattach(env.plan, env.pair, env.control, database)

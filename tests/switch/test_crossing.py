@@ -13,6 +13,8 @@ from cutover.plan.models import Plan
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.switch import crossing
+from tests.conftest import FreshDatabase
+from tests.servers import Clusters
 
 DDL = """
 CREATE TABLE users (id bigint PRIMARY KEY);
@@ -56,11 +58,7 @@ class World:
 
 @pytest_asyncio.fixture
 async def world(
-    monolith_db: Database,
-    service_db: Database,
-    fresh_database,
-    clusters,
-    control: Control,  # type: ignore[no-untyped-def]
+    monolith_db: Database, service_db: Database, fresh_database: FreshDatabase, clusters: Clusters, control: Control
 ) -> AsyncIterator[World]:
     trading = await fresh_database(clusters.services, f"trading{uuid4().hex[:6]}")
     databases = {"monolith": monolith_db, "accounts_db": service_db, "trading_db": trading}

@@ -18,7 +18,7 @@ from cutover.switch.attempt import open_attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchOutcome
 from cutover.switch.steps import POINT_OF_NO_RETURN, SECTION
-from tests.switch.conftest import TABLES, order
+from tests.switch.conftest import TABLES, databases, order
 from tests.waiting import until
 
 INSERT = "INSERT INTO trades (price) VALUES (1) RETURNING id"
@@ -50,7 +50,7 @@ async def there_and_finished(env: SwitchEnvironment, to_side: Side) -> SwitchOut
     request = order(env, to_side)
     outcome = await section.run(env, request, lambda _: None)
     assert outcome.result == "done", outcome
-    await finish.finish(env, request)
+    assert await finish.finish(env, request, databases(env)) == []
     return outcome
 
 
@@ -142,6 +142,29 @@ async def test_an_attempt_that_vanishes_is_recovered_by_the_next(
     await asyncio.gather(sleeping, return_exceptions=True)
     # asked once more, the same switch gives the same answer
     assert await section.run(env, request, lambda _: None) == outcome
+
+
+async def test_a_switch_of_a_run_that_is_gone_is_ended_before_the_next_begins(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reverse.make_ready(env, "service")
+    reached = asyncio.Event()
+
+    async def hang(self: forward.Forward) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forward.Forward, "_carry_marker", hang)
+        gone = asyncio.create_task(switch(env, "service"))
+        await asyncio.wait_for(reached.wait(), 20)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+    assert not await writable(env, "monolith")
+    outcome = await switch(env, "service")
+    assert outcome.result == "done"
+    assert await writable(env, "service")
+    assert not await writable(env, "monolith")
 
 
 async def test_an_overtaken_attempt_has_no_further_effect(env: SwitchEnvironment) -> None:

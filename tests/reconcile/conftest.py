@@ -1,0 +1,119 @@
+"""A pair of databases with the same tables, and ways to run a pass over them."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest_asyncio
+
+from cutover.control import reports
+from cutover.control.database import Control
+from cutover.control.reports import TableReport
+from cutover.plan.models import Reconcile, Table
+from cutover.postgres.databases import Database, Direction, Pair
+from cutover.postgres.identifiers import TableName, quote, quote_literal
+from cutover.reconcile.passes import run_pass
+
+_names = itertools.count(1)
+
+
+async def no_stream() -> None:
+    """`settle` where nothing flows: both sides stand still."""
+
+
+@dataclass
+class World:
+    """Both databases with an open session each, and the control database."""
+
+    pair: Pair
+    control: Control
+    left: asyncpg.Connection
+    right: asyncpg.Connection
+    rules: Table
+
+    async def both(self, sql: str, *args: Any) -> None:
+        for connection in (self.left, self.right):
+            await connection.execute(sql, *args)
+
+    def with_tables(self, *tables: str) -> "World":
+        named = tuple(TableName("public", t) for t in tables)
+        self.pair = Pair(self.pair.migration, self.pair.service, self.pair.monolith, self.pair.target, named)
+        return self
+
+    async def compare(self, table: str, direction: Direction = "forward", **options: Any) -> TableReport:
+        options = {"control": self.control, "plan_hash": "h", "settle": no_stream, **options}
+        return await run_pass(self.pair, direction, TableName("public", table), self.rules, **options)
+
+    async def found(self, report: TableReport) -> dict[str, str]:
+        """Differing keys of the table's newest report by kind; composite keys joined with `|`."""
+        differences = await reports.open_differences(self.control, "m", "svc", report.table, limit=100_000)
+        return {"|".join(key_of(d.key_json)): d.kind for d in differences}
+
+
+def key_of(text: str) -> tuple[str, ...]:
+    from cutover.postgres.compare import key_from_json
+
+    return key_from_json(text)
+
+
+@pytest_asyncio.fixture
+async def world(monolith_db: Database, service_db: Database, control: Control) -> AsyncIterator[World]:
+    pair = Pair("m", "svc", monolith_db, service_db, ())
+    rules = Table(reconcile=Reconcile(every=timedelta(seconds=5), max_lag=timedelta(seconds=5)))
+    async with monolith_db.session("test") as left, service_db.session("test") as right:
+        yield World(pair, control, left, right, rules)
+
+
+@dataclass
+class LiveStream:
+    """A logical subscription from the left to the right database, with markers."""
+
+    world: World
+    name: str
+
+    async def settle(self) -> None:
+        marker = f"marker {next(_names)}"
+        async with self.world.pair.monolith.session("marker") as at_source:
+            await at_source.execute("INSERT INTO cutover.marker_svc VALUES ($1)", marker)
+        async with self.world.pair.target.session("marker") as at_sink:
+            await until(
+                lambda: at_sink.fetchval("SELECT EXISTS (SELECT FROM cutover.marker_svc WHERE id = $1)", marker)
+            )
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Polls until the condition holds; fails after the deadline."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline, "the condition did not come to hold in time"
+        await asyncio.sleep(0.005)
+
+
+@pytest_asyncio.fixture
+async def live(world: World) -> AsyncIterator[Callable[..., Any]]:
+    """`await live("t", "u", copy=True)`: starts a stream of these tables."""
+    started: list[str] = []
+
+    async def start(*tables: str, copy: bool = True) -> LiveStream:
+        world.with_tables(*tables)
+        await world.both("CREATE SCHEMA IF NOT EXISTS cutover; CREATE TABLE cutover.marker_svc (id text PRIMARY KEY)")
+        listed = ", ".join([*(f"public.{quote(t)}" for t in tables), "cutover.marker_svc"])
+        await world.left.execute(f"CREATE PUBLICATION svc_pub FOR TABLE {listed}")
+        name = f"reconcile_sub_{next(_names)}"
+        await world.right.execute(
+            f"CREATE SUBSCRIPTION {name} CONNECTION {quote_literal(world.pair.monolith.dsn)} "
+            f"PUBLICATION svc_pub WITH (origin = none, copy_data = {copy})"
+        )
+        started.append(name)
+        await until(
+            lambda: world.right.fetchval("SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"), seconds=60
+        )
+        return LiveStream(world, name)
+
+    yield start
+    for name in started:
+        await world.right.execute(f"DROP SUBSCRIPTION {name}")
