@@ -43,7 +43,6 @@ ConflictRule = Literal["source-wins", "last-write-wins", "manual"]
 ForeignKeyRule = Literal["drop", "loose"]
 WriteGate = Literal["zero-differences", "threshold"]
 
-FLOOR = timedelta(seconds=1)
 
 
 class _Model(BaseModel):
@@ -173,6 +172,7 @@ class Plan(_Model):
     migration: MigrationName
     timezone: TimeZone = "UTC"
     compress: float = Field(default=1.0, ge=1, le=1_000_000, allow_inf_nan=False)
+    cadence_floor: PositiveDuration = timedelta(seconds=1)
     monolith: MonolithRef
     dual_write: DualWriteRules = DualWriteRules()
     services: dict[ServiceName, Service] = Field(min_length=1)
@@ -210,8 +210,8 @@ class Plan(_Model):
         return duration / self.compress
 
     def cadence(self, duration: timedelta) -> timedelta:
-        """How often something repeats in this run; never more often than once a second."""
-        return max(self.waited(duration), FLOOR)
+        """How often something repeats in this run; a compressed one never below the plan's floor."""
+        return max(self.waited(duration), min(self.cadence_floor, duration))
 
     def service(self, name: str) -> Service:
         """The service of that name. Raises PlanError, with the nearest name, where there is none."""

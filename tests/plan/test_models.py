@@ -162,6 +162,9 @@ def test_compress_shortens_waits_and_keeps_cadences_at_a_second_or_more() -> Non
     assert plan.waited(timedelta(hours=2)) == timedelta(seconds=2)
     assert plan.cadence(timedelta(hours=2)) == timedelta(seconds=2)
     assert plan.cadence(timedelta(minutes=5)) == timedelta(seconds=1)
+    slower = plan.model_copy(update={"cadence_floor": timedelta(seconds=10)})
+    assert slower.cadence(timedelta(minutes=5)) == timedelta(seconds=10)
+    assert slower.cadence(timedelta(seconds=4)) == timedelta(seconds=4)  # the floor makes nothing slower than asked
 
 
 def test_owners_services_and_rules_are_found_by_name() -> None:
@@ -202,7 +205,7 @@ def test_the_reference_plan_is_the_strategys() -> None:
 def test_the_demo_moves_the_same_tables_by_the_same_rules() -> None:
     plan, demo = PLANS["plan.yaml"], PLANS["demo.yaml"]
     different = {change.path.split(".")[0] for change in changes(plan, demo)}
-    assert different == {"compress", "thresholds", "approvals", "services"}
+    assert different == {"compress", "cadence_floor", "thresholds", "approvals", "services"}
     assert {change.path.split(".")[-1] for change in changes(plan, demo) if change.path.startswith("services.")} == {
         "window"
     }

@@ -50,13 +50,3 @@ CREATE TABLE control.crossing_key (
 );
 COMMENT ON TABLE control.crossing_key IS
     'Foreign keys of the monolith between tables of two services (holder refers to parent), kept to be put back';
-
-CREATE TABLE control.detached_foreign_key (
-    migration text NOT NULL,
-    name text NOT NULL,
-    rule text NOT NULL CHECK (rule IN ('drop', 'loose')),
-    detail jsonb NOT NULL,
-    detached_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    restored_at timestamptz,
-    PRIMARY KEY (migration, name)
-);
