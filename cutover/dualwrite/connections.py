@@ -1,0 +1,134 @@
+"""One asyncpg pool a database, opened when it is first needed; shared by the services that live there."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from cutover.dualwrite.errors import PoolClosed, TransactionAborted
+from cutover.errors import Unreachable
+from cutover.postgres.databases import CONNECTION_ERRORS, Database
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    #: What `acquire` and `transaction` lend: an asyncpg connection out of a pool.
+    Connection = PoolConnectionProxy[asyncpg.Record]
+
+_log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+RELEASE_TIMEOUT = 5.0
+
+#: What opening a connection raises where a server is away, starting, full or does not know us. Nothing was sent.
+NOT_CONNECTED = (
+    *CONNECTION_ERRORS,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+
+
+def gone(connection: "Connection") -> bool:
+    """Whether a lent connection is closed; a pool takes a closed one back at once, and then it refuses every call."""
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True
+
+
+class RoutedConnection(asyncpg.Connection):
+    """asyncpg's connection, which in addition believes a COMMIT only if the server says COMMIT.
+
+    A transaction in which a statement failed answers COMMIT with the tag ROLLBACK and without an error
+    (PostgreSQL manual, COMMIT); asyncpg drops the tag, and the caller would take its writes for done.
+    """
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+        status: str = await super().execute(query, *args, timeout=timeout)
+        if status == "ROLLBACK" and query.strip().rstrip(";").upper() in ("COMMIT", "END"):
+            raise TransactionAborted(
+                "nothing was committed: a statement inside the transaction had failed, and its error was not passed on"
+            )
+        return status
+
+
+class Pools:
+    """The pools of one process."""
+
+    def __init__(self, *, application: str, min_size: int, max_size: int, options: dict[str, Any]) -> None:
+        self._application = application
+        self._min_size = min_size
+        self._max_size = max_size
+        self._options = options
+        self._pools: dict[Database, asyncpg.Pool] = {}
+        self._opening: dict[Database, asyncio.Lock] = {}
+        self._closed = False
+
+    async def _pool(self, database: Database) -> asyncpg.Pool:
+        if self._closed:
+            raise PoolClosed("this RoutedPool has been closed; open a new one")
+        if pool := self._pools.get(database):
+            return pool
+        async with self._opening.setdefault(database, asyncio.Lock()):
+            if database not in self._pools:
+                settings = {"application_name": self._application, **self._options.get("server_settings", {})}
+                self._pools[database] = await asyncpg.create_pool(
+                    database.dsn,
+                    min_size=self._min_size,
+                    max_size=self._max_size,
+                    timeout=CONNECT_TIMEOUT,
+                    connection_class=RoutedConnection,
+                    **{**self._options, "server_settings": settings},
+                )
+        return self._pools[database]
+
+    async def acquire(self, database: Database, within: float) -> "Connection":
+        """A connection within so many seconds. Raises Unreachable with the database's name: nothing was sent."""
+        try:
+            pool = await self._pool(database)
+            # asyncpg's own limit and not a cancel scope: it gives back a connection that arrives too late
+            return await pool.acquire(timeout=max(within, 0.001))
+        except NOT_CONNECTED as error:
+            busy = isinstance(error, TimeoutError) and self._busy(database)
+            why = f"all {self._max_size} connections of this process are in use" if busy else type(error).__name__
+            raise Unreachable(f"database {database.name!r} gave no connection: {why}; nothing was sent") from None
+
+    def _busy(self, database: Database) -> bool:
+        pool = self._pools.get(database)
+        return pool is not None and pool.get_idle_size() == 0 and pool.get_size() >= self._max_size
+
+    async def release(self, database: Database, connection: "Connection") -> None:
+        """Gives it back. What fails here fails after the work was done, so it is nobody's error."""
+        try:
+            await self._pools[database].release(connection, timeout=RELEASE_TIMEOUT)
+        except NOT_CONNECTED as error:
+            _log.debug("a connection to %s was lost at its release: %s", database.name, type(error).__name__)
+        except asyncpg.PostgresError as error:
+            _log.debug("a connection to %s could not be reset: %s", database.name, type(error).__name__)
+
+    async def warm(self, database: Database, like: Database) -> None:
+        """Opens as many connections as there are to `like`, before they are needed all at once."""
+        known = self._pools.get(like)
+        wanted = known.get_size() if known else 1
+        taken: list[Connection] = []
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                for _ in range(min(wanted, self._max_size)):
+                    taken.append(await self.acquire(database, CONNECT_TIMEOUT))
+        except (Unreachable, TimeoutError) as error:
+            _log.debug("connections to %s were not opened ahead: %s", database.name, type(error).__name__)
+        finally:
+            for connection in taken:
+                await self.release(database, connection)
+
+    async def close(self, timeout: float) -> None:
+        """Closes every pool; connections still in use after `timeout` seconds are cut."""
+        self._closed = True
+        for database, pool in self._pools.items():
+            try:
+                async with asyncio.timeout(timeout):
+                    await pool.close()
+            except NOT_CONNECTED as error:
+                _log.warning("connections to %s were cut at close: %s", database.name, type(error).__name__)
+                pool.terminate()

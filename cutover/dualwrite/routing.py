@@ -1,0 +1,60 @@
+"""Which side an operation goes to, given one snapshot of its service's route."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from cutover.flags.store import Route
+from cutover.monitor import statistics
+from cutover.postgres.databases import Side
+
+#: `read_your_writes` goes where writes go; `stale_ok` may be answered by the side that only follows.
+ReadClass = Literal["read_your_writes", "stale_ok"]
+Operation = Literal["read", "write"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """What an operation wants of a service."""
+
+    operation: Operation
+    read: ReadClass = "read_your_writes"
+
+    @property
+    def measured(self) -> statistics.Operation:
+        """Under which name it is counted."""
+        return "stale_read" if self.stale_ok else self.operation
+
+    @property
+    def stale_ok(self) -> bool:
+        """Such reads are never held: either side answers them truly enough, during a switch too."""
+        return self.operation == "read" and self.read == "stale_ok"
+
+
+WRITE = Access("write")
+READ = Access("read")
+STALE_READ = Access("read", "stale_ok")
+
+
+def side_for(route: Route, access: Access) -> Side:
+    """Writes and the reads that must see them: the primary. Others: the service, once its flag says so."""
+    if access.stale_ok:
+        return "service" if route.read_from_new else "monolith"
+    return route.primary_side
+
+
+def before_preparation(migration: str, service: str) -> Route:
+    """The route of a service whose migration has not made its flags yet: everything is at the monolith."""
+    return Route(
+        migration=migration,
+        service=service,
+        epoch=0,
+        primary_side="monolith",
+        read_from_new=False,
+        write_to_new_primary=False,
+        pause_id=None,
+        pause_started_at=None,
+        pause_limit_ms=None,
+        revision=0,
+        changed_at=datetime.fromtimestamp(0, UTC),
+    )

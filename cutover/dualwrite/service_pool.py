@@ -1,0 +1,284 @@
+"""One service's side of a RoutedPool: asyncpg's calls, sent where the service reads and writes just now."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import asyncpg
+
+from cutover.dualwrite import outcome
+from cutover.dualwrite.connections import gone
+from cutover.dualwrite.epochs import Moved, writable_here
+from cutover.dualwrite.errors import Fenced, HeldTooLong, WriteInRead
+from cutover.dualwrite.gate import Gate
+from cutover.dualwrite.lending import Lender, Lent, Surroundings
+from cutover.dualwrite.measure import Recorder, Trial, verb_of
+from cutover.dualwrite.routing import READ, STALE_READ, WRITE, Access, ReadClass
+from cutover.dualwrite.statements import writes
+from cutover.dualwrite.transactions import lent_transaction
+from cutover.errors import Unreachable
+
+if TYPE_CHECKING:
+    from cutover.dualwrite.connections import Connection
+
+T = TypeVar("T")
+Isolation = Literal["read_committed", "repeatable_read", "serializable"]
+
+#: Tries of one transaction before `run_in_transaction` gives up.
+ATTEMPTS = 20
+
+
+class ServicePool(Lender):
+    """asyncpg's pool interface for the tables of one service; see docs/routed-pool.md."""
+
+    def __init__(self, gate: Gate, around: Surroundings, recorder: Recorder) -> None:
+        super().__init__(gate, around)
+        self._recorder = recorder
+
+    # ------------------------------------------------------------------ single statements
+
+    async def fetch(
+        self,
+        sql: str,
+        *args: object,
+        read: ReadClass = "read_your_writes",
+        write: bool | None = None,
+        table: str | None = None,
+        timeout: float | None = None,
+    ) -> list[asyncpg.Record]:
+        """All rows. A statement that writes (INSERT … RETURNING) is treated as a write; `write=True` says so."""
+        return await self._statement(lambda c: c.fetch(sql, *args, timeout=timeout), sql, read, write, table)
+
+    async def fetchrow(
+        self,
+        sql: str,
+        *args: object,
+        read: ReadClass = "read_your_writes",
+        write: bool | None = None,
+        table: str | None = None,
+        timeout: float | None = None,
+    ) -> asyncpg.Record | None:
+        """The first row, or None."""
+        return await self._statement(lambda c: c.fetchrow(sql, *args, timeout=timeout), sql, read, write, table)
+
+    async def fetchval(
+        self,
+        sql: str,
+        *args: object,
+        column: int = 0,
+        read: ReadClass = "read_your_writes",
+        write: bool | None = None,
+        table: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """One value of the first row, or None."""
+        return await self._statement(
+            lambda c: c.fetchval(sql, *args, column=column, timeout=timeout), sql, read, write, table
+        )
+
+    async def execute(self, sql: str, *args: object, table: str | None = None, timeout: float | None = None) -> str:
+        """A statement that writes, committed by itself; PostgreSQL's command tag."""
+        return await self._statement(
+            lambda c: c.execute(sql, *args, timeout=timeout), sql, "read_your_writes", True, table
+        )
+
+    async def executemany(
+        self, sql: str, args: Iterable[Sequence[object]], *, table: str | None = None, timeout: float | None = None
+    ) -> None:
+        """The statement once for each row of arguments, all of them or none."""
+        rows = list(args)  # a second try needs them again
+        await self._statement(lambda c: c.executemany(sql, rows, timeout=timeout), sql, "read_your_writes", True, table)
+
+    async def copy_records_to_table(
+        self,
+        table_name: str,
+        *,
+        records: Iterable[Sequence[object]],
+        columns: Sequence[str] | None = None,
+        schema_name: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """COPY of the records, all of them or none."""
+        rows = list(records)
+
+        async def copy(connection: "Connection") -> str:
+            done: str = await connection.copy_records_to_table(
+                table_name, records=rows, columns=columns, schema_name=schema_name, timeout=timeout
+            )
+            return done
+
+        return await self._statement(copy, "COPY", "read_your_writes", True, table_name)
+
+    async def _statement(
+        self,
+        call: Callable[["Connection"], Awaitable[T]],
+        sql: str,
+        read: ReadClass,
+        write: bool | None,
+        table: str | None,
+    ) -> T:
+        write = writes(sql) if write is None else write
+        if write and read == "stale_ok":
+            raise WriteInRead(f"{self.service}: a statement that writes cannot be a stale_ok read; leave `read` out")
+        self._same_service(table, writing=write)
+        access = WRITE if write else STALE_READ if read == "stale_ok" else READ
+        verb = verb_of(sql)
+        with self._recorder.operation(access, table, verb) as trial:
+            return await self._until_answered(lambda: self._once(call, access, verb, trial), trial)
+
+    async def _once(self, call: Callable[["Connection"], Awaitable[T]], access: Access, verb: str, trial: Trial) -> T:
+        async with self._lend(access, trial) as lent:
+            if gone(lent.connection):
+                raise Unreachable(f"{self.service}: {lent.database.name!r} closed the connection before it was used")
+            try:
+                if access.operation == "read" and not access.stale_ok:
+                    return await self._read_primary(call, lent)
+                return await call(lent.connection)
+            except BaseException as error:
+                if access.operation == "write" and outcome.is_lost(error):
+                    self.gate.counters.unknown += 1
+                    raise outcome.unknown(f"{self.service}: {verb}", lent.database.name, error) from None
+                if access.operation == "read" and gone(lent.connection) and outcome.is_lost(error):
+                    raise Unreachable(
+                        f"{self.service}: the connection to {lent.database.name!r} was lost in a read "
+                        f"({type(error).__name__})"
+                    ) from None
+                raise
+
+    async def _read_primary(self, call: Callable[["Connection"], Awaitable[T]], lent: Lent) -> T:
+        """A read that must not be answered by a side that has stopped being the primary.
+
+        While the lease holds from before the read to after it, no switch has passed meanwhile. Otherwise the
+        epoch row is looked at in the snapshot of the read.
+        """
+        lease = self.gate.lease
+        generation = lease.generation
+        if lease.valid:
+            result = await call(lent.connection)
+            if lease.unbroken(generation):
+                return result
+        async with lent.connection.transaction(isolation="repeatable_read", readonly=True):
+            await writable_here(lent.connection, self.gate.route, lent.side)
+            return await call(lent.connection)
+
+    async def _until_answered(self, once: Callable[[], Awaitable[T]], trial: Trial) -> T:
+        """Tries again for as long as nothing was done and the pool's patience lasts."""
+        clock = self.gate.lease.clock
+        deadline: float | None = None
+        while True:
+            try:
+                return await once()
+            except (asyncpg.PostgresError, Unreachable, Moved) as error:
+                fenced = outcome.is_fenced(error)
+                if not (fenced or isinstance(error, Unreachable | Moved)):
+                    raise
+                self.gate.counters.fenced += fenced
+                deadline = deadline or clock() + self._around.patience
+                if trial.gave_up or clock() >= deadline:
+                    if isinstance(error, Unreachable):
+                        raise
+                    raise self._fenced(trial) from None
+                await self._look_again(trial, moved=not isinstance(error, Unreachable))
+
+    def _fenced(self, trial: Trial) -> Fenced:
+        return Fenced(
+            f"{self.service}: {trial.side} is not the writable side, and no other was found in {trial.retries} tries; "
+            "nothing was done, try again later (`cutover status` tells what the switch waits for)"
+        )
+
+    # ------------------------------------------------------------------ connections and transactions
+
+    @asynccontextmanager
+    async def acquire(
+        self, *, write: bool = True, read: ReadClass = "read_your_writes", table: str | None = None
+    ) -> AsyncIterator["Connection"]:
+        """A connection for the block. A switch waits for the block's end, so keep it short.
+
+        With `write=False` the block is one read-only transaction.
+        Raises what `transaction` raises; a write whose answer was lost is UnknownOutcome.
+        """
+        if not write:
+            async with self.transaction(readonly=True, read=read, table=table) as connection:
+                yield connection
+            return
+        self._same_service(table, writing=True)
+        with self._recorder.operation(WRITE, table, "SESSION") as trial:
+            async with self._lend(WRITE, trial, transaction=True) as lent:
+                try:
+                    yield lent.connection
+                except BaseException as error:
+                    if outcome.is_fenced(error):
+                        self.gate.counters.fenced += 1
+                        raise self._fenced(trial) from None
+                    if gone(lent.connection) and outcome.is_lost(error):
+                        self.gate.counters.unknown += 1
+                        raise outcome.unknown(f"{self.service}: a session", lent.database.name, error) from None
+                    raise
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        table: str | None = None,
+        isolation: Isolation | None = None,
+        readonly: bool = False,
+        read: ReadClass = "read_your_writes",
+    ) -> AsyncIterator["Connection"]:
+        """A transaction on the side where it began; committed at the block's end, rolled back on any error.
+
+        Raises Fenced, HeldTooLong and Unreachable where nothing was done, TransactionAborted where COMMIT was
+        answered with ROLLBACK, UnknownOutcome where the connection died in COMMIT, SpansServices.
+        """
+        access = self._block_access(readonly, read)
+        with self._recorder.operation(access, table, "TRANSACTION") as trial:
+            async with self._transaction(trial, table, isolation, access) as connection:
+                yield connection
+
+    def _block_access(self, readonly: bool, read: ReadClass) -> Access:
+        if read == "stale_ok" and not readonly:
+            raise WriteInRead(f"{self.service}: a stale_ok transaction has to be read-only")
+        return WRITE if not readonly else STALE_READ if read == "stale_ok" else READ
+
+    @asynccontextmanager
+    async def _transaction(
+        self, trial: Trial, table: str | None, isolation: Isolation | None, access: Access
+    ) -> AsyncIterator["Connection"]:
+        self._same_service(table, writing=access.operation == "write")
+        async with (
+            self._lend(access, trial, transaction=True) as lent,
+            lent_transaction(self.gate, lent.connection, lent.side, lent.database, access, isolation) as connection,
+        ):
+            yield connection
+
+    async def run_in_transaction(
+        self,
+        fn: Callable[["Connection"], Awaitable[T]],
+        *,
+        table: str | None = None,
+        attempts: int = ATTEMPTS,
+        read_only: bool = False,
+        isolation: Isolation | None = None,
+        read: ReadClass = "read_your_writes",
+    ) -> T:
+        """Runs `fn(connection)` in a transaction, again where nothing was done: at most `attempts` times.
+
+        Again: refused by the fence, held too long, serialization failure, deadlock, connection lost before COMMIT.
+        Never again: UnknownOutcome, and whatever `fn` raises of its own. `fn` may run several times: effects
+        outside the database do not belong in it.
+        """
+        access = self._block_access(read_only, read)
+        with self._recorder.operation(access, table, "TRANSACTION") as trial:
+            for left in range(max(attempts, 1) - 1, -1, -1):
+                try:
+                    async with self._transaction(trial, table, isolation, access) as connection:
+                        result = await fn(connection)
+                except (HeldTooLong, Fenced, Unreachable, asyncpg.PostgresError) as error:
+                    again = isinstance(error, HeldTooLong | Fenced | Unreachable) or outcome.is_serialization(error)
+                    if trial.gave_up or not (again and left):
+                        raise
+                    if isinstance(error, HeldTooLong):
+                        trial.held_since = None
+                    await self._look_again(trial, moved=isinstance(error, Fenced))
+                else:
+                    return result
+        raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,161 @@
+"""The process's line to the control database: routes in, leases and acknowledgements out.
+
+One loop does both, so that their order is plain: routes are read and taken over first, then acknowledged.
+A second task only listens for notifications, which wake the loop. With the control database out of reach
+the gates keep their last routes, and the lease runs out by itself.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.control.database import Control
+from cutover.dualwrite.gate import Gate, Lease
+from cutover.errors import CutoverError, Unreachable
+from cutover.flags import instances, store
+from cutover.flags.instances import Instance
+from cutover.postgres.databases import CONNECTION_ERRORS, Database
+
+_log = logging.getLogger(__name__)
+
+POLL = 0.25
+#: Seconds that one question to the control database may take, before it counts as out of reach.
+ANSWER = 1.5
+#: Taken off the lease, for clocks that do not run alike.
+DRIFT = 0.25
+BACK_OFF = (0.1, 5.0)
+
+#: What the control database may answer with; none of it ends the loop.
+_FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
+
+
+@dataclass(eq=False)
+class Watcher:
+    """Keeps the gates' routes fresh and this instance's lease alive; `run` for as long as the pool is open."""
+
+    control: Control
+    database: Database
+    migration: str
+    instance: Instance
+    gates: Mapping[str, Gate]
+    lease: Lease
+    #: Called after a pause was taken over, with the service's name.
+    paused: Callable[[str], None] = lambda service: None
+
+    def __post_init__(self) -> None:
+        self._wake = asyncio.Event()
+        self._sent: dict[str, tuple[int, str | None]] = {}
+        self._renewed = 0.0
+        self._reachable = True
+        for gate in self.gates.values():
+            gate.drained = self.wake
+
+    def wake(self) -> None:
+        """Look at the routes now; also called when a gate has drained and a pause can be acknowledged."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(), name="cutover-listen")
+            tasks.create_task(self._follow(), name="cutover-follow")
+
+    async def beat(self) -> None:
+        """One round: read the routes, take them over, renew and acknowledge. Raises what control raises."""
+        await self._answered(self._load())
+        fresh = self.lease.valid
+        sent_at = self.lease.clock()
+        due = sent_at - self._renewed >= instances.RENEW_EVERY.total_seconds() or not fresh
+        for service, gate in self.gates.items():
+            # the pause as it stands at this moment: what is said here must be true when it is sent
+            acknowledgement = (gate.revision_seen, gate.acknowledgeable)
+            if due or self._sent.get(service) != acknowledgement:
+                await self._answered(
+                    instances.renew(self.control, self.instance, self.migration, service, *acknowledgement)
+                )
+                self._sent[service] = acknowledgement
+        if not due:
+            return
+        self._renewed = sent_at
+        if not (fresh and self.lease.valid):
+            # Registered again: a pause announced while nobody waited for this instance is seen only by this read.
+            await self._answered(self._load())
+        self.lease.extend(sent_at + instances.LEASE.total_seconds() - DRIFT)
+
+    async def leave(self) -> None:
+        """Takes this instance off the list, so that no switch waits for it."""
+        for service in self.gates:
+            await self._answered(instances.leave(self.control, self.instance, self.migration, service))
+
+    async def _answered(self, question: Awaitable[object]) -> None:
+        async with asyncio.timeout(ANSWER):
+            await question
+
+    async def _load(self) -> None:
+        for service, route in (await store.all(self.control, self.migration)).items():
+            gate = self.gates.get(service)
+            if gate is None:
+                continue
+            was = gate.route.pause_id
+            if gate.apply(route) and gate.route.pause_id not in (None, was):
+                self.paused(service)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self.beat()
+                self._heard(True)
+            except _FAILURES as error:
+                self._heard(False, error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    def _heard(self, reachable: bool, error: BaseException | None = None) -> None:
+        if reachable and not self._reachable:
+            _log.info("%s: the control database answers again", self.migration)
+        elif not reachable and self._reachable:
+            _log.warning(
+                "%s: the control database does not answer (%s); the last routes stay in use, fences decide on writes",
+                self.migration,
+                type(error).__name__,
+            )
+        self._reachable = reachable
+
+    async def _listen(self) -> None:
+        delay = BACK_OFF[0]
+        while True:
+            try:
+                await self._hear()
+                delay = BACK_OFF[0]
+            except _FAILURES as error:
+                _log.debug("listening for routes: %s", type(error).__name__)
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, BACK_OFF[1])
+
+    async def _hear(self) -> None:
+        """Listens until the connection is lost."""
+        lost = asyncio.Event()
+        async with self.database.session("cutover route listener") as connection:
+            connection.add_termination_listener(lambda _connection: lost.set())
+            await connection.add_listener(store.CHANNEL, self._notified)
+            self.wake()
+            while not lost.is_set():
+                try:
+                    async with asyncio.timeout(30):
+                        await lost.wait()
+                except TimeoutError:
+                    # a half-open connection says nothing for ever; a question finds out
+                    await connection.fetchval("SELECT 1", timeout=ANSWER)
+        raise Unreachable("the connection that listens for routes was lost")
+
+    def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        migration, _, service = str(payload).partition("/")
+        if migration == self.migration and service in self.gates:
+            self.wake()

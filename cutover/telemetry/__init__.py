@@ -1,0 +1,1 @@
+"""Traces, metrics and logs of cutover. `setup` at a process's start, `tracer` and `meters.instruments` anywhere."""
