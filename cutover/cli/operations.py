@@ -20,8 +20,12 @@ from cutover.cli.connection import control, temporal
 from cutover.cli.failing import print_json, run
 from cutover.control import plans, reports
 from cutover.doctor import examine
+from cutover.flags import store as flags
 from cutover.pairs import pair
+from cutover.postgres.databases import other
 from cutover.settings import Settings
+from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.rebuild import rebuild
 from cutover.switch.steps import STEPS
 from workflows import ids, search
 from workflows.timeouts import TASK_QUEUE
@@ -134,11 +138,15 @@ def doctor(
     plan: Annotated[str, typer.Argument(help="The migration's name.")],
     service: Annotated[str, typer.Option(help="Only this service.")] = "",
     steps: Annotated[bool, typer.Option("--steps", help="List the steps of a switch (a dry run) and end.")] = False,
+    rebuild_stream: Annotated[
+        bool, typer.Option("--rebuild-stream", help="Build the service's lost stream anew and mend what it missed.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --rebuild-stream.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at fences, streams, switches and gates of every service, and say what to do. Changes nothing.
+    """Look at fences, streams, switches and gates of every service, and say what to do.
 
-    Exit status 1 where something is not in order.
+    Changes nothing, but with --rebuild-stream. Exit status 1 where something is not in order.
     """
     if steps:
         if as_json:
@@ -147,6 +155,10 @@ def doctor(
             for number, step in enumerate(STEPS, 1):
                 undo = f"   undo: {step.undo}" if step.undo else ""
                 typer.echo(f"{number:>2}. {step.name:<15} {step.does}{undo}")
+        return
+
+    if rebuild_stream:
+        run(_rebuild(plan, service, yes))
         return
 
     async def work() -> int:
@@ -165,3 +177,22 @@ def doctor(
         return 1 if any(one.problems for one in found) else 0
 
     raise typer.Exit(run(work()))
+
+
+async def _rebuild(plan: str, service: str, yes: bool) -> None:
+    if not service:
+        raise typer.BadParameter("--rebuild-stream needs --service")
+    settings = Settings.from_environment()
+    async with control(settings) as opened:
+        chosen = await plans.load(opened, plan)
+        env = SwitchEnvironment(chosen, pair(chosen, service, settings.database), opened)
+        route = await flags.get(opened, plan, service)
+        other_side = other(route.primary_side)
+        typer.echo(
+            f"{service} is writable at the {route.primary_side}. Its stream to the {other_side} is dropped and made "
+            f"anew; then every row is compared, and the {other_side}'s rows are made like the {route.primary_side}'s."
+        )
+        if not yes:
+            typer.confirm("Go on?", abort=True, err=True)
+        await rebuild(env, typer.echo)
+    typer.echo(f"{service}: the stream is whole again")

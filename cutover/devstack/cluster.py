@@ -29,6 +29,7 @@ REPLICATION_SETTINGS: Mapping[str, str] = {
     "wal_level": "logical",
     "max_prepared_transactions": "20",
     "max_replication_slots": "30",
+    "max_active_replication_origins": "40",
     "max_wal_senders": "30",
     "max_logical_replication_workers": "20",
     "max_worker_processes": "40",

@@ -3,18 +3,14 @@
 from cutover.errors import Refused
 from cutover.flags import store as flags
 from cutover.postgres.databases import direction_from, other
-from cutover.switch import crossing
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 
 _PROOF_SECONDS = 30.0
 
 
-async def finish(env: SwitchEnvironment, request: SwitchRequest, database: crossing.Databases) -> list[str]:
-    """Drops the old stream once the new one is proved; after a way back, foreign keys come home.
-
-    Returns what could not be put back, in words: a key whose rows refer to nothing stays away and is a
-    person's matter, but it does not undo a rollback.
+async def finish(env: SwitchEnvironment, request: SwitchRequest) -> None:
+    """Drops the old stream once the new one is proved.
 
     Raises Refused when the service is not writable at the side that the request names: then the old
     stream is still the one that counts.
@@ -27,6 +23,3 @@ async def finish(env: SwitchEnvironment, request: SwitchRequest, database: cross
     old = direction_from(other(request.to_side))
     await env.changed(old).drop()
     await env.stream(old).drop()
-    if request.to_side == "service":
-        return []
-    return await crossing.reattach(env.plan, env.pair, env.control, database)

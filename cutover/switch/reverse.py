@@ -9,7 +9,6 @@ import time
 
 from cutover.errors import NotYet
 from cutover.postgres.databases import Side, direction_from
-from cutover.switch import crossing
 from cutover.switch.environment import SwitchEnvironment
 
 _READY_SECONDS = 30.0
@@ -20,8 +19,6 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
 
     Raises NotYet where the stream does not come up or carry its marker in time.
     """
-    if to_side == "service":
-        await crossing.detach(env.plan, env.pair, env.control)
     direction = direction_from(to_side)
     # the record of changed keys begins before the first write on the new side can happen
     stream = env.stream(direction)

@@ -1,6 +1,6 @@
 """A service of two tables between two real clusters, ready to be switched."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest_asyncio
@@ -57,12 +57,6 @@ async def verify(env: SwitchEnvironment, direction: Direction = "forward") -> No
                 control=env.control, plan_hash=env.plan.hash, settle=settle,
             )  # fmt: skip
             assert await changed.verified(report)
-
-
-def databases(env: SwitchEnvironment) -> Callable[[str], Database]:
-    """The environment's databases by their names in the plan."""
-    names = {env.plan.monolith.database: env.pair.monolith, env.service.database: env.pair.target}
-    return lambda name: names[name]
 
 
 async def drop_streams(env: SwitchEnvironment) -> None:

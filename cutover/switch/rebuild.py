@@ -1,0 +1,74 @@
+"""A lost stream, built anew: new slot, full passes, repair to zero, proof.
+
+A slot that was invalidated has changes that nobody will ever send, so a new one alone would leave a gap
+(design 5.7). The stream is made anew first, so that from then on nothing more is missed; what is
+missing is then found by comparing every row, and mended on the side that is not the primary.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from cutover.control import reports
+from cutover.control.reports import TableReport
+from cutover.errors import GateClosed, NotYet
+from cutover.flags import store as flags
+from cutover.plan.models import Table
+from cutover.postgres.databases import Direction, direction_from
+from cutover.postgres.identifiers import TableName
+from cutover.reconcile.conflicts import resolve
+from cutover.reconcile.passes import run_pass
+from cutover.switch.environment import SwitchEnvironment
+
+#: Rounds of pass and repair before a person has to look.
+ROUNDS = 5
+_READY_SECONDS = 60.0
+#: The primary is the truth here: what the lost slot did not carry was written there.
+_RULES = Table(conflict="source-wins", alert_on_conflict=False)
+_ALL = 1_000_000
+
+
+async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[TableReport]:
+    """Builds the stream from the primary of now to the other side anew; the last report of each table.
+
+    May be called again at any time. Raises GateClosed where differences stay after some rounds.
+    """
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    direction = direction_from(route.primary_side)
+    stream, changed = env.stream(direction), env.changed(direction)
+    say(f"dropping what is left of the {direction} stream, and making it anew")
+    await stream.drop()
+    await changed.drop()
+    await stream.prepare()
+    await changed.prepare()
+    await stream.start(copy=False)
+    deadline = time.monotonic() + _READY_SECONDS
+    while not await stream.ready():
+        if time.monotonic() > deadline:
+            raise NotYet(f"{env.pair.service}: the {direction} stream does not become ready; see cutover doctor")
+        await asyncio.sleep(0.1)
+    return [await _mend(env, direction, table, say) for table in env.pair.tables]
+
+
+async def _mend(
+    env: SwitchEnvironment, direction: Direction, table: TableName, say: Callable[[str], None]
+) -> TableReport:
+    stream = env.stream(direction)
+
+    async def settle() -> None:
+        await stream.await_marker(await stream.put_marker(), _READY_SECONDS)
+
+    for _ in range(ROUNDS):
+        report = await run_pass(
+            env.pair, direction, table, _RULES, control=env.control, plan_hash=env.plan.hash, settle=settle
+        )
+        await env.changed(direction).verified(report)
+        say(f"{table}: {report.rows_source} rows compared, {report.differences} differ")
+        if not report.differences:
+            return report
+        found = await reports.open_differences(
+            env.control, env.pair.migration, env.pair.service, str(table), limit=_ALL
+        )
+        result = await resolve(env.pair, direction, table, _RULES, found, env.control, settle, actor="doctor")
+        say(f"{table}: {result.repaired} rows mended, {result.cases} left to a person")
+    raise GateClosed(f"{env.pair.service}: {table} still differs after {ROUNDS} rounds; see cutover reconcile --show")
