@@ -1,0 +1,138 @@
+"""Phase 4: evidence for giving up the way back, the machinery dropped, archive, rename, drop, the record."""
+
+from pathlib import Path
+
+from activities import models as m
+from activities import signatures as s
+from activities.context import Context
+from activities.evidence import as_evidence
+from activities.passes import fresh_reports
+from activities.registration import implements
+from cutover.archive import service as old_tables
+from cutover.control import evidence, plans, reports, switches
+from cutover.monitor import thresholds
+from cutover.postgres import epoch, fence
+from cutover.postgres.databases import Direction
+from cutover.reconcile.changed import ChangedKeys
+
+#: Reports older than this do not prove that both sides are alike at the end.
+FULL_PASS_SECONDS = 600.0
+DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
+
+
+class CleanupActivities:
+    """See the module."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @implements(s.MEASURE_WAY_BACK)
+    async def measure_way_back(self, request: m.GateRequest) -> m.GateEvidence:
+        """A full pass over every table in the direction of now, and each service's latency against its baseline."""
+        context, plan = self.context, await self.context.plan(request.ref)
+        problems: list[str] = []
+        facts: dict[str, m.Scalar] = {}
+        measures = {"differences": 0.0}
+        for service in plan.services:
+            ref = request.ref.model_copy(update={"service": service})
+            if await context.primary(ref) != "service":
+                problems.append(f"{service} is writable at the monolith")
+            for report in await fresh_reports(context, ref, newer_than=FULL_PASS_SECONDS):
+                measures["differences"] += report.differences
+                facts[f"rows of {report.table}"] = report.rows_source
+                if report.differences or not report.complete:
+                    problems.append(f"{service}.{report.table}: {report.differences} rows differ")
+            problems += await self._latency(ref, facts)
+        return await as_evidence(context.control, request, problems, measures, facts)
+
+    async def _latency(self, ref: m.Ref, facts: dict[str, m.Scalar]) -> list[str]:
+        """A breach is a problem; a service without traffic has nothing to compare, and says so."""
+        context, service = self.context, self.context.service(ref)
+        sample = await thresholds.sample(
+            context.control, await context.pair(ref), await context.plan(ref), service, None, primary="service"
+        )
+        reading = sample.values["write_latency_increase"]
+        facts[f"write latency of {service}"] = reading.detail[:120]
+        return [f"{service}: write latency: {reading.detail}"] if reading.breached and reading.value is not None else []
+
+    @implements(s.DROP_MACHINERY)
+    async def drop_machinery(self, ref: m.Ref) -> m.Facts:
+        """Streams, slots of changed keys, and the service side's fences. The monolith's tables keep theirs."""
+        context, pair = self.context, await self.context.pair(ref)
+        for direction in DIRECTIONS:
+            await ChangedKeys(pair, direction, context.control).drop()
+            stream = await context.stream(ref, direction)
+            await stream.drop()
+        async with pair.target.session("cutover-cleanup") as connection:
+            await fence.remove(connection, pair.tables)
+            await epoch.remove(connection, pair.service)
+        return m.Facts()
+
+    async def _folder(self, ref: m.Ref) -> Path:
+        plan = await self.context.plan(ref)
+        return Path(plan.cleanup.archive_dir) / ref.migration / self.context.service(ref)
+
+    @implements(s.ARCHIVE_TABLES)
+    async def archive_tables(self, ref: m.Ref) -> m.ArchiveResult:
+        """Export with manifest and checksums, and a restore test of it."""
+        pair = await self.context.pair(ref)
+        result = await old_tables.archive(pair, await self._folder(ref), ref.plan_hash)
+        return m.ArchiveResult(
+            folder=result.folder.name,
+            tables=result.tables,
+            rows=result.rows,
+            bytes=result.bytes,
+            restored=True,
+        )
+
+    @implements(s.RENAME_TABLES)
+    async def rename_tables(self, ref: m.Ref) -> m.Facts:
+        renamed = await old_tables.rename(await self.context.pair(ref), self.context.control)
+        return m.Facts(facts={"tables": len(renamed)})
+
+    @implements(s.MEASURE_QUIET)
+    async def measure_quiet(self, request: m.GateRequest) -> m.GateEvidence:
+        """Nobody has read or written the renamed tables for as long as the plan says."""
+        plan = await self.context.plan(request.ref)
+        wanted = plan.waited(plan.cleanup.quiet_for).total_seconds()
+        problems: list[str] = []
+        tables = 0
+        for service in plan.services:
+            pair = await self.context.pair(request.ref.model_copy(update={"service": service}))
+            for found in await old_tables.quiet(pair, self.context.control):
+                tables += 1
+                if found.quiet_seconds < wanted:
+                    problems.append(
+                        f"{found.retired_name} was used {found.quiet_seconds:.0f} s ago; {wanted:.0f} s without use "
+                        "are asked for"
+                    )
+        return await as_evidence(self.context.control, request, problems, {}, {"tables not used": tables})
+
+    @implements(s.DROP_TABLES)
+    async def drop_tables(self, ref: m.Ref) -> m.Facts:
+        pair = await self.context.pair(ref)
+        dropped = await old_tables.drop(pair)
+        async with pair.monolith.session("cutover-cleanup") as connection:
+            await epoch.remove(connection, pair.service)
+        return m.Facts(facts={"tables": dropped})
+
+    @implements(s.RECORD_MIGRATION)
+    async def record_migration(self, ref: m.Ref) -> m.Facts:
+        """What the migration did, kept as evidence; tables given back.
+
+        The flags keep their last value: an instance without a route would go to the monolith.
+        """
+        control, plan = self.context.control, await self.context.plan(ref)
+        ended = await switches.outcomes(control, ref.migration)
+        newest = await reports.latest_of_all(control, ref.migration)
+        facts: dict[str, m.Scalar] = {
+            "services": len(plan.services),
+            "switches": sum(one.get("result") == "done" for one in ended),
+            "longest_pause_ms": round(max((float(one.get("pause_ms") or 0) for one in ended), default=0.0), 1),
+            "rows": sum(one.rows_source for one in newest),
+            "differences": sum(one.differences for one in newest),
+        }
+        taken = evidence.Evidence(ref.migration, None, "record", ref.plan_hash, {"measures": {}, "facts": facts}, True)
+        await evidence.record(control, taken)
+        await plans.release_tables(control, ref.migration, by="cleanup")
+        return m.Facts(facts=facts)

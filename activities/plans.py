@@ -1,0 +1,104 @@
+"""Plans, stages, claims and the calendar."""
+
+from datetime import timedelta
+
+from activities import models as m
+from activities import signatures as s
+from activities.context import Context
+from activities.registration import implements
+from cutover.control import plans, stages, tasks
+from cutover.flags import store as flags
+from cutover.plan.calendar import next_opening
+from cutover.plan.models import Plan
+from cutover.postgres import catalog
+
+HOUR = timedelta(hours=1)
+WATCH = timedelta(minutes=10)
+
+
+def rules_of(plan: Plan) -> m.Rules:
+    """The plan's numbers a workflow waits by; what is waited for on purpose is compressed here."""
+    return m.Rules(
+        migration=plan.migration,
+        plan_hash=plan.hash,
+        compress=plan.compress,
+        services=[
+            m.ServiceRules(
+                name=name,
+                tables=[
+                    m.TableRules(name=table, every=plan.cadence(rules.reconcile.every))
+                    for table, rules in service.tables.items()
+                ],
+            )
+            for name, service in plan.services.items()
+        ],
+        dual_write_at_least=plan.waited(plan.dual_write.at_least),
+        soak=plan.waited(plan.switchover.soak),
+        deprecation=plan.waited(plan.switchover.deprecation),
+        quiet_for=plan.waited(plan.cleanup.quiet_for),
+        hour=plan.cadence(HOUR),
+        watch_every=plan.cadence(WATCH),
+        approvals_required=plan.approvals.required,
+        approvals_expire=plan.waited(plan.approvals.expire),
+        max_write_pause=plan.switchover.max_write_pause,
+    )
+
+
+class PlanActivities:
+    """See the module."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @implements(s.BIND_PLAN)
+    async def bind_plan(self, request: m.BindRequest) -> m.Rules:
+        """Bind the migration to the plan in force. Raises Refused where none is registered, or another is bound."""
+        control = self.context.control
+        plan = await plans.load(control, request.plan, request.plan_hash or None)
+        await plans.bind(control, request.plan, plan.hash, request.workflow_id or "workflow")
+        return rules_of(plan)
+
+    @implements(s.STAGES)
+    async def stages(self, ref: m.Ref) -> m.Stages:
+        rows = await stages.get_stages(self.context.control, ref.migration)
+        own = rows.get(None)
+        return m.Stages(
+            migration=own.stage if own else "",
+            services={name: row.stage for name, row in sorted(rows.items(), key=lambda one: one[0] or "") if name},
+        )
+
+    @implements(s.SET_STAGE)
+    async def set_stage(self, change: m.StageChange) -> None:
+        await stages.set_stage(
+            self.context.control,
+            change.ref.migration,
+            change.ref.service,
+            change.stage,  # type: ignore[arg-type]  # checked against the known stages by set_stage itself
+            {"detail": change.detail, "plan_hash": change.ref.plan_hash},
+            actor=change.actor,
+        )
+
+    @implements(s.CLAIM_TABLES)
+    async def claim_tables(self, ref: m.Ref) -> None:
+        """Take the tables of this monolith, and make the rows that all later steps update."""
+        context, plan = self.context, await self.context.plan(ref)
+        monolith = context.settings.database(plan.monolith.database)
+        async with monolith.session("cutover-preparation") as connection:
+            facts = await catalog.server_facts(connection)
+            name = await connection.fetchval("SELECT current_database()")
+        await plans.claim_tables(context.control, plan, f"{facts.system_identifier}/{name}")
+        await tasks.ensure(context.control, plan)
+        for service in plan.services:
+            await flags.ensure(context.control, ref.migration, service)
+
+    @implements(s.CALENDAR)
+    async def calendar(self, request: m.CalendarRequest) -> m.Calendar:
+        """The windows of the services that are left, one after the other in the plan's order."""
+        plan = await self.context.plan(request.ref)
+        moment, windows = request.at, []
+        for name, service in plan.services.items():
+            if name in request.services:
+                moment = next_opening(service.switchover, moment, plan.timezone)
+                end = moment + service.switchover.window
+                windows.append(m.SwitchWindow(service=name, start=moment, end=end))
+        return m.Calendar(windows=windows)

@@ -1,0 +1,74 @@
+"""Passes and repairs."""
+
+from temporalio import activity
+
+from activities import models as m
+from activities import signatures as s
+from activities.context import Context
+from activities.passes import pass_over, settling
+from activities.registration import implements
+from cutover.alerts.store import Alert, raise_alert
+from cutover.alerts.webhook import Webhook
+from cutover.control import reports
+from cutover.postgres.identifiers import TableName
+from cutover.reconcile.conflicts import resolve
+
+#: Differences repaired by one activity; what is left is found by the next pass.
+REPAIR_LIMIT = 100_000
+
+
+class ReconciliationActivities:
+    """See the module."""
+
+    def __init__(self, context: Context, webhook: Webhook | None = None) -> None:
+        self.context = context
+        self.webhook = webhook
+
+    @implements(s.RECONCILE_TABLE)
+    async def reconcile_table(self, request: m.PassRequest) -> m.PassResult:
+        """One pass; a killed attempt is gone on with."""
+        info = activity.info()
+        pass_id = f"{info.workflow_run_id}/{info.activity_id}"
+        report = await pass_over(self.context, request.ref, request.table, pass_id=pass_id)
+        plan = await self.context.plan(request.ref)
+        return m.PassResult(
+            table=request.table,
+            direction=report.direction,
+            report_id=str(report.id),
+            rows_source=report.rows_source,
+            rows_target=report.rows_target,
+            missing=report.missing,
+            extra=report.extra,
+            mismatched=report.mismatched,
+            unsettled=report.unsettled,
+            rate=report.rate,
+            rate_limit=plan.thresholds.mismatch_rate,
+            seconds=round(report.duration_ms / 1000, 3),
+        )
+
+    @implements(s.RESOLVE_CONFLICTS)
+    async def resolve_conflicts(self, request: m.ResolveRequest) -> m.Resolved:
+        """The plan's rule for the confirmed differences of the newest report."""
+        context, ref = self.context, request.ref
+        service = context.service(ref)
+        plan, pair, direction = await context.plan(ref), await context.pair(ref), await context.direction(ref)
+        differing = await reports.open_differences(
+            context.control, ref.migration, service, request.table, limit=REPAIR_LIMIT
+        )
+
+        async def tell(text: str) -> None:
+            alert = Alert("conflict", "warning", ref.migration, service, text)
+            await raise_alert(context.control, alert, webhook=self.webhook)
+
+        result = await resolve(
+            pair,
+            direction,
+            TableName.parse(request.table),
+            plan.service(service).tables[request.table],
+            differing,
+            context.control,
+            await settling(context, ref, direction),
+            actor=activity.info().workflow_id or "reconciliation",
+            alert=tell,
+        )
+        return m.Resolved(repaired=result.repaired, cases=result.cases)

@@ -1,0 +1,179 @@
+"""Phase 2: baseline, stream, backfill, armed fences, changed keys, schedules, loose keys, gate `ready`."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities import models as m
+from activities import passes
+from activities import signatures as s
+from activities.context import Context
+from activities.evidence import as_evidence
+from activities.registration import implements
+from cutover.control import stages, tasks
+from cutover.errors import ConfigError
+from cutover.monitor import baseline
+from cutover.postgres import fence
+from cutover.reconcile.changed import ChangedKeys
+from cutover.switch import crossing
+
+TASK_QUEUE = "cutover"
+#: What is recorded before the stream starts: the clients' last ten minutes.
+BASELINE_WINDOW = timedelta(minutes=10)
+BEYOND_BASELINE = ("ready", "switched", "deprecated", "rolled-back", "released", "archived")
+LAG_SECONDS = 10.0
+CATCHUP = timedelta(minutes=1)
+
+
+class ReplicationActivities:
+    """See the module."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @implements(s.RECORD_BASELINE)
+    async def record_baseline(self, ref: m.Ref) -> m.Facts:
+        """What the clients saw before anything changed for them. Not taken again once the stream runs."""
+        service = self.context.service(ref)
+        rows = await stages.get_stages(self.context.control, ref.migration)
+        if service in rows and rows[service].stage in BEYOND_BASELINE:
+            return m.Facts()
+        await baseline.record(self.context.control, ref.migration, service, BASELINE_WINDOW)
+        return m.Facts()
+
+    @implements(s.START_STREAM)
+    async def start_stream(self, ref: m.Ref) -> m.Facts:
+        """With the first copy; a stream that exists is left as it is."""
+        stream = await self.context.stream(ref, "forward")
+        await stream.prepare()
+        await stream.start(copy=True)
+        return m.Facts()
+
+    @implements(s.BACKFILL_PROGRESS)
+    async def backfill_progress(self, ref: m.Ref) -> m.Backfill:
+        stream = await self.context.stream(ref, "forward")
+        tables = [
+            m.TableBackfill(
+                table=one.table,
+                state=one.stage,
+                rows=one.rows_copied,
+                rows_estimated=one.rows_estimated,
+                bytes=one.bytes_copied,
+            )
+            for one in await stream.progress()
+        ]
+        return m.Backfill(complete=await stream.ready(), tables=tables)
+
+    @implements(s.ARM_FENCES)
+    async def arm_fences(self, ref: m.Ref) -> m.Facts:
+        """The first copy is done, so sessions in replica mode are refused as well from now on."""
+        pair = await self.context.pair(ref)
+        async with pair.target.session("cutover-fence") as connection:
+            await fence.make_always(connection, pair.tables)
+        return m.Facts()
+
+    @implements(s.PREPARE_CHANGED_KEYS)
+    async def prepare_changed_keys(self, ref: m.Ref) -> m.Facts:
+        pair = await self.context.pair(ref)
+        async with ChangedKeys(pair, "forward", self.context.control) as changed:
+            await changed.prepare()
+        return m.Facts()
+
+    @implements(s.CREATE_SCHEDULES)
+    async def create_schedules(self, ref: m.Ref) -> m.Facts:
+        """A Temporal Schedule for each table, on the table's own (compressed) cadence."""
+        client, plan = self._client(), await self.context.plan(ref)
+        service = self.context.service(ref)
+        for table, rules in plan.service(service).tables.items():
+            schedule = self._schedule(ref, service, table, plan.cadence(rules.reconcile.every))
+            schedule_id = f"{ref.migration}/{service}/{table}"
+            try:
+                await client.create_schedule(schedule_id, schedule)
+            except ScheduleAlreadyRunningError:
+                await client.get_schedule_handle(schedule_id).update(_replacement(schedule))
+        return m.Facts(facts={"schedules": len(plan.service(service).tables)})
+
+    def _schedule(self, ref: m.Ref, service: str, table: str, every: timedelta) -> Schedule:
+        return Schedule(
+            action=ScheduleActionStartWorkflow(
+                "ReconciliationWorkflow",
+                {"plan": ref.migration, "service": service, "table": table, "plan_hash": ref.plan_hash},
+                id=f"migration/{ref.migration}/{service}/{table}/reconciliation",
+                task_queue=TASK_QUEUE,
+            ),
+            spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
+            policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CATCHUP),
+        )
+
+    @implements(s.DELETE_SCHEDULES)
+    async def delete_schedules(self, ref: m.Ref) -> m.Facts:
+        client, plan = self._client(), await self.context.plan(ref)
+        service = self.context.service(ref)
+        for table in plan.service(service).tables:
+            try:
+                await client.get_schedule_handle(f"{ref.migration}/{service}/{table}").delete()
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+        return m.Facts()
+
+    @implements(s.PROCESS_LOOSE_KEYS)
+    async def process_loose_keys(self, ref: m.Ref) -> m.Facts:
+        """Queues of deleted parents, and the slot of the changed keys, so that its tail stays short."""
+        context = self.context
+        database = context.settings.database
+        done = await crossing.process(await context.plan(ref), context.service(ref), context.control, database)
+        pair, direction = await self.context.pair(ref), await self.context.direction(ref)
+        async with ChangedKeys(pair, direction, self.context.control) as changed:
+            consumed = await changed.consume()
+        return m.Facts(facts={"loose keys followed": done, "changes read": consumed})
+
+    @implements(s.MEASURE_READY)
+    async def measure_ready(self, request: m.GateRequest) -> m.GateEvidence:
+        """Zero confirmed differences on fresh reports, a live stream, no open human item of the phase."""
+        context, ref = self.context, request.ref
+        problems: list[str] = []
+        facts: dict[str, m.Scalar] = {}
+        total = 0
+        for report in await passes.fresh_reports(context, ref):
+            total += report.differences
+            facts[f"rows of {report.table}"] = report.rows_source
+            if report.differences:
+                problems.append(f"{report.table}: {report.differences} rows differ, as confirmed by its last pass")
+            if not report.complete:
+                problems.append(f"{report.table}: its last pass is not complete")
+        stream = await context.stream(ref, await context.direction(ref))
+        health = await stream.health()
+        if not health.ok:
+            problems.append(health.detail)
+        lag = await stream.lag(LAG_SECONDS)
+        if lag.seconds is None:
+            problems.append(f"a marker took longer than {LAG_SECONDS:g} s: the stream lags")
+        pending = await tasks.pending(context.control, ref.migration, "dual_write")
+        problems += [f"task {one.name!r} is not confirmed" for one in pending if one.service == ref.service]
+        return await as_evidence(context.control, request, problems, {"differences": float(total)}, facts)
+
+    def _client(self) -> Client:
+        if self.context.client is None:
+            raise ConfigError("this worker has no Temporal client, so it cannot keep schedules")
+        return self.context.client
+
+
+def _replacement(schedule: Schedule) -> Callable[[ScheduleUpdateInput], Awaitable[ScheduleUpdate]]:
+    async def update(_: ScheduleUpdateInput) -> ScheduleUpdate:
+        return ScheduleUpdate(schedule)
+
+    return update

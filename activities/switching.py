@@ -1,0 +1,159 @@
+"""Switchover: gates, the read flag, the way back, the fenced section. Thin; `cutover.switch` does the work."""
+
+from datetime import timedelta
+
+from temporalio import activity
+
+from activities import models as m
+from activities import signatures as s
+from activities.context import Context
+from activities.evidence import as_evidence
+from activities.passes import fresh_reports
+from activities.registration import implements
+from cutover.alerts.store import Alert, raise_alert
+from cutover.alerts.webhook import Webhook
+from cutover.control import stages
+from cutover.flags import instances
+from cutover.flags import store as flags
+from cutover.switch import crossing, finish, gates, reverse, section
+from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.models import SwitchRequest
+
+READ_LAG_SECONDS = 10.0
+#: How long instances are waited for after a flag changed; those that die meanwhile lose their lease in 2 s.
+ACKNOWLEDGE = timedelta(seconds=10)
+
+
+class SwitchActivities:
+    """See the module."""
+
+    def __init__(self, context: Context, webhook: Webhook | None = None) -> None:
+        self.context = context
+        self.webhook = webhook
+
+    async def _environment(self, ref: m.Ref) -> SwitchEnvironment:
+        context = self.context
+        return SwitchEnvironment(plan=await context.plan(ref), pair=await context.pair(ref), control=context.control)
+
+    async def _request(self, order: m.SwitchOrder) -> SwitchRequest:
+        return SwitchRequest(
+            migration=order.ref.migration,
+            service=self.context.service(order.ref),
+            switch_id=order.switch_id,
+            to_side=order.to_side,
+            plan_hash=order.ref.plan_hash,
+        )
+
+    @implements(s.POSITION)
+    async def position(self, ref: m.Ref) -> m.Position:
+        """Where the service stands by the control database."""
+        service = self.context.service(ref)
+        rows = await stages.get_stages(self.context.control, ref.migration)
+        row = rows.get(service)
+        route = await flags.find(self.context.control, ref.migration, service)
+        if route is None:
+            return m.Position(stage=row.stage if row else "")
+        return m.Position(
+            stage=row.stage if row else "",
+            primary_side=route.primary_side,
+            read_from_new=route.read_from_new,
+            epoch=route.epoch,
+        )
+
+    @implements(s.MEASURE_READ)
+    async def measure_read(self, request: m.GateRequest) -> m.GateEvidence:
+        """The rate of differences of each table within the threshold, on fresh evidence; the stream alive."""
+        context, ref = self.context, request.ref
+        plan = await context.plan(ref)
+        problems: list[str] = []
+        facts: dict[str, m.Scalar] = {}
+        worst, total, limit = 0.0, 0, plan.thresholds.mismatch_rate
+        for report in await fresh_reports(context, ref):
+            worst, total = max(worst, report.rate), total + report.differences
+            facts[f"rows of {report.table}"] = report.rows_source
+            if not report.complete:
+                problems.append(f"{report.table}: its last pass is not complete")
+            if report.rate > limit:
+                problems.append(f"{report.table}: {report.rate:.4%} of its rows differ, the limit is {limit:.4%}")
+        stream = await context.stream(ref, await context.direction(ref))
+        health = await stream.health()
+        if not health.ok:
+            problems.append(health.detail)
+        lag = await stream.lag(READ_LAG_SECONDS)
+        if lag.seconds is None:
+            problems.append(f"a marker took longer than {READ_LAG_SECONDS:g} s: the stream lags")
+        measures = {"mismatch_rate": worst, "differences": float(total)}
+        return await as_evidence(context.control, request, problems, measures, facts)
+
+    @implements(s.SET_READ_FLAG)
+    async def set_read_flag(self, change: m.FlagChange) -> m.Acknowledged:
+        """Flip the read flag and wait until every live instance follows it."""
+        control, ref = self.context.control, change.ref
+        service = self.context.service(ref)
+        route = await flags.get(control, ref.migration, service)
+        if route.read_from_new != change.read_from_new:
+            route = await flags.set_read_from_new(
+                control, ref.migration, service, change.read_from_new, actor=activity.info().workflow_id or "workflow"
+            )
+        acks = await instances.await_acknowledged(
+            control, ref.migration, service, revision=route.revision, timeout=ACKNOWLEDGE
+        )
+        return m.Acknowledged(acked=acks.acked, lapsed=acks.lapsed)
+
+    @implements(s.MEASURE_WRITE)
+    async def measure_write(self, request: m.GateRequest) -> m.GateEvidence:
+        """Step 1 of the write switch, on reports that are fresh."""
+        await fresh_reports(self.context, request.ref)
+        found = await gates.measure(await self._environment(request.ref), request.to_side)
+        facts: dict[str, m.Scalar] = dict(found.facts)
+        return await as_evidence(self.context.control, request, found.problems, found.measures, facts)
+
+    @implements(s.PREPARE_REVERSE)
+    async def prepare_reverse(self, order: m.SwitchOrder) -> None:
+        """Step 2: the stream of the other direction exists and is proved."""
+        await reverse.make_ready(await self._environment(order.ref), order.to_side)
+
+    @implements(s.DETACH_KEYS)
+    async def detach_keys(self, ref: m.Ref) -> m.Facts:
+        """Foreign keys across services that begin or end here leave the monolith; their definitions are kept."""
+        context = self.context
+        count = await crossing.detach(await context.plan(ref), await context.pair(ref), context.control)
+        return m.Facts(facts={"keys": count})
+
+    @implements(s.RESTORE_KEYS)
+    async def restore_keys(self, ref: m.Ref) -> m.Facts:
+        """The keys whose tables are all back at the monolith, validated."""
+        context = self.context
+        problems = await crossing.reattach(
+            await context.plan(ref), await context.pair(ref), context.control, context.settings.database
+        )
+        for problem in problems:
+            # a key whose rows refer to nothing is a person's matter; it does not undo a rollback
+            alert = Alert("foreign-key", "warning", ref.migration, context.service(ref), problem)
+            await raise_alert(context.control, alert, webhook=self.webhook)
+        return m.Facts(facts={"keys that stay away": len(problems)})
+
+    @implements(s.FENCED_SECTION)
+    async def fenced_section(self, order: m.SwitchOrder) -> m.SwitchReport:
+        """Steps 3 to 11 in one activity; called again with the same id it recovers."""
+        environment = await self._environment(order.ref)
+        outcome = await section.run(environment, await self._request(order), lambda step: activity.heartbeat(step))
+        return m.SwitchReport(
+            result=outcome.result,
+            switch_id=outcome.switch_id,
+            from_side=outcome.from_side,
+            to_side=outcome.to_side,
+            epoch=outcome.epoch,
+            reason=(outcome.reason or "")[:500],
+            pause_ms=outcome.pause_ms,
+            write_pause_ms=outcome.write_pause_ms,
+            acked=outcome.acked,
+            lapsed=outcome.lapsed,
+            compared_keys=outcome.compared_keys,
+            steps=[m.StepTime(name=step.name, ms=step.ms) for step in outcome.steps],
+        )
+
+    @implements(s.FINISH_SWITCH)
+    async def finish_switch(self, order: m.SwitchOrder) -> None:
+        """Step 12: the new direction proved once more, the old stream dropped."""
+        await finish.finish(await self._environment(order.ref), await self._request(order))

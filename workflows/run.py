@@ -1,0 +1,345 @@
+"""The base of every workflow: status, gates, parking, pausing, activities that wait out an outage.
+
+A concrete run has `@workflow.init` and calls `begin` first. All waiting goes through `wait`, so that
+messages are recorded and a rollback or a cancellation is heard wherever a run waits; all calls of
+activities go through `call`, so that an unreachable database is said in words and waited out.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from activities import signatures
+    from activities.models import AlertRequest, BindRequest, Decision, GateRequest, Ref, Rules, StageChange
+    from activities.signatures import Signature
+    from workflows import ids, timeouts
+    from workflows.desk import Desk, Parked
+    from workflows.failures import Rejected, RollbackRequested, StepFailed, explain, is_transient
+    from workflows.gates import Gate, OpenGate, person
+    from workflows.messages import RefusedMessage, StartT
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Run(Desk, Generic[StartT]):
+    """One durable run. `Desk` holds its state and answers messages; this class waits and acts."""
+
+    ref: Ref
+    rules: Rules
+    start: StartT
+
+    def __init__(self, payload: Any, model: type[StartT]) -> None:
+        super().__init__(payload, model)
+
+    async def begin(self) -> None:
+        """Check the input and bind to the plan. A run that may not start fails here, having done nothing."""
+        if self.input_problem:
+            self.fail(self.input_problem, "BadInput")
+        plan = self.start.plan
+        self.say("the plan to be read from the control database", state="RUNNING")
+        request = BindRequest(plan=plan, plan_hash=self.start.plan_hash, workflow_id=workflow.info().workflow_id)
+        try:
+            self.rules = await self.call(signatures.BIND_PLAN, request)
+        except StepFailed as failed:
+            self.fail(failed.text, failed.kind)
+        self.ref = Ref(migration=plan, plan_hash=self.rules.plan_hash, service=self.service or None)
+        self.plan_hash = self.rules.plan_hash
+        if self.service and self.rules.service(self.service) is None:
+            known = ", ".join(one.name for one in self.rules.services)
+            self.fail(f"plan {plan!r} has no service {self.service[:60]!r}; it has: {known}", "Refused")
+
+    def fail(self, text: str, kind: str) -> None:
+        """End the run as failed. Only for refusals before anything was done."""
+        self.say(f"nothing: refused: {text}", state="NEEDS_ATTENTION")
+        raise ApplicationError(text, type=kind, non_retryable=True) from None
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def check_interrupt(self) -> None:
+        """A cancellation that was swallowed by a completion in the same activation is raised here."""
+        if workflow.cancellation_reason() is not None and not self.shielded:
+            raise CancelledError("the workflow was cancelled")
+        if self.rollback_wanted is not None and not self.shielded:
+            raise RollbackRequested(self.rollback_wanted)
+
+    def _interrupted(self) -> bool:
+        return not self.shielded and (workflow.cancellation_reason() is not None or self.rollback_wanted is not None)
+
+    async def wait(self, until: Callable[[], bool], length: timedelta | None = None, summary: str = "") -> bool:
+        """Wait for a condition; False when the time is over. Records messages as they arrive."""
+        end = workflow.now() + length if length is not None else None
+        while True:
+            await self._record_decisions()
+            self.check_interrupt()
+            if until():
+                return True
+            left = end - workflow.now() if end is not None else None
+            if left is not None and left <= timedelta(0):
+                return False
+            try:
+                await workflow.wait_condition(
+                    lambda: until() or bool(self.unrecorded) or self._interrupted(),
+                    timeout=left,
+                    timeout_summary=summary or None,
+                )
+            except TimeoutError:
+                continue
+
+    async def sleep(self, length: timedelta, summary: str) -> None:
+        """A durable timer that messages can interrupt but not shorten."""
+        await self.wait(lambda: False, length, summary)
+
+    async def may_proceed(self) -> None:
+        """Between two steps: hold while paused."""
+        self.check_interrupt()
+        while self.paused_by and not self.shielded:
+            with self.saying(f"'resume' (paused by {self.paused_by})", "PAUSED"):
+                await self.wait(lambda: not self.paused_by or self.shielded)
+        await self._record_decisions()
+
+    async def _record_decisions(self) -> None:
+        """Write what people decided to the control database, in order; a refused approval stops counting."""
+        while self.unrecorded:
+            decision: Decision = self.unrecorded[0]
+            try:
+                await self.call(signatures.RECORD_DECISION, decision, heed_interrupts=False)
+            except StepFailed as failed:
+                self.refuse(decision.action, f"{decision.action} of {decision.by}: {failed.text}")
+                gate = self.gates.get(decision.gate)
+                if gate is not None and decision.action == "approve":
+                    gate.approvals.pop(person(decision.by), None)
+            self.unrecorded.pop(0)
+
+    # --- activities ------------------------------------------------------------------------------
+
+    async def call(
+        self, signature: Signature[In, Out], argument: In, *, summary: str = "", heed_interrupts: bool = True
+    ) -> Out:
+        """Run an activity. What passes by itself is waited out, in words; what does not raises StepFailed."""
+        round_number = 0
+        while True:
+            chosen = timeouts.options(signature.kind, round_number)
+            handle = workflow.start_activity(
+                signature.name,
+                argument,
+                result_type=signature.returns,
+                start_to_close_timeout=chosen.start_to_close,
+                heartbeat_timeout=chosen.heartbeat,
+                retry_policy=chosen.retry,
+                cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+                summary=summary or None,
+            )
+            interruptible = round_number > 0 and heed_interrupts and signature.kind != "section"
+            try:
+                if interruptible:
+                    await workflow.wait_condition(lambda: handle.done() or self._interrupted())  # noqa: B023
+                    if not handle.done():
+                        handle.cancel()
+                result: Out = await (self._to_its_end(handle) if signature.kind == "section" else handle)
+            except asyncio.CancelledError:
+                self.set_trouble("")
+                raise
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    self.set_trouble("")
+                    self.check_interrupt()
+                    raise
+                kind, text = explain(error)
+                if not is_transient(kind, error, round_number):
+                    self.trouble = ""
+                    raise StepFailed(kind, text) from error
+                self.set_trouble(text)
+                round_number += 1
+            else:
+                self.set_trouble("")
+                return result
+
+    async def _to_its_end(self, handle: workflow.ActivityHandle[Out]) -> Out:
+        """The fenced section is not cancelled half way: what was asked for meanwhile takes effect after it."""
+        try:
+            return await asyncio.shield(handle)
+        except asyncio.CancelledError:
+            if handle.done():
+                raise
+            return await handle
+
+    async def step(self, name: str, work: Callable[[], Awaitable[Out]]) -> Out:
+        """A step that may not be skipped: it parks when it fails for good, until `retry` succeeds."""
+        result = await self._step(name, work, skippable=False)
+        assert result is not None
+        return result[0]
+
+    async def optional(self, name: str, work: Callable[[], Awaitable[Out]]) -> Out | None:
+        """A step that a person may skip; None when skipped."""
+        result = await self._step(name, work, skippable=True)
+        return result[0] if result else None
+
+    async def _step(self, name: str, work: Callable[[], Awaitable[Out]], *, skippable: bool) -> tuple[Out] | None:
+        while True:
+            await self.may_proceed()
+            self.say(f"{name} to finish", state="RUNNING")
+            try:
+                return (await work(),)
+            except StepFailed as failed:
+                if await self.park(name, failed.text, skippable=skippable) == "skip":
+                    return None
+
+    async def do(self, name: str, signature: Signature[In, Out], argument: In) -> Out:
+        """The usual step: one activity."""
+        return await self.step(name, lambda: self.call(signature, argument, summary=name))
+
+    async def park(self, step: str, text: str, *, skippable: bool = False) -> str:
+        """Hold until a person answers `retry` or, where allowed, `skip`. A rollback is raised."""
+        self.parked = Parked(step=step, text=text, skippable=skippable)
+        answers = "'retry'" + (" or 'skip'" if skippable else "") + (" or 'rollback'" if self.can_roll_back() else "")
+        try:
+            with self.saying(f"{answers}: {step}: {text}", "NEEDS_ATTENTION"):
+                await self.alert("parked", "warning", f"{step}: {text}", best_effort=True)
+                await self.wait(lambda: self.parked is None or bool(self.parked.answer))
+                return self.parked.answer
+        finally:
+            self.parked = None
+
+    async def alert(self, kind: str, severity: Any, text: str, *, best_effort: bool = False) -> None:
+        """Raise an alert; one that must not hold anything up gives up after a few attempts."""
+        request = AlertRequest(
+            ref=Ref(migration=self.start.plan, plan_hash=self.plan_hash, service=self.service or None),
+            kind=kind,
+            severity=severity,
+            text=text[: timeouts.TEXT_LIMIT],
+            workflow_id=workflow.info().workflow_id,
+        )
+        try:
+            if not best_effort:
+                await self.call(signatures.RAISE_ALERT, request)
+                return
+            await workflow.execute_activity(
+                signatures.RAISE_ALERT.name,
+                request,
+                start_to_close_timeout=timedelta(seconds=20),
+                retry_policy=timeouts.retry(timeouts.BEST_EFFORT_ATTEMPTS),
+            )
+        except (ActivityError, StepFailed) as error:
+            if is_cancelled_exception(error):
+                raise
+            workflow.logger.warning("an alert could not be raised: %s", error)
+
+    # --- gates -----------------------------------------------------------------------------------
+
+    async def gate(self, gate: Gate) -> OpenGate:
+        """Measure, wait for approvals, measure again; returns when the gate holds, parks on a rejection."""
+        while True:
+            await self.may_proceed()
+            opened = OpenGate(gate, workflow.now())
+            self.gates[gate.name] = opened
+            try:
+                await self._pass_gate(opened)
+                return opened
+            except Rejected as rejected:
+                del self.gates[gate.name]
+                await self.park(f"gate {gate.name!r}", rejected.text)
+            finally:
+                self.gates.pop(gate.name, None)
+
+    async def _pass_gate(self, opened: OpenGate) -> None:
+        gate = opened.gate
+        while True:
+            await self._await_evidence(opened)
+            await self._await_approvals(opened)
+            await self.may_proceed()
+            if gate.measure is None or gate.required == 0:
+                return
+            seen = opened.code
+            again = await self.remeasure(gate, seen)
+            opened.evidence = again
+            if again.ok and not again.worse:
+                return
+            opened.void(again.why or "; ".join(again.problems) or "the evidence is worse than what was approved")
+
+    async def remeasure(self, gate: Gate, against: str) -> Any:
+        """The gate's evidence of now, compared with the one of that code."""
+        assert gate.measure is not None
+        measure = gate.measure
+        request = GateRequest(ref=self.ref, gate=gate.name, against=against, to_side=gate.to_side)
+        return await self.step(f"measuring gate {gate.name!r}", lambda: self.call(measure, request))
+
+    async def _await_evidence(self, opened: OpenGate) -> None:
+        """Measure until the evidence holds; `retry` measures at once."""
+        if opened.gate.measure is None:
+            return
+        while True:
+            opened.evidence = await self.remeasure(opened.gate, "")
+            if opened.evidence.ok:
+                return
+            self.measure_now = False
+            self.say(opened.waiting_for(), state="WAITING")
+            await self.wait(lambda: self.measure_now, timeouts.gate_interval(self.rules.hour), "gate is measured again")
+            await self.may_proceed()
+
+    async def _await_approvals(self, opened: OpenGate) -> None:
+        expire = self.rules.approvals_expire
+        while True:
+            await self._record_decisions()
+            opened.expire(workflow.now(), expire)
+            if opened.rejected is not None:
+                raise Rejected(opened.rejected)
+            if opened.enough:
+                return
+            self.say(opened.waiting_for(), state="WAITING")
+            count = len(opened.approvals)
+            expiry = opened.next_expiry(expire)
+            await self.wait(
+                lambda: opened.rejected is not None or len(opened.approvals) != count,  # noqa: B023
+                expiry - workflow.now() if expiry is not None else None,
+                "approvals expire",
+            )
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    async def set_stage(self, stage: str, detail: str = "") -> None:
+        """Write a stage to the control database and wake the programme."""
+        change = StageChange(ref=self.ref, stage=stage, detail=detail, actor=workflow.info().workflow_id)
+        await self.do(f"recording stage {stage!r}", signatures.SET_STAGE, change)
+        await self.tell(ids.migration(self.start.plan), "stage_changed", {"service": self.service, "stage": stage})
+
+    async def tell(self, workflow_id: str, signal: str, payload: dict[str, str]) -> bool:
+        """Signal another run; False when it is not running."""
+        if workflow_id == workflow.info().workflow_id:
+            return False
+        try:
+            await workflow.get_external_workflow_handle(workflow_id).signal(signal, payload)
+        except ApplicationError:
+            return False
+        return True
+
+    async def hand_on(self, **changes: Any) -> None:
+        """Continue as new with everything a person has seen or said kept."""
+        await self._record_decisions()
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(
+            self.start.model_copy(update={"plan_hash": self.plan_hash, "carried": self.carried(), **changes})
+        )
+
+    async def end(self, text: str) -> None:
+        """Record what is left and show that the run is done."""
+        await self._record_decisions()
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        self.say(text, state="DONE", phase="done")
+
+    def deadline(self, name: str, length: timedelta) -> datetime:
+        """A deadline that survives continue-as-new: set once, then kept."""
+        return self.deadlines.setdefault(name, workflow.now() + length)
+
+    def require(self, condition: bool, text: str) -> None:
+        """Refuse to start without a predecessor's evidence."""
+        if not condition:
+            self.fail(text, "GateClosed")
+
+
+__all__ = ["RefusedMessage", "Run"]

@@ -1,0 +1,76 @@
+"""The monitored time after the read switch: samples, and what counts as a sustained breach."""
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities import signatures as s
+    from activities.models import Reading, Readings, SampleRequest
+    from cutover.monitor.sustained import Sustained
+    from workflows import timeouts
+    from workflows.failures import StepFailed
+    from workflows.run import Run
+
+
+class SoakBreached(Exception):
+    """A threshold stayed breached; `text` names it with its last value."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class Soaking(Run[Any]):
+    """The soak of a switchover."""
+
+    async def soak(self) -> None:
+        """Sample for as long as the plan says, and until every threshold has seen enough. Raises SoakBreached."""
+        length = self.rules.soak
+        began = workflow.now()
+        end = began + length
+        interval = timeouts.soak_interval(length, self.rules.soak_samples)
+        longer = max(interval, timedelta(seconds=1))
+        sustained = Sustained()
+        taken = 0
+        waiting: list[str] = []
+        self.deadlines["soak ends"] = end
+        try:
+            while workflow.now() < end or taken < self.rules.soak_samples or waiting or sustained.counts:
+                text = f"the soak to end at {end.isoformat(timespec='seconds')}"
+                if workflow.now() >= end and taken >= self.rules.soak_samples:
+                    names = ", ".join(waiting or sustained.counts)
+                    text = f"the soak, which goes on until it has good samples of {names}"
+                self.say(text, state="WAITING", phase="soak")
+                short = workflow.now() < end or taken < self.rules.soak_samples
+                await self.wait(lambda: False, interval if short else longer, "soak")
+                sample = await self._sample((workflow.now() - began).total_seconds())
+                taken += 1
+                waiting = sample.waiting
+                self.progress["soak samples"] = taken
+                self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
+                lasting = list(sustained.observe(sample.breached))
+                if lasting:
+                    raise SoakBreached(describe(sample, lasting))
+        finally:
+            self.deadlines.pop("soak ends", None)
+        await self.may_proceed()
+
+    async def _sample(self, seconds: float) -> Readings:
+        """One sample, also while paused; one that cannot be taken is a breach."""
+        try:
+            return await self.call(s.SAMPLE, SampleRequest(ref=self.ref, reads=True, window_seconds=seconds))
+        except StepFailed as failed:
+            return Readings(readings=[Reading(name="sample", breached=True, detail=failed.text)])
+
+
+def describe(sample: Readings, names: list[str]) -> str:
+    """Each breached threshold with value and limit."""
+    words = []
+    for one in sample.readings:
+        if one.name in names:
+            value = "could not be read" if one.value is None else f"{one.value:g}"
+            limit = f" (limit {one.limit:g})" if one.limit is not None else ""
+            words.append(f"{one.name} {value}{limit}")
+    return ", ".join(words)

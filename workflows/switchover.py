@@ -1,0 +1,264 @@
+"""Phase 3 of one service: read switch, soak, write switch, deprecation, and the way back from each (5.5 to 5.7).
+
+The way forward: gate `read` → read flag → soak → gate `write` → reverse stream ready → the fenced
+section (one activity) → stage `switched` → deprecation → stage `deprecated` → handed over to cleanup.
+`rollback` is heard wherever the run waits; one that arrives in the fenced section takes effect right
+after it. Compensations are registered before their step and run in reverse; then the run waits at
+gate `switch-again` and starts over from the read gate, without a new backfill.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from activities import signatures as s
+    from activities.models import FlagChange, SampleRequest, SwitchReport
+    from workflows import timeouts
+    from workflows.failures import RollbackRequested, StepFailed
+    from workflows.gates import Gate
+    from workflows.messages import Action, Approval, Message, RefusedMessage, ServiceStart
+    from workflows.preparation import open_tasks
+    from workflows.run import Run
+    from workflows.soak import SoakBreached, Soaking
+    from workflows.writeswitch import WriteSwitch
+
+DEPRECATION = "rollback possible at least until"
+MAY_START = ("ready", "rolled-back", "switched", "deprecated")
+
+
+@workflow.defn(name="SwitchoverWorkflow")
+class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
+    """`{"plan": "ai-trader", "service": "trading_engine"}` once the service is at stage `ready`."""
+
+    title = "Switchover"
+
+    @workflow.init
+    def __init__(self, start: Any = None) -> None:
+        super().__init__(start, ServiceStart)
+        self.compensations: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self.handed_over: Approval | None = None
+        self.may_hand_over = False
+        self.rolling_back = False
+        self.last_switch: SwitchReport | None = None
+
+    @workflow.signal(name="hand_over", description="Cleanup takes the service over; the way back ends here")
+    def on_hand_over(self, *payloads: Any) -> None:
+        self._signal("hand_over", payloads)
+
+    @workflow.run
+    async def run(self, start: Any = None) -> str:
+        await self.begin()
+        resume = self.start.resume
+        if resume:
+            self._register_back()
+        else:
+            resume = await self._where_to_begin()
+        while resume != "released":
+            try:
+                if resume == "read":
+                    await self._way_forward()
+                    resume = "deprecation"
+                if resume == "deprecation":
+                    await self._deprecate()
+                    resume = "hand-over"
+                await self._await_hand_over()
+                resume = "released"
+            except RollbackRequested as requested:
+                await self._roll_back(requested.message)
+                resume = "read"
+            except SoakBreached as breached:
+                await self._soak_breached(breached)
+                resume = "read"
+            except BaseException as error:
+                if is_cancelled_exception(error):
+                    await asyncio.shield(asyncio.create_task(self._cancelled()))
+                raise
+        await self.set_stage("released")
+        await self.end("nothing: handed over to cleanup")
+        return "released"
+
+    async def _where_to_begin(self) -> str:
+        """Refuse without stage `ready`; a run started again after a cancellation goes on where the service stands."""
+        position = await self.do("reading where the service stands", s.POSITION, self.ref)
+        if position.stage in ("released", "archived"):
+            self.fail(f"{self.service} was handed over to cleanup; nothing is left to switch", "GateClosed")
+        self.require(
+            position.stage in MAY_START or position.primary_side == "service",
+            f"{self.service} is not ready for a switchover: its stage is {position.stage or 'not begun'!r}, 'ready' is "
+            f"needed (cutover start replication {self.start.plan} {self.service})",
+        )
+        if position.primary_side != "service":
+            return "read"
+        self._register_back()
+        if position.stage == "deprecated":
+            return "hand-over"
+        if position.stage != "switched":
+            # The switch was made, and its run ended before it could say so.
+            await self.finish_switch("service", f"found-{position.epoch}")
+            await self.set_stage("switched", "found switched")
+        return "deprecation"
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    async def _way_forward(self) -> None:
+        self.compensations.clear()
+        self.say("the gate of the read switch", phase="read gate")
+        await open_tasks(self, "switchover", self.ref, self.service)
+        await self.gate(Gate("read", f"Send the reads of {self.service} to its new database?", 1, s.MEASURE_READ))
+        self.compensations.append(("reads back to the monolith", self._reads_back))
+        self.say("the read switch", phase="read switch")
+        flag = FlagChange(ref=self.ref, read_from_new=True)
+        acks = await self.do("the read switch and its acknowledgements", s.SET_READ_FLAG, flag)
+        self.progress["read switch"] = f"{acks.acked} instances acknowledged, {acks.lapsed} leases ran out"
+        await self.soak()
+        approved = await self.write_gate()
+        self._register_back()
+        await self.do("taking foreign keys across services off the monolith", s.DETACH_KEYS, self.ref)
+        report = await self.switch_writes("service", approved)
+        self.last_switch = report
+        await self.set_stage("switched", f"epoch {report.epoch}, pause {report.pause_ms:.0f} ms")
+
+    def _register_back(self) -> None:
+        if not self.compensations:
+            self.compensations.append(("reads back to the monolith", self._reads_back))
+        self.compensations.append(("foreign keys back on the monolith", self._keys_back))
+        self.compensations.append(("writes back to the monolith", self._writes_back))
+
+    # --- back ------------------------------------------------------------------------------------
+
+    async def _roll_back(self, message: Message) -> None:
+        """Run the compensations in reverse, alert, and wait for an approval to switch again."""
+        reason = f": {message.reason}" if message.reason else ""
+        await self._go_back(f"rollback by {message.by}{reason}", "critical")
+        await self.set_stage("rolled-back", f"by {message.by}{reason}"[:200])
+        self.rolling_back = False
+        self.say("an approval to switch again", state="ROLLED_BACK", phase="rolled back")
+        await self.gate(
+            Gate("switch-again", f"{self.service} was rolled back by {message.by}{reason}. Begin its switchover again?")
+        )
+
+    async def _go_back(self, why: str, severity: str) -> None:
+        """What was done is undone. Nothing can interrupt this but a parked step."""
+        self.rolling_back = self.shielded = True
+        self.may_hand_over = False
+        self.say(f"the way back ({why})", state="RUNNING", phase="rolling back")
+        while self.compensations:
+            name, undo = self.compensations[-1]
+            await undo()
+            self.progress["rolled back"] = name
+            self.compensations.pop()
+        self.rollback_wanted = None
+        self.deadlines.pop(DEPRECATION, None)
+        await self.alert("rollback", severity, f"{self.service}: {why}")
+        self.shielded = False
+
+    async def _keys_back(self) -> None:
+        await self.do("putting foreign keys back on the monolith", s.RESTORE_KEYS, self.ref)
+
+    async def _reads_back(self) -> None:
+        await self.do("reads back to the monolith", s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
+
+    async def _writes_back(self) -> None:
+        position = await self.do("reading where the service stands", s.POSITION, self.ref)
+        if position.primary_side == "service":
+            self.last_switch = await self.switch_writes("monolith", "")
+
+    async def _soak_breached(self, breached: SoakBreached) -> None:
+        await self._go_back(f"the soak was breached: {breached.text}", "critical")
+        self.rolling_back = False
+        self.phase = "soak breached"
+        await self.park("soak", f"{breached.text}; reads are back at the monolith, 'retry' starts at the read gate")
+
+    async def _cancelled(self) -> None:
+        """A cancelled run leaves one writable side: reads go back unless the writes have moved already."""
+        self.shielded = True
+        position = await self.call(s.POSITION, self.ref)
+        if position.primary_side == "monolith" and position.read_from_new:
+            await self.call(s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
+        text = f"{self.service}: the switchover run was cancelled; writable side: {position.primary_side}"
+        await self.alert("switchover-cancelled", "critical", text, best_effort=True)
+
+    # --- deprecation -----------------------------------------------------------------------------
+
+    async def _deprecate(self) -> None:
+        """Keep the monolith current for as long as the plan says; an hourly summary row all the while."""
+        end = self.deadline(DEPRECATION, self.rules.deprecation)
+        self.say("the deprecation to end", phase="deprecation")
+        while workflow.now() < end:
+            self.say(f"the deprecation to last until {end.isoformat(timespec='seconds')}", state="WAITING")
+            await self.wait(
+                lambda: False, min(timeouts.summary_interval(self.rules.hour), end - workflow.now()), "deprecation"
+            )
+            await self._summarise()
+            if workflow.info().is_continue_as_new_suggested():
+                await self.hand_on(resume="deprecation")
+        await self.may_proceed()
+        await self.set_stage("deprecated")
+
+    async def _await_hand_over(self) -> None:
+        """Rollback stays possible until a person gives the way back up in cleanup."""
+        self.may_hand_over = True
+        self.phase = "deprecated"
+        while self.handed_over is None:
+            self.say("cleanup to take the service over; 'rollback' is possible until then", state="WAITING")
+            interval = timeouts.summary_interval(self.rules.hour)
+            if not await self.wait(lambda: self.handed_over is not None, interval, "hourly summary"):
+                await self._summarise()
+                if workflow.info().is_continue_as_new_suggested():
+                    await self.hand_on(resume="hand-over")
+        self.may_hand_over = False
+
+    async def _summarise(self) -> None:
+        """A summary row and a sample; a breach alerts and leaves the decision to a person."""
+        try:
+            await self.call(s.SUMMARISE, self.ref)
+            sample = await self.call(s.SAMPLE, SampleRequest(ref=self.ref))
+        except StepFailed as failed:
+            await self.alert("watch-failed", "warning", failed.text, best_effort=True)
+            return
+        self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
+        self.progress["reverse lag seconds"] = sample.lag_seconds
+        if sample.breached:
+            await self.alert("threshold", "warning", f"breached: {', '.join(sample.breached)}", best_effort=True)
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def can_roll_back(self) -> bool:
+        return bool(self.compensations) and not self.rolling_back and self.handed_over is None
+
+    def refuse_rollback(self) -> str:
+        if self.handed_over is not None:
+            return f"the way back of {self.service} was given up by {self.handed_over.by}"
+        if self.rolling_back:
+            return f"{self.service} is being rolled back already"
+        return f"nothing of {self.service} has been switched; reads and writes are at the monolith"
+
+    def rollback_note(self) -> str:
+        if not self.can_roll_back():
+            return ""
+        end = self.deadlines.get(DEPRECATION)
+        if end is None:
+            return "Rollback possible now; before the write switch it pauses no writes."
+        pause = f"{self.last_switch.write_pause_ms:.0f} ms" if self.last_switch else "a few ms"
+        until = end.isoformat(timespec="seconds")
+        return f"Rollback possible until {until} and after it until cleanup; it would pause writes about {pause}."
+
+    def consider(self, action: Action, payloads: Sequence[Any]) -> Callable[[], str]:
+        if action != "hand_over":
+            return super().consider(action, payloads)
+        message = self.parse_hand_over(payloads)
+        if self.handed_over is not None:
+            return lambda: "handed over already"
+        if not self.may_hand_over or self.rollback_wanted is not None:
+            raise RefusedMessage(f"hand_over: not now; the run waits for {self.line()}"[:500])
+
+        def change() -> str:
+            self.handed_over = message
+            self.decided("hand_over", message, evidence=message.evidence)
+            return "handed over to cleanup"
+
+        return change

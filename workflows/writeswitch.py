@@ -1,0 +1,82 @@
+"""The change of the writable side: gate, reverse stream, fenced section, and what follows it (5.6)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities import signatures as s
+    from activities.models import SideName, SwitchOrder, SwitchReport
+    from workflows import timeouts
+    from workflows.gates import Gate
+    from workflows.messages import Approval, parse
+    from workflows.run import Run
+
+
+class WriteSwitch(Run[Any]):
+    """Forward with evidence and approvals, back without either."""
+
+    async def write_gate(self) -> str:
+        """Wait for evidence and the plan's number of approvals; the code they saw."""
+        self.phase = "write gate"
+        opened = await self.gate(self._gate())
+        return opened.code
+
+    def _gate(self) -> Gate:
+        return Gate(
+            "write",
+            f"Make the new database of {self.service} the writable one?",
+            self.rules.approvals_required,
+            s.MEASURE_WRITE,
+            needs_evidence=True,
+        )
+
+    async def switch_writes(self, to_side: SideName, approved: str) -> SwitchReport:
+        """Try until it is done; after a few undone attempts park. `approved` is "" for a rollback, which needs none."""
+        undone = 0
+        while True:
+            self.say(f"the writes to move to the {to_side} side", state="RUNNING", phase="write switch")
+            order = SwitchOrder(ref=self.ref, switch_id=f"{self.service}-{workflow.uuid4()}", to_side=to_side)
+            await self.do("making the stream of the way back ready", s.PREPARE_REVERSE, order)
+            report = await self.do("the fenced section", s.FENCED_SECTION, order)
+            self.progress["last write switch"] = (
+                f"to {to_side}: {report.result}, pause {report.pause_ms:.0f} ms, writes {report.write_pause_ms:.0f} ms"
+                + (f", {report.reason}" if report.reason else "")
+            )
+            if report.result == "done":
+                await self.finish_switch(to_side, order.switch_id)
+                return report
+            text = f"undone, writes go on where they were: {report.reason or 'no reason given'}"
+            pauses = timeouts.SWITCH_RETRY_PAUSES
+            if undone < len(pauses):
+                self.say(f"another attempt of the write switch ({text})", state="WAITING")
+                await self.wait(lambda: False, pauses[undone], "write switch is tried again")
+                undone += 1
+            else:
+                await self.park("write switch", text)
+                undone = 0
+            if approved:
+                approved = await self._still_approved(approved)
+
+    async def _still_approved(self, approved: str) -> str:
+        """Approvals outlive an undone attempt unless the evidence got worse; then the gate opens again."""
+        again = await self.remeasure(self._gate(), approved)
+        if again.ok and not again.worse:
+            return approved
+        return await self.write_gate()
+
+    async def finish_switch(self, to_side: SideName, switch_id: str) -> None:
+        """After the pause: the reverse stream proved once more, the forward one dropped."""
+        order = SwitchOrder(ref=self.ref, switch_id=switch_id, to_side=to_side)
+        shielded, self.shielded = self.shielded, True
+        try:
+            await self.do("proving the way back and dropping the old stream", s.FINISH_SWITCH, order)
+        finally:
+            self.shielded = shielded
+
+    def parse_hand_over(self, payloads: Sequence[Any]) -> Approval:
+        """The hand-over's message."""
+        message = parse("hand_over", payloads)
+        assert isinstance(message, Approval)
+        return message
