@@ -318,11 +318,15 @@ class Position(Model):
 
 
 class SwitchOrder(Model):
-    """A change of the writable side. The same `switch_id` always means the same change."""
+    """A change of the writable side. The same `switch_id` always means the same change.
+
+    `evidence` is the code that was approved; a change to the service's side needs it, a way back does not.
+    """
 
     ref: Ref
     switch_id: str
     to_side: SideName
+    evidence: str = ""
 
 
 class StepTime(Model):

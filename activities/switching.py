@@ -12,13 +12,16 @@ from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
-from cutover.control import stages
+from cutover.control import approvals, stages
+from cutover.errors import GateClosed
 from cutover.flags import instances
 from cutover.flags import store as flags
 from cutover.switch import crossing, finish, gates, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 
+#: The gate whose approvals a write switch needs (workflows/writeswitch.py opens it under this name).
+WRITE_GATE = "write"
 READ_LAG_SECONDS = 10.0
 #: How long instances are waited for after a flag changed; those that die meanwhile lose their lease in 2 s.
 ACKNOWLEDGE = timedelta(seconds=10)
@@ -133,11 +136,33 @@ class SwitchActivities:
             await raise_alert(context.control, alert, webhook=self.webhook)
         return m.Facts(facts={"keys that stay away": len(problems)})
 
+    async def _permitted(self, order: m.SwitchOrder) -> None:
+        """The approvals of the write gate once more, by the control database's clock. A way back needs none."""
+        if order.to_side == "monolith":
+            return
+        ref, plan = order.ref, await self.context.plan(order.ref)
+        standing = await approvals.valid(
+            self.context.control,
+            ref.migration,
+            ref.service,
+            WRITE_GATE,
+            ref.plan_hash,
+            order.evidence or None,
+            plan.waited(plan.approvals.expire),
+        )
+        if len(standing) < plan.approvals.required:
+            raise GateClosed(
+                f"{ref.service}: {len(standing)} of {plan.approvals.required} approvals of the write gate hold now; "
+                "roll back, and approve the gate again"
+            )
+
     @implements(s.FENCED_SECTION)
     async def fenced_section(self, order: m.SwitchOrder) -> m.SwitchReport:
         """Steps 3 to 11 in one activity; called again with the same id it recovers."""
         environment = await self._environment(order.ref)
-        outcome = await section.run(environment, await self._request(order), lambda step: activity.heartbeat(step))
+        outcome = await section.run(
+            environment, await self._request(order), activity.heartbeat, lambda: self._permitted(order)
+        )
         return m.SwitchReport(
             result=outcome.result,
             switch_id=outcome.switch_id,

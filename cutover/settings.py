@@ -41,6 +41,9 @@ class Settings:
     """What the process was told by its surroundings; never printed whole, for it holds DSNs."""
 
     values: Mapping[str, str] = field(repr=False)
+    #: Sessions of its databases are kept and used again (for a worker, which lives in one event loop).
+    reuse_sessions: bool = False
+    _databases: dict[str, Database] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -68,13 +71,18 @@ class Settings:
 
     def database(self, name: str) -> Database:
         """The database of that name. Raises ConfigError where no DSN is set."""
+        if name in self._databases:
+            return self._databases[name]
         dsn = self._dsn(variable(name))
         if not dsn:
             raise ConfigError(
                 f"database {name!r} has no DSN: set {variable(name)} "
                 f"(or {variable(name)}_FILE, or a line in {self.get('CUTOVER_ENV_FILE', '.cutover/env')})"
             )
-        return Database(name, dsn, self._dsn(variable(name, "CUTOVER_REPLICATION_DSN_")))
+        made = Database(name, dsn, self._dsn(variable(name, "CUTOVER_REPLICATION_DSN_")), reuse=self.reuse_sessions)
+        if self.reuse_sessions:
+            self._databases[name] = made
+        return made
 
     @property
     def temporal_address(self) -> str:

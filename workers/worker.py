@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+from dataclasses import replace
 from datetime import timedelta
 
 from temporalio.client import Client
@@ -117,7 +118,7 @@ def activity_objects(context: Context, webhook: Webhook | None) -> tuple[object,
 
 def make_worker(client: Client, control: Control, settings: Settings, *, task_queue: str = TASK_QUEUE) -> Worker:
     """Every workflow and activity on one task queue."""
-    context = Context(settings, control, client)
+    context = Context(replace(settings, reuse_sessions=True), control, client)
     return Worker(
         client,
         task_queue=task_queue,

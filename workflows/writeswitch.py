@@ -37,7 +37,8 @@ class WriteSwitch(Run[Any]):
         undone = 0
         while True:
             self.say(f"the writes to move to the {to_side} side", state="RUNNING", phase="write switch")
-            order = SwitchOrder(ref=self.ref, switch_id=f"{self.service}-{workflow.uuid4()}", to_side=to_side)
+            switch_id = f"{self.service}-{workflow.uuid4()}"
+            order = SwitchOrder(ref=self.ref, switch_id=switch_id, to_side=to_side, evidence=approved)
             await self.do("making the stream of the way back ready", s.PREPARE_REVERSE, order)
             report = await self.do("the fenced section", s.FENCED_SECTION, order)
             self.progress["last write switch"] = (

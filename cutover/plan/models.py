@@ -44,7 +44,6 @@ ForeignKeyRule = Literal["drop", "loose"]
 WriteGate = Literal["zero-differences", "threshold"]
 
 
-
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

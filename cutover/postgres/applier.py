@@ -7,6 +7,7 @@ through by the fence (design 5.2). An origin belongs to one session at a time: o
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import asyncpg
 
@@ -22,7 +23,8 @@ def origin_name(service: str, purpose: str) -> str:
 @asynccontextmanager
 async def applier_session(database: Database, service: str, purpose: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection that may write behind the fence. Raises NotYet while another session holds the origin."""
-    async with database.session(f"cutover-{purpose}/{service}") as connection:
+    # never a kept session: its replication origin would outlive the reset
+    async with replace(database, reuse=False).session(f"cutover-{purpose}/{service}") as connection:
         await connection.execute("SET session_replication_role = replica; SET cutover.applier = 'on'")
         name = origin_name(service, purpose)
         # made by another session since the look: it is there, which is all that is needed

@@ -1,5 +1,6 @@
 """Databases, sides and directions: which rows come from where, and how a connection to them is opened."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,16 @@ def other(side: Side) -> Side:
     return "service" if side == "monolith" else "monolith"
 
 
+#: An idle session is kept this long for the next one of its kind.
+IDLE_SECONDS = 20.0
+
+
+@dataclass
+class _Idle:
+    connection: asyncpg.Connection
+    since: float
+
+
 @dataclass(frozen=True)
 class Database:
     """A database by its name in the plan. The DSN stays out of `repr`, logs and histories."""
@@ -39,6 +50,9 @@ class Database:
     dsn: str = field(repr=False)
     #: How the *other* server reaches this one (CREATE SUBSCRIPTION's CONNECTION); the DSN unless set apart.
     replication_dsn: str = field(default="", repr=False)
+    #: Sessions are kept for a moment and used again: a worker opens many, and each costs a process and a login.
+    reuse: bool = field(default=False, compare=False)
+    _idle: dict[tuple[str, ...], list[_Idle]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def conninfo(self) -> str:
@@ -67,15 +81,36 @@ class Database:
 
     @asynccontextmanager
     async def session(self, application_name: str = "cutover", **settings: str) -> AsyncIterator[asyncpg.Connection]:
-        """A connection for one block; closed at its end on every path."""
-        connection = await self.connect(application_name, timeout=10.0, **settings)
+        """A connection for one block.
+
+        A kept one is reset (settings, locks, listeners) before it is used again; one whose block failed is not kept.
+        """
+        kind = (application_name, *(f"{name}={value}" for name, value in sorted(settings.items())))
+        connection = self._take(kind) if self.reuse else None
+        if connection is None:
+            connection = await self.connect(application_name, timeout=10.0, **settings)
+        whole = False
         try:
             yield connection
+            whole = True
         finally:
             try:
-                await connection.close(timeout=5)
-            except CONNECTION_ERRORS:
+                if self.reuse and whole and not connection.is_closed() and not connection.is_in_transaction():
+                    await connection.reset(timeout=5)
+                    self._idle.setdefault(kind, []).append(_Idle(connection, time.monotonic()))
+                else:
+                    await connection.close(timeout=5)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError):
                 connection.terminate()
+
+    def _take(self, kind: tuple[str, ...]) -> asyncpg.Connection | None:
+        """A kept session of that kind; those that idled too long are ended."""
+        now = time.monotonic()
+        for idle in self._idle.values():
+            while idle and (now - idle[0].since > IDLE_SECONDS or idle[0].connection.is_closed()):
+                idle.pop(0).connection.terminate()
+        waiting = self._idle.get(kind)
+        return waiting.pop().connection if waiting else None
 
 
 @dataclass(frozen=True)

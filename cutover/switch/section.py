@@ -5,7 +5,7 @@ not journaled → undo, journaled → finish forwards, ended → the recorded ou
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 
@@ -23,12 +23,18 @@ from cutover.switch.recovery import complete, undo
 _HEARTBEAT_SECONDS = 0.4
 
 
-async def run(env: SwitchEnvironment, request: SwitchRequest, heartbeat: Callable[[str], None]) -> SwitchOutcome:
+async def run(
+    env: SwitchEnvironment,
+    request: SwitchRequest,
+    heartbeat: Callable[[str], None],
+    permitted: Callable[[], Awaitable[None]] | None = None,
+) -> SwitchOutcome:
     """Switches the writable side of one service, or finishes what an earlier attempt left.
 
     Returns the outcome, done or undone; an unfinished switch of another run is ended first. Raises
     Conflict where the service is writable at that side already, StaleAttempt when a newer attempt took
-    over, Unreachable when a database does not answer (call again: recovery decides).
+    over, Unreachable when a database does not answer (call again: recovery decides). `permitted` is asked
+    right before a switch begins, and refuses by raising: approvals are checked again at the flip.
     """
     recorded = await switches.outcome(env.control, request.switch_id)
     if recorded is not None:
@@ -37,7 +43,7 @@ async def run(env: SwitchEnvironment, request: SwitchRequest, heartbeat: Callabl
     beating = asyncio.create_task(_beat(heartbeat, said))
     try:
         async with open_attempt(env) as attempt:
-            return await _attempt(env, request, attempt, said)
+            return await _attempt(env, request, attempt, said, permitted)
     except CONNECTION_ERRORS as error:
         raise Unreachable(
             f"{request.service}: a database stopped answering in step {said[0]!r} ({type(error).__name__})"
@@ -52,7 +58,13 @@ async def _beat(heartbeat: Callable[[str], None], said: list[str]) -> None:
         await asyncio.sleep(_HEARTBEAT_SECONDS)
 
 
-async def _attempt(env: SwitchEnvironment, request: SwitchRequest, attempt: Attempt, said: list[str]) -> SwitchOutcome:
+async def _attempt(
+    env: SwitchEnvironment,
+    request: SwitchRequest,
+    attempt: Attempt,
+    said: list[str],
+    permitted: Callable[[], Awaitable[None]] | None,
+) -> SwitchOutcome:
     row = attempt.row
     if row.switch_id == request.switch_id:
         return await _recover(env, attempt, "an earlier attempt ended in the middle", said)
@@ -66,6 +78,8 @@ async def _attempt(env: SwitchEnvironment, request: SwitchRequest, attempt: Atte
     async with env.changed(direction_from(route.primary_side)) as changed:
         forward = Forward(env, request, attempt, changed, said)
         await forward.clear_the_way()
+        if permitted is not None:
+            await permitted()
         attempt.row = await switches.begin(
             env.control,
             row,
