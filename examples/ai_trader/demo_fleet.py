@@ -15,7 +15,8 @@ from cutover.devstack import processes
 from cutover.devstack.home import write_private
 from cutover.errors import ConfigError
 
-STOP_SECONDS = 20.0
+#: Longer than a worker's own grace.
+STOP_SECONDS = 30.0
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Fleet:
     killed: list[str] = field(default_factory=list)
     _lives: dict[str, int] = field(default_factory=dict)
     _traffic_rate: float = 0.0
+    _traffic_reads: float = 0.5
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,15 +69,16 @@ class Fleet:
     def start_worker(self, number: int) -> Child:
         return self._start(f"worker-{number}", ["-m", "workers"], "workers")
 
-    def start_traffic(self, client: int, rate: float) -> Child:
-        """A traffic process; a later life of the same client has files of its own."""
-        self._traffic_rate = rate
+    def start_traffic(self, client: int, rate: float, reads: float = 0.5) -> Child:
+        """A traffic process (`reads` for each row written); a later life of the same client has files of its own."""
+        self._traffic_rate, self._traffic_reads = rate, reads
         name = f"traffic-{client}"
         life = self._lives.get(name, 0)
         stem = self.folder / (name if not life else f"{name}-again-{life}")
         log, stats = stem.with_suffix(".jsonl"), stem.with_suffix(".stats.json")
         arguments = ["-m", "examples.ai_trader.traffic", "--client", str(client), "--rate", str(rate)]
-        child = self._start(name, [*arguments, "--log", str(log), "--stats", str(stats)], str(log))
+        arguments += ["--reads", str(reads), "--log", str(log), "--stats", str(stats)]
+        child = self._start(name, arguments, str(log))
         self.traffic_logs.append(log)
         self.stats_files.append(stats)
         return child
@@ -123,7 +126,7 @@ class Fleet:
         if kind == "worker":
             self.start_worker(int(number))
         else:
-            self.start_traffic(int(number), self._traffic_rate)
+            self.start_traffic(int(number), self._traffic_rate, self._traffic_reads)
 
     def by_pid(self, pid: int) -> str | None:
         return next((name for name, child in self.children.items() if child.process.pid == pid), None)

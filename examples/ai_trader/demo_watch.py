@@ -1,6 +1,7 @@
 """What the demo sees: every open run's status, the stages, and how the clients fare. Looked at a few times a second."""
 
 import asyncio
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +56,7 @@ class StageEvent:
 
 @dataclass
 class Scene:
-    """One look."""
+    """One look; `at` is when it began, so that what was done before is in it."""
 
     at: float
     overview: Overview
@@ -104,16 +105,15 @@ class Watch:
 
     async def look(self) -> Scene:
         """Ask everything once. Raises CutoverError where the control database does not answer."""
+        at = self.seconds
         found, rows = await asyncio.gather(
             overview(self.client, self.control, self.migration), stages.get_stages(self.control, self.migration)
         )
         known = {service or "": str(row.stage) for service, row in rows.items()}
         self._traffic.read(self.traffic_logs)
         self._psql.read(self.psql_logs)
-        self.scene = Scene(
-            self.seconds, found, known, dict(self._traffic.counts), dict(self._psql.counts), self._rate()
-        )
-        self.note(known, self.scene.at)
+        self.scene = Scene(at, found, known, dict(self._traffic.counts), dict(self._psql.counts), self._rate())
+        self.note(known, self.seconds)
         return self.scene
 
     def note(self, known: Mapping[str, str], at: float) -> None:
@@ -131,7 +131,7 @@ class Watch:
         then, before = self._rates[0]
         return (acknowledged - before) / (now - then) if now > then else 0.0
 
-    async def run(self, every: float = 0.3) -> None:
+    async def run(self, every: float = 0.5) -> None:
         """Look until cancelled; an outage of the control database is passed over, the next look may succeed."""
         while True:
             begun = time.monotonic()
@@ -142,4 +142,4 @@ class Watch:
     def durations(self) -> dict[str, float]:
         """Seconds by phase; the last one seen is still running and is left out."""
         seen = [(name, self.phases[name]) for name in PHASES if name in self.phases]
-        return {name: round(end - start, 1) for (name, start), (_, end) in zip(seen, seen[1:], strict=False)}
+        return {name: round(end - start, 1) for (name, start), (_, end) in itertools.pairwise(seen)}

@@ -179,13 +179,17 @@ class Lane:
             return 0
         family = row.family()
         if row.linked or len(family) > 8:
-            self._forget(row)  # too much hangs on it: it stays in the database, and is worked on no more
+            # Too much hangs on it: it stays in the database and is worked on no more, and neither is what it hangs
+            # on, whose delete would take it along unnoted.
+            self._forget(_root(row))
             return 0
         # Both ways in turn: the children go by the database's cascade, or the application takes them away first.
         first = name != "ai_decisions" and self.rng.random() < 0.5
         done = 0
         if first:
             done += await self._take_away(family)
+            if row not in self._rows[name]:
+                return done  # an unknown outcome: nobody knows what hangs on it now
             family = row.family()
         step = self._delete(row)
         if name == "ai_decisions":
@@ -252,9 +256,7 @@ class Lane:
         elif outcome == "unknown":
             # Nobody knows what is there now: these rows, and what they hang on, are left as they are for ever.
             for row in [step.row for step in steps if step.row is not None]:
-                while row.parent is not None:
-                    row = row.parent
-                self._forget(row)
+                self._forget(_root(row))
         return outcome == "ok"
 
     def _done(self, step: Step) -> None:
@@ -298,3 +300,9 @@ class Lane:
         if isinstance(row.key, tuple):
             arguments = (*arguments, row.key[1])
         return Step(Write(row.table, "delete", row.key, row.revision), DELETE[row.table], arguments, row, loose)
+
+
+def _root(row: Row) -> Row:
+    while row.parent is not None:
+        row = row.parent
+    return row
