@@ -11,6 +11,7 @@ from cutover.alerts.webhook import Webhook
 from cutover.control import approvals, tasks
 from cutover.plan.durations import format_duration
 from cutover.plan.models import Phase
+from cutover.telemetry.meters import instruments
 
 
 class MessageActivities:
@@ -39,6 +40,7 @@ class MessageActivities:
                 evidence_code=decision.evidence or None,
                 note=decision.reason,
             )
+            instruments().migration_approvals.add(1, {"gate": decision.gate, "decision": decision.action})
             return
         known = await control.fetchval(
             "SELECT 1 FROM control.audit WHERE migration = $1 AND detail ->> 'key' = $2 LIMIT 1",

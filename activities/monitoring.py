@@ -12,6 +12,7 @@ from cutover.flags import instances
 from cutover.monitor import thresholds
 from cutover.monitor.samples import StreamFacts
 from cutover.postgres.databases import CONNECTION_ERRORS, Direction
+from cutover.telemetry.meters import instruments
 
 LAG_SECONDS = 5.0
 
@@ -29,10 +30,17 @@ class MonitoringActivities:
         try:
             stream = await self.context.stream(ref, direction)
             health = await stream.health()
-            lag = (await stream.lag(LAG_SECONDS)).seconds if health.ok else None
+            measured = await stream.lag(LAG_SECONDS) if health.ok else None
         except (*CONNECTION_ERRORS, CutoverError):
             return None, None
-        key = (ref.migration, self.context.service(ref), direction)
+        service = self.context.service(ref)
+        lag = measured.seconds if measured else None
+        if measured is not None:
+            labels = {"service": service, "direction": direction}
+            instruments().migration_replication_lag_bytes.set(measured.bytes, labels)
+            if lag is not None:
+                instruments().migration_replication_lag.set(lag, labels)
+        key = (ref.migration, service, direction)
         failures = max(0, health.apply_errors - self._errors.get(key, health.apply_errors))
         self._errors[key] = health.apply_errors
         if not health.ok:
@@ -56,6 +64,10 @@ class MonitoringActivities:
             reads=request.reads,
             window=max(thresholds.WINDOW, timedelta(seconds=request.window_seconds)),
         )
+        for name, reading in taken.values.items():
+            outcome = "breached" if reading.breached else "not_applicable" if reading.not_applicable else "ok"
+            labels = {"service": service, "name": name, "outcome": outcome}
+            instruments().migration_threshold_readings.add(1, labels)
         open_now = await reports.open_differences(context.control, ref.migration, service)
         return m.Readings(
             readings=[

@@ -12,6 +12,7 @@ from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
 from cutover.reconcile.passes import Progress, run_pass
+from cutover.telemetry.meters import instruments
 
 SETTLE_SECONDS = 60.0
 
@@ -49,7 +50,18 @@ async def pass_over(context: Context, ref: Ref, table: str, *, pass_id: str) -> 
         pass_id=pass_id,
     )
     await ChangedKeys(pair, direction, context.control).verified(report)
+    _count(report)
     return report
+
+
+def _count(report: TableReport) -> None:
+    labels = {"service": report.service, "table": report.table, "direction": report.direction}
+    meters = instruments()
+    meters.migration_reconciliation_compared_rows.add(report.rows_source, labels)
+    for kind, count in (("missing", report.missing), ("extra", report.extra), ("mismatched", report.mismatched)):
+        meters.migration_reconciliation_mismatched_rows.set(count, {**labels, "kind": kind})
+    if report.complete:
+        meters.migration_reconciliation_last_success_timestamp.set(report.finished_at.timestamp(), labels)
 
 
 async def fresh_reports(context: Context, ref: Ref, *, newer_than: float | None = None) -> list[TableReport]:

@@ -11,6 +11,7 @@ from cutover.flags import store as flags
 from cutover.plan.calendar import next_opening
 from cutover.plan.models import Plan
 from cutover.postgres import catalog
+from cutover.telemetry.meters import instruments
 
 HOUR = timedelta(hours=1)
 WATCH = timedelta(minutes=10)
@@ -77,6 +78,8 @@ class PlanActivities:
             {"detail": change.detail, "plan_hash": change.ref.plan_hash},
             actor=change.actor,
         )
+        labels = {"migration": change.ref.migration, "service": change.ref.service or "", "stage": change.stage}
+        instruments().migration_phase_info.set(1, labels)
 
     @implements(s.CLAIM_TABLES)
     async def claim_tables(self, ref: m.Ref) -> None:

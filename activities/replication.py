@@ -29,6 +29,7 @@ from cutover.monitor import baseline
 from cutover.postgres import fence
 from cutover.reconcile.changed import ChangedKeys
 from cutover.switch import crossing
+from cutover.telemetry.meters import instruments
 
 TASK_QUEUE = "cutover"
 #: What is recorded before the stream starts: the clients' last ten minutes.
@@ -75,6 +76,9 @@ class ReplicationActivities:
             )
             for one in await stream.progress()
         ]
+        for table in tables:
+            labels = {"service": self.context.service(ref), "table": table.table}
+            instruments().migration_backfill_rows.set(table.rows, labels)
         return m.Backfill(complete=await stream.ready(), tables=tables)
 
     @implements(s.ARM_FENCES)

@@ -16,9 +16,11 @@ from cutover.control import approvals, stages
 from cutover.errors import GateClosed
 from cutover.flags import instances
 from cutover.flags import store as flags
+from cutover.postgres.databases import direction_from
 from cutover.switch import crossing, finish, gates, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
+from cutover.telemetry.meters import instruments
 
 #: The gate whose approvals a write switch needs (workflows/writeswitch.py opens it under this name).
 WRITE_GATE = "write"
@@ -163,6 +165,13 @@ class SwitchActivities:
         outcome = await section.run(
             environment, await self._request(order), activity.heartbeat, lambda: self._permitted(order)
         )
+        if outcome.result == "done":
+            instruments().migration_fence_epoch.set(outcome.epoch, {"service": outcome.service})
+            if not outcome.recovered:
+                labels = {"service": outcome.service, "direction": direction_from(outcome.to_side)}
+                pause = instruments().migration_switchover_pause
+                pause.record(outcome.pause_ms / 1000, {**labels, "kind": "client"})
+                pause.record(outcome.write_pause_ms / 1000, {**labels, "kind": "write"})
         return m.SwitchReport(
             result=outcome.result,
             switch_id=outcome.switch_id,

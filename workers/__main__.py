@@ -6,18 +6,22 @@ import sys
 
 from cutover.errors import CutoverError
 from cutover.settings import Settings
+from cutover.telemetry.logs import configure_logging
+from cutover.telemetry.setup import setup
 from workers.worker import run_worker
 
 
 def main() -> int:
     """0 after a good end; 1 with one line for a person where the surroundings are wrong."""
     settings = Settings.from_environment()
-    logging.basicConfig(
-        level=settings.get("CUTOVER_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    level = logging.getLevelNamesMapping().get(settings.get("CUTOVER_LOG_LEVEL", "INFO").upper(), logging.INFO)
+    configure_logging(settings.get("CUTOVER_LOG_FORMAT") == "json", level=level)
     try:
-        asyncio.run(run_worker(settings))
+        telemetry = setup("cutover-worker")
+        try:
+            asyncio.run(run_worker(settings))
+        finally:
+            telemetry.shutdown()
     except CutoverError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1

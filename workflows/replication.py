@@ -23,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
 
 STARTS_FROM = ("prepared", "")
 BACKFILL_POLL = timedelta(seconds=1)
-BACKFILL_POLL_AT_MOST = timedelta(seconds=30)
+BACKFILL_POLL_AT_MOST = timedelta(seconds=60)
 DWELL = "dual-write at least until"
 
 #: Stages at which a restarted run goes straight to watching.
@@ -97,7 +97,6 @@ class ReplicationWorkflow(Run[ServiceStart]):
 
     async def _backfill(self) -> None:
         """Poll until every table is copied; the pauses grow, so that hours of copying stay a small history."""
-        pause = BACKFILL_POLL
         began = workflow.now()
         while True:
             progress = await self.call(s.BACKFILL_PROGRESS, self.ref)
@@ -113,8 +112,9 @@ class ReplicationWorkflow(Run[ServiceStart]):
                 self.progress["backfill done about"] = (workflow.now() + left).isoformat(timespec="seconds")
             self.progress["backfill"] = f"{progress.rows} of about {progress.rows_estimated} rows"
             self.say("the backfill to be copied", state="WAITING")
+            # a tenth of what it has taken so far: never late by more than that, and few events over a day
+            pause = min(max((workflow.now() - began) / 10, BACKFILL_POLL), BACKFILL_POLL_AT_MOST)
             await self.wait(lambda: False, pause, "backfill is polled")
-            pause = min(pause * 1.5, BACKFILL_POLL_AT_MOST)
 
     async def _reconcile(self, table: str) -> None:
         result = await self.call(s.RECONCILE_TABLE, PassRequest(ref=self.ref, table=table), summary=table)
@@ -125,7 +125,7 @@ class ReplicationWorkflow(Run[ServiceStart]):
             self.progress[f"repaired {table}"] = resolved.repaired
 
     async def _dwell(self) -> None:
-        """Write to both sides for as long as the plan says, looking around about 60 times."""
+        """Write to both sides for as long as the plan says, looking around now and then."""
         length = self.rules.dual_write_at_least
         end = self.deadline(DWELL, length)
         interval = timeouts.dwell_interval(length, self.rules.watch_every)

@@ -71,8 +71,8 @@ def options(kind: Kind, round_number: int) -> Options:
 
 
 def dwell_interval(length: timedelta, watch_every: timedelta) -> timedelta:
-    """How often a dwell looks around: at least 24 times, as often as a stream is watched, never within a second."""
-    return max(min(length / 24, watch_every), timedelta(seconds=1))
+    """How often a dwell looks around: at least 12 times, as often as a stream is watched, never within a second."""
+    return max(min(length / 12, watch_every), timedelta(seconds=1))
 
 
 def soak_interval(soak: timedelta, samples: int) -> timedelta:

@@ -170,15 +170,17 @@ class ServicePool(Lender):
                 return await once()
             except (asyncpg.PostgresError, Unreachable, Moved) as error:
                 fenced = outcome.is_fenced(error)
-                if not (fenced or isinstance(error, Unreachable | Moved)):
+                # a statement of its own is a transaction of its own: chosen as a deadlock's victim, it did nothing
+                passing = isinstance(error, Unreachable) or outcome.is_serialization(error)
+                if not (fenced or passing or isinstance(error, Moved)):
                     raise
                 self.gate.counters.fenced += fenced
                 deadline = deadline or clock() + self._around.patience
                 if trial.gave_up or clock() >= deadline:
-                    if isinstance(error, Unreachable):
+                    if passing:
                         raise
                     raise self._fenced(trial) from None
-                await self._look_again(trial, moved=not isinstance(error, Unreachable))
+                await self._look_again(trial, moved=not passing)
 
     def _fenced(self, trial: Trial) -> Fenced:
         return Fenced(

@@ -4,6 +4,7 @@ OpenTelemetry's bounds for a database client are too coarse to see a fifth more 
 so the control database's buckets grow by 2^(1/4), about 19 %, and quantiles are interpolated inside one.
 """
 
+import operator
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -36,4 +37,6 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
 
 def add(left: Sequence[int], right: Sequence[int]) -> list[int]:
     """Both histograms in one."""
-    return [a + b for a, b in zip(left, right, strict=True)]
+    if len(left) != len(right):
+        raise ValueError(f"histograms of {len(left)} and {len(right)} buckets cannot be added")
+    return list(map(operator.add, left, right))

@@ -56,9 +56,16 @@ async def sample(
     # reads that must see their writes follow the writes; before the write switch only the others have moved
     moved: tuple[Operation, ...] = ("stale_read",) if primary == "monolith" else ("read", "stale_read")
 
+    asked_fleet: list[Fleet] = []
+
+    async def fleet() -> Fleet:
+        """Read once for all readings; one that could not be read is asked for again by the next."""
+        if not asked_fleet:
+            asked_fleet.append(await _fleet(control, pair, window))
+        return asked_fleet[0]
+
     async def write_latency() -> Reading:
-        fleet = await _fleet(control, pair, window)
-        return latency(fleet, ("write",), primary, limits.write_latency_increase)
+        return latency(await fleet(), ("write",), primary, limits.write_latency_increase)
 
     async def mismatches() -> Reading:
         found = await reports.latest_of_all(control, pair.migration, service, direction=direction)
@@ -77,10 +84,10 @@ async def sample(
         return reconciliation_lag(late, list(tables), limits.reconciliation_lag.total_seconds())
 
     async def read_errors() -> Reading:
-        return read_error_rate(await _fleet(control, pair, window), moved, READ_ERROR_RATE)
+        return read_error_rate(await fleet(), moved, READ_ERROR_RATE)
 
     async def read_latency() -> Reading:
-        return latency(await _fleet(control, pair, window), moved, "service", limits.write_latency_increase)
+        return latency(await fleet(), moved, "service", limits.write_latency_increase)
 
     asked: dict[str, tuple[float, Callable[[], Awaitable[Reading]]]] = {
         "write_latency_increase": (limits.write_latency_increase, write_latency),

@@ -21,6 +21,7 @@ from cutover.switch.attempt import Attempt
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import StepTiming, SwitchOutcome, SwitchRequest
 from cutover.switch.steps import SECTION
+from cutover.telemetry.setup import tracer
 
 #: One try at the fence's lock; longer would queue the application's writers behind it.
 _LOCK_WAIT_MS = 400
@@ -72,11 +73,13 @@ class Forward:
             "commit": self._commit,
             "flip": self._flip,
         }
+        labels = {"cutover.service": self.request.service, "cutover.to_side": self.request.to_side}
         self._begun = time.monotonic()
         for name in SECTION:
             self.said[0] = name
             begun = time.monotonic()
-            await steps[name]()
+            with tracer().start_as_current_span(f"switch {name}", attributes=labels):
+                await steps[name]()
             self.timings.append(StepTiming(name=name, ms=round((time.monotonic() - begun) * 1000, 2)))
         ended = time.monotonic()
         outcome = SwitchOutcome(

@@ -16,7 +16,6 @@ from cutover import __version__
 #: Boundaries that the convention "Database client metrics" asks for, in seconds.
 DB_DURATION_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 PAUSE_BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-WAIT_BOUNDS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Instruments:
     db_client_operation_duration: Histogram
     #: service, direction (forward | reverse), kind (client | write)
     migration_switchover_pause: Histogram
-    #: migration, service, phase; 1 for the phase of now, 0 for one that was left
+    #: migration, service, stage; set to 1 when a stage is reached
     migration_phase_info: Gauge
     #: service, table, direction
     migration_reconciliation_compared_rows: Counter
@@ -40,14 +39,12 @@ class Instruments:
     #: service, direction
     migration_replication_lag_bytes: Gauge
     #: service, table
-    migration_backfill_rows: Counter
+    migration_backfill_rows: Gauge
     #: kind, severity, service
     migration_alerts: Counter
-    #: service, side
+    #: service
     migration_fence_epoch: Gauge
-    #: service, gate
-    migration_gate_wait: Histogram
-    #: service, gate, outcome (approved | rejected | expired)
+    #: gate, decision (approve | reject)
     migration_approvals: Counter
     #: service, name, outcome (ok | breached | not_applicable)
     migration_threshold_readings: Counter
@@ -86,17 +83,9 @@ def build(meter: Meter) -> Instruments:
         migration_replication_lag_bytes=meter.create_gauge(
             "migration_replication_lag_bytes", description="Bytes of WAL that the target has yet to apply."
         ),
-        migration_backfill_rows=meter.create_counter("migration_backfill_rows", description="Rows copied by backfill."),
+        migration_backfill_rows=meter.create_gauge("migration_backfill_rows", description="Rows copied by backfill."),
         migration_alerts=meter.create_counter("migration_alerts", description="Alerts raised, duplicates left out."),
-        migration_fence_epoch=meter.create_gauge(
-            "migration_fence_epoch", description="The epoch that a side's epoch row shows."
-        ),
-        migration_gate_wait=meter.create_histogram(
-            "migration_gate_wait",
-            unit="s",
-            description="How long a workflow waited at a gate.",
-            explicit_bucket_boundaries_advisory=WAIT_BOUNDS,
-        ),
+        migration_fence_epoch=meter.create_gauge("migration_fence_epoch", description="The epoch of the last switch."),
         migration_approvals=meter.create_counter("migration_approvals", description="Answers of people to gates."),
         migration_threshold_readings=meter.create_counter(
             "migration_threshold_readings", description="Readings of thresholds, by their outcome."
