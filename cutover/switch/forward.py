@@ -12,7 +12,7 @@ from cutover.control import switches
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.flags import instances
 from cutover.flags import store as flags
-from cutover.postgres import epoch, fence, sequences
+from cutover.postgres import epoch, fence, sequences, standbys
 from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
@@ -66,6 +66,7 @@ class Forward:
             "announce-pause": self._announce,
             "fence": self._fence,
             "marker": self._carry_marker,
+            "standbys": self._standbys,
             "sequences": self._raise_sequences,
             "compare": self._compare,
             "unfence": self._unfence,
@@ -184,6 +185,15 @@ class Forward:
         self._marker = await self.stream.put_marker_on(await self.attempt.session(self._from_side))
         await self.stream.await_marker_on(
             await self.attempt.session(self.request.to_side), self._marker, self._remaining
+        )
+
+    async def _standbys(self) -> None:
+        """Both sides at once; without standbys in the plan there is nothing to wait for."""
+        await asyncio.gather(
+            standbys.await_flushed(
+                await self.attempt.session("monolith"), self.env.plan.monolith.standbys, self._remaining
+            ),
+            standbys.await_flushed(await self.attempt.session("service"), self.env.service.standbys, self._remaining),
         )
 
     async def _raise_sequences(self) -> None:

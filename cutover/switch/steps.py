@@ -25,6 +25,7 @@ STEPS: tuple[Step, ...] = (
     Step("announce-pause", "section", "hold new transactions in every live instance", "lift the pause"),
     Step("fence", "section", "fence the primary; its commit ends the drain", "lift the fence"),
     Step("marker", "section", "put a marker and await it, durable, at the other side"),
+    Step("standbys", "section", "wait until the plan's standbys have flushed fence and marker, on both sides"),
     Step("sequences", "section", "raise the other side's sequences past the primary's"),
     Step("compare", "section", "compare the keys changed since the last verified pass; none may differ"),
     Step("unfence", "section", "lift the other side's fence, uncommitted", "roll back"),
