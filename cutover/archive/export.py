@@ -40,7 +40,7 @@ class _Writer:
     def __init__(self, path: Path) -> None:
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
         # gzip framing (16 +), and no time or name in the header: the same rows give the same file
-        self._zip = zlib.compressobj(6, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+        self._zip = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
         self._hash = hashlib.sha256()
         self._pending = bytearray()
         self.written = 0

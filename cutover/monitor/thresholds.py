@@ -64,12 +64,28 @@ async def sample(
             asked_fleet.append(await _fleet(control, pair, window))
         return asked_fleet[0]
 
+    async def due(compared: Mapping[str, float]) -> bool:
+        """Whether a table without a comparison in this direction should have had one: a switch turned it around."""
+        turned = await control.fetchval(
+            "SELECT extract(epoch FROM clock_timestamp() - changed_at)::float8 FROM control.route"
+            " WHERE migration = $1 AND service = $2 AND epoch > 0",
+            pair.migration,
+            service,
+        )
+        waits = [
+            (plan.cadence(rules.reconcile.every) + rules.reconcile.max_lag).total_seconds()
+            for table, rules in tables.items()
+            if table not in compared
+        ]
+        return turned is None or any(turned > wait for wait in waits)
+
     async def write_latency() -> Reading:
         return latency(await fleet(), ("write",), primary, limits.write_latency_increase)
 
     async def mismatches() -> Reading:
         found = await reports.latest_of_all(control, pair.migration, service, direction=direction)
-        return mismatch_rate({report.table: report.rate for report in found}, list(tables), limits.mismatch_rate)
+        rates = {report.table: report.rate for report in found}
+        return mismatch_rate(rates, list(tables), limits.mismatch_rate, due=await due(rates))
 
     async def secondary() -> Reading:
         return secondary_failures(stream_facts, limits.secondary_failure_rate)
@@ -81,7 +97,7 @@ async def sample(
             for report in found
             if report.table in tables
         }
-        return reconciliation_lag(late, list(tables), limits.reconciliation_lag.total_seconds())
+        return reconciliation_lag(late, list(tables), limits.reconciliation_lag.total_seconds(), due=await due(late))
 
     async def read_errors() -> Reading:
         return read_error_rate(await fleet(), moved, READ_ERROR_RATE)
@@ -194,21 +210,27 @@ def read_error_rate(fleet: Fleet, operations: Operations, limit: float) -> Readi
     return Reading(value=rate, limit=limit, breached=rate > limit, detail=detail)
 
 
-def mismatch_rate(rates: Mapping[str, float], tables: list[str], limit: float) -> Reading:
+def not_compared(missing: list[str], limit: float, due: bool) -> Reading:
+    """Tables without a comparison: a breach, or waited for where the switch is younger than their cadence."""
+    text = f"no complete comparison of {', '.join(missing)} in this direction yet"
+    return unreadable(limit, text) if due else Reading(value=None, limit=limit, waiting=True, detail=text)
+
+
+def mismatch_rate(rates: Mapping[str, float], tables: list[str], limit: float, *, due: bool = True) -> Reading:
     """The worst table's rate of confirmed differences in its newest complete report of this direction."""
     missing = [table for table in tables if table not in rates]
     if missing:
-        return unreadable(limit, f"no complete comparison of {', '.join(missing)} in this direction yet")
+        return not_compared(missing, limit, due)
     table = max(tables, key=lambda name: rates[name])
     rate = rates[table]
     return Reading(value=rate, limit=limit, breached=rate > limit, detail=f"{rate:.4%} of {table} differ")
 
 
-def reconciliation_lag(late: Mapping[str, float], tables: list[str], limit: float) -> Reading:
+def reconciliation_lag(late: Mapping[str, float], tables: list[str], limit: float, *, due: bool = True) -> Reading:
     """Seconds by which the worst table's newest complete comparison is older than its cadence."""
     missing = [table for table in tables if table not in late]
     if missing:
-        return unreadable(limit, f"no complete comparison of {', '.join(missing)} in this direction yet")
+        return not_compared(missing, limit, due)
     table = max(tables, key=lambda name: late[name])
     lag = max(0.0, late[table])
     return Reading(

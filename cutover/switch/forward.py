@@ -125,6 +125,9 @@ class Forward:
             self.env.plan.switchover.sequence_margin,
         )
         await self.changed.require_short_tail(TAIL_LIMIT)
+        # what is equal on both sides by now is cleared, so that inside the fence only the last moments are left;
+        # a key that changes again is dirty again
+        self.compared = (await self.changed.verify()).keys
         source = await self.attempt.session(self._from_side)
         deadline = time.monotonic() + _CLEAR_SECONDS
         while True:
@@ -206,7 +209,7 @@ class Forward:
 
     async def _compare(self) -> None:
         verdict = await asyncio.wait_for(self.changed.verify(tidy=False), self._remaining)
-        self.compared = verdict.keys
+        self.compared += verdict.keys
         if not verdict.equal:
             found = [f"{table}: {count}" for table, count in sorted(verdict.differing.items())]
             found += [f"{table}: no verified pass" for table in verdict.unverified]
