@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cutover.devstack import temporal
+from cutover.devstack import processes, temporal
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster, port_in_use
 from cutover.devstack.home import PORT_BASE, Home, Ports, write_private
 from cutover.devstack.temporal import Say
@@ -20,6 +20,7 @@ from cutover.devstack.temporal_server import TemporalServer
 from cutover.errors import ConfigError
 from cutover.settings import CONTROL, variable
 
+PORT_SECONDS = 5.0
 MONOLITH_DATABASES = ("monolith",)
 SERVICE_DATABASES = (
     "trading_engine_db",
@@ -188,9 +189,13 @@ def _refuse_taken_ports(server: TemporalServer, clusters: tuple[Cluster, ...]) -
     if server.pid is None:
         wanted += [("Temporal", server.port), ("Temporal's web page", server.ui_port)]
     wanted += [(f"PostgreSQL {cluster.name}", cluster.port) for cluster in clusters if cluster.pid is None]
-    taken = [f"{port} ({name})" for name, port in wanted if port_in_use(port)]
-    if taken:
+
+    def taken() -> list[str]:
+        return [f"{port} ({name})" for name, port in wanted if port_in_use(port)]
+
+    # a server of ours that was killed a moment ago may still be closing its sockets
+    if not processes.wait_until(lambda: not taken(), PORT_SECONDS):
         raise ConfigError(
-            f"port in use by another program: {', '.join(taken)}. Stop it, or shift the stack: "
+            f"port in use by another program: {', '.join(taken())}. Stop it, or shift the stack: "
             f"`{PORT_BASE}=17000 cutover dev up` takes four ports from 17000 on"
         )

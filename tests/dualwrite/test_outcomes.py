@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from cutover.devstack.cluster import free_port
-from cutover.dualwrite import Fenced, ServicePool, UnknownOutcome
+from cutover.dualwrite import Fenced, RoutedPool, ServicePool, UnknownOutcome
 from cutover.errors import Unreachable
 from cutover.flags import instances, store
 from cutover.postgres.databases import Database, Side
@@ -128,6 +128,28 @@ async def test_a_transaction_that_loses_its_connection_before_commit_is_run_agai
     await trading.run_in_transaction(work)
     assert len(runs) == 2
     assert await world.ids("monolith") == [1, 2]
+
+
+async def test_a_single_write_that_loses_a_deadlock_is_sent_again(
+    world: World, pool: RoutedPool, trading: ServicePool
+) -> None:
+    async with world.databases["monolith"].session("rival") as rival:
+        rolled_back = rival.transaction()
+        await rolled_back.start()
+        await rival.execute("INSERT INTO trades (id) VALUES (2)")
+        write = asyncio.create_task(trading.execute("INSERT INTO trades (id) VALUES (1), (2)", table="trades"))
+
+        async def waits() -> bool:
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            return await world.on("monolith", waiting) is not None
+
+        await until(waits)
+        # The pool's session waits the longer of the two, so it is the one that finds the deadlock, and gives way.
+        await rival.execute("INSERT INTO trades (id) VALUES (1)")
+        await rolled_back.rollback()
+        await write
+    assert await world.ids("monolith") == [1, 2]
+    assert pool.stats()[SERVICE].retried >= 1
 
 
 async def test_a_read_whose_connection_dies_is_read_again(world: World, trading: ServicePool) -> None:

@@ -8,6 +8,7 @@ from cutover.control import reports
 from cutover.control.database import Control
 from cutover.control.reports import TableReport
 from cutover.flags import instances
+from cutover.flags import store as flags
 from cutover.flags.instances import Instance
 from cutover.monitor import baseline, statistics, thresholds
 from cutover.monitor.baseline import Baseline
@@ -147,6 +148,23 @@ async def traffic(control: Control, side: Side, seconds: float, operation: Opera
     for _ in range(50):
         collector.record(SERVICE, side, "trades", operation, seconds)
     await collector.flush(control)
+
+
+async def test_right_after_a_switch_the_first_comparison_the_other_way_is_waited_for_and_then_missed(
+    control: Control, pair: Pair
+) -> None:
+    await flags.ensure(control, MIGRATION, SERVICE)
+    await flags.flip(control, MIGRATION, SERVICE, primary_side="service", epoch=1, actor="test", pause_id=None)
+    facts = StreamFacts(attempts=1, failures=0)
+    young = await thresholds.sample(control, pair, PLAN, SERVICE, facts, primary="service")
+    assert young.values["mismatch_rate"].waiting
+    assert young.values["reconciliation_lag"].waiting
+    async with control.transaction() as connection:  # past the trigger that notes the time of every change
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute("UPDATE control.route SET changed_at = clock_timestamp() - interval '1 day'")
+    old = await thresholds.sample(control, pair, PLAN, SERVICE, facts, primary="service")
+    assert old.values["mismatch_rate"].breached
+    assert old.values["reconciliation_lag"].breached
 
 
 async def test_all_readings_of_a_healthy_service_pass_and_travel_as_json(control: Control, pair: Pair) -> None:

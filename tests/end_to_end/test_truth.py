@@ -1,0 +1,65 @@
+"""The judge of `status` lines finds an empty or untrue one, and lets a true one pass."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.truth import untrue
+from workflows.status import GateStatus, Status, command
+
+RUN = "migration/ai-trader/analytics/switchover"
+SERVICES = ("analytics", "ai_decision")
+NOW = datetime.now(UTC)
+GATE = GateStatus(name="write", question="?", opened=NOW, needs_evidence=True, required=2, evidence="k7f2")
+APPROVE = command(RUN, "approve", "Approve", evidence="k7f2")
+
+
+def status(**fields: Any) -> Status:
+    shown: dict[str, Any] = {
+        "workflow": "Switchover",
+        "workflow_id": RUN,
+        "migration": "ai-trader",
+        "service": "analytics",
+        "phase": "write gate",
+        "state": "WAITING",
+        "waiting_for": "2 approvals of gate 'write' with evidence k7f2, since 2026-01-05T09:00:00+00:00",
+        "since": NOW,
+        "commands": [APPROVE],
+        "gates": [GATE],
+    }
+    return Status(**{**shown, **fields})
+
+
+def test_a_true_line_passes() -> None:
+    assert untrue(status(), SERVICES) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"waiting_for": ""}, "says nothing"),
+        ({"waiting_for": "something"}, "says nothing"),
+        ({"waiting_for": ", since now"}, "says nothing"),
+        ({"phase": ""}, "phase is empty"),
+        ({"since": NOW + timedelta(hours=1)}, "in the future"),
+        ({"gates": []}, "not open"),
+        ({"gates": [GATE.model_copy(update={"evidence": "m3qq"})]}, "shows evidence k7f2"),
+        ({"commands": []}, "no command"),
+        ({"waiting_for": "evidence of gate 'read' to hold: x, since now"}, "'read', which is not open"),
+        ({"waiting_for": "2 task(s) of people, each by, since now"}, "none is open"),
+        ({"state": "NEEDS_ATTENTION", "attention": ""}, "does not say what for"),
+        ({"state": "NEEDS_ATTENTION", "attention": "x", "commands": []}, "no command that answers"),
+        ({"state": "PAUSED", "waiting_for": "the soak, since now"}, "how to go on"),
+        ({"state": "DONE", "gates": [], "waiting_for": "the soak, since now"}, "is done and waits"),
+        ({"rollback_note": "Rollback possible"}, "offers a rollback"),
+        ({"waiting_for": "the switch of ai_decision, since now"}, "not its own (ai_decision)"),
+        ({"commands": [command("migration/other", "pause", "Hold"), APPROVE]}, "for another run"),
+    ],
+)
+def test_an_untrue_line_is_found(fields: dict[str, Any], said: str) -> None:
+    assert any(said in one for one in untrue(status(**fields), SERVICES)), untrue(status(**fields), SERVICES)
+
+
+def test_a_table_whose_name_begins_like_a_service_is_no_service() -> None:
+    assert untrue(status(waiting_for="a pass over ai_decisions, since now"), SERVICES) == []
