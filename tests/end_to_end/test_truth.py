@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.test_reference_plan import secrets_in
 from tests.end_to_end.truth import untrue
 from workflows.status import GateStatus, Status, command
 
@@ -63,3 +64,22 @@ def test_an_untrue_line_is_found(fields: dict[str, Any], said: str) -> None:
 
 def test_a_table_whose_name_begins_like_a_service_is_no_service() -> None:
     assert untrue(status(waiting_for="a pass over ai_decisions, since now"), SERVICES) == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"c0.2098.1a205c7b7be-4-40",
+        b"p2098.1a205c7b7be-0-3",
+        b'"gen-17"',
+        b"x gen-17@traders.example",
+        b"postgresql://someone@host/db",
+        b"the s3cret word",
+    ],
+)
+def test_a_row_value_a_dsn_and_a_password_are_found(raw: bytes) -> None:
+    assert secrets_in(b"before \n" + raw + b" after", "s3cret")
+
+
+def test_names_of_tables_and_runs_are_no_secret() -> None:
+    assert secrets_in(b"migration/ai-trader/analytics/switchover trades users epoch 3 k7f2", "s3cret") == []
