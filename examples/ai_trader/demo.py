@@ -192,22 +192,22 @@ class Demo:
         result: asyncio.Future[Any] = asyncio.ensure_future(handle.result())
         failing = asyncio.ensure_future(self._failing())
         try:
-            done, _ = await asyncio.wait(
-                [result, failing, *tasks], timeout=self.options.limit, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done:
-                return f"the migration was not complete after {self.options.limit:.0f} s"
-            if result in done:
-                try:
-                    result.result()
-                except WorkflowFailureError as error:
-                    return f"the migration failed: {error.cause}"
-                return ""
-            if failing in done:
-                return failing.result()
-            for task in done:
-                task.result()
+            deadline = time.monotonic() + self.options.limit
+            pending: set[asyncio.Future[Any]] = {result, failing, *tasks}
+            while result in pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    return f"the migration was not complete after {self.options.limit:.0f} s"
+                if failing in done:
+                    return failing.result()
+                for task in done - {result}:
+                    task.result()  # one that has done all it had to, as the killer, ends in peace
+            result.result()
             return ""
+        except WorkflowFailureError as error:
+            return f"the migration failed: {error.cause}"
         except GaveUp as error:
             return str(error)
         except BaseExceptionGroup as group:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from cutover.cli.status import Overview, overview
 from cutover.control import stages
@@ -132,10 +133,10 @@ class Watch:
         return (acknowledged - before) / (now - then) if now > then else 0.0
 
     async def run(self, every: float = 0.5) -> None:
-        """Look until cancelled; an outage of the control database is passed over, the next look may succeed."""
+        """Look until cancelled; an outage of a server is passed over, the next look may succeed."""
         while True:
             begun = time.monotonic()
-            with suppress(CutoverError):
+            with suppress(CutoverError, RPCError):
                 await self.look()
             await asyncio.sleep(max(0.05, every - (time.monotonic() - begun)))
 
