@@ -20,4 +20,5 @@ def pair(plan: Plan, service: str, database: Callable[[str], Database]) -> Pair:
         monolith=database(plan.monolith.database),
         target=database(chosen.database),
         tables=tuple(sorted(TableName.parse(name) for name in chosen.tables)),
+        compare={TableName.parse(name): rules.compare for name, rules in chosen.tables.items()},
     )

@@ -1,5 +1,6 @@
 """Reports of reconciliation: one row a pass and table, and every key that differed."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,6 +49,13 @@ class TableReport(BaseModel):
     plan_hash: str
     #: False where the pass ended early: such a report proves nothing.
     complete: bool
+    #: Bytes of hashes and keys that travelled between the sides and the pass.
+    bytes_moved: int = 0
+    #: From which all seeds of the pass's hashes were drawn.
+    seed: int = 0
+    #: Columns that were not compared, each with the reason.
+    left_out: list[str] = []
+    warnings: list[str] = []
     id: int = 0
     #: Seconds since it was recorded, by the control database's clock, at the moment it was read.
     age: float = Field(default=0.0)
@@ -67,6 +75,8 @@ class Difference:
     source_hash: int | None
     target_hash: int | None
     confirmed: bool
+    #: Names of the columns that differ; of mismatched keys only.
+    columns: tuple[str, ...] = ()
 
 
 async def record(control: Control, report: TableReport, differences: Sequence[Difference] = ()) -> int:
@@ -75,8 +85,9 @@ async def record(control: Control, report: TableReport, differences: Sequence[Di
         report_id: int = await connection.fetchval(
             "INSERT INTO control.report (migration, service, table_name, direction, started_at, finished_at,"
             " rows_source, rows_target, missing, extra, mismatched, unsettled, orphans, rate, seed_rate,"
-            " duration_ms, position, plan_hash, complete)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"
+            " duration_ms, position, plan_hash, complete, bytes_moved, seed, left_out, warnings)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,"
+            " $22, $23)"
             " RETURNING id",
             report.migration,
             report.service,
@@ -97,6 +108,10 @@ async def record(control: Control, report: TableReport, differences: Sequence[Di
             report.position,
             report.plan_hash,
             report.complete,
+            report.bytes_moved,
+            report.seed,
+            report.left_out,
+            report.warnings,
         )
         await _insert(connection, report_id, differences)
     return report_id
@@ -150,7 +165,8 @@ async def open_differences(
 ) -> list[Difference]:
     """Confirmed differences of the newest complete report of each table."""
     rows = await control.fetch(
-        "SELECT d.table_name, d.key_json, d.kind, d.source_hash, d.target_hash, d.confirmed FROM control.difference d"
+        "SELECT d.table_name, d.key_json, d.kind, d.source_hash, d.target_hash, d.confirmed, d.columns"
+        " FROM control.difference d"
         " WHERE d.confirmed AND d.report_id IN (SELECT max(id) FROM control.report"
         "  WHERE migration = $1 AND service = $2 AND ($3::text IS NULL OR table_name = $3) AND complete"
         "  GROUP BY table_name)"
@@ -168,6 +184,7 @@ async def open_differences(
             row["source_hash"],
             row["target_hash"],
             row["confirmed"],
+            tuple(json.loads(row["columns"])),
         )
         for row in rows
     ]
@@ -175,7 +192,8 @@ async def open_differences(
 
 _SELECT = (
     "SELECT id, migration, service, table_name, direction, started_at, finished_at, rows_source, rows_target, missing,"
-    " extra, mismatched, unsettled, orphans, rate, seed_rate, duration_ms, position, plan_hash, complete,"
+    " extra, mismatched, unsettled, orphans, rate, seed_rate, duration_ms, position, plan_hash, complete, bytes_moved,"
+    " seed, left_out, warnings,"
     " extract(epoch FROM clock_timestamp() - recorded_at)::float8 AS age FROM control.report"
 )
 
@@ -193,10 +211,12 @@ async def _insert(connection: Connection, report_id: int, differences: Sequence[
         batch = distinct[start : start + _BATCH]
         await connection.execute(
             "INSERT INTO control.difference (report_id, table_name, key_json, kind, source_hash, target_hash,"
-            " confirmed)"
-            " SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::boolean[])"
+            " confirmed, columns)"
+            " SELECT $1, u.a, u.b, u.c, u.d, u.e, u.f, u.g::jsonb FROM unnest($2::text[], $3::text[], $4::text[],"
+            " $5::bigint[], $6::bigint[], $7::boolean[], $8::text[]) AS u(a, b, c, d, e, f, g)"
             " ON CONFLICT (report_id, table_name, key_json) DO UPDATE SET kind = excluded.kind,"
-            " source_hash = excluded.source_hash, target_hash = excluded.target_hash, confirmed = excluded.confirmed",
+            " source_hash = excluded.source_hash, target_hash = excluded.target_hash, confirmed = excluded.confirmed,"
+            " columns = excluded.columns",
             report_id,
             [difference.table for difference in batch],
             [difference.key_json for difference in batch],
@@ -204,4 +224,5 @@ async def _insert(connection: Connection, report_id: int, differences: Sequence[
             [difference.source_hash for difference in batch],
             [difference.target_hash for difference in batch],
             [difference.confirmed for difference in batch],
+            [json.dumps(difference.columns) for difference in batch],
         )

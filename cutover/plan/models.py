@@ -42,6 +42,8 @@ Consistency = Literal["strong", "eventual", "best_effort"]
 ConflictRule = Literal["source-wins", "last-write-wins", "manual"]
 ForeignKeyRule = Literal["drop", "loose"]
 WriteGate = Literal["zero-differences", "threshold"]
+#: What may differ in a column without being a difference. The types each one fits: `cutover.postgres.columns`.
+EqualRule = Literal["number", "case", "empty", "millisecond", "second", "bounds"]
 
 
 class _Model(BaseModel):
@@ -63,10 +65,18 @@ class DualWriteRules(_Model):
 
 
 class Reconcile(_Model):
-    """The cadence of a table's comparison, and how old or late its evidence may be."""
+    """The cadence of a table's comparison, how old or late its evidence may be, and how old a snapshot it may hold."""
 
     every: PositiveDuration = timedelta(minutes=5)
     max_lag: PositiveDuration = timedelta(minutes=10)
+    max_snapshot: PositiveDuration = timedelta(seconds=30)
+
+
+class Compare(_Model):
+    """What a comparison passes over: columns left out of it, and differences of a column that count as none."""
+
+    exclude: list[Identifier] = []
+    equal: dict[Identifier, EqualRule] = {}
 
 
 class Table(_Model):
@@ -76,6 +86,7 @@ class Table(_Model):
     timestamp: Identifier | None = None
     alert_on_conflict: bool = True
     reconcile: Reconcile = Reconcile()
+    compare: Compare = Compare()
 
 
 def _steps(steps: list[int]) -> list[int]:

@@ -116,6 +116,14 @@ def _table_rules(services: Mapping[str, Any]) -> Iterator[Problem]:
                     "max_lag is shorter than every, so that evidence would be too old before its successor is due",
                     "make max_lag at least as long as every",
                 )
+            excluded = _mapping(rules, "compare").get("exclude")
+            for column in _mapping(rules, "compare", "equal"):
+                if isinstance(excluded, list) and column in excluded:
+                    yield Problem(
+                        (*path, "compare", "equal", column),
+                        f"column {column} is left out of the comparison, so nothing of it can count as equal",
+                        "take it out of exclude or out of equal",
+                    )
 
 
 def _seconds(value: object) -> float | None:

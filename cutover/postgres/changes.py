@@ -13,8 +13,8 @@ import asyncpg
 
 from cutover.errors import Conflict, GateClosed, NotYet, Refused
 from cutover.postgres import replication
-from cutover.postgres.compare import Key
 from cutover.postgres.identifiers import TableName
+from cutover.postgres.keys import Key
 
 _PEEK = (
     "SELECT data FROM pg_logical_slot_peek_binary_changes("

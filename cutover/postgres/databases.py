@@ -1,7 +1,7 @@
 """Databases, sides and directions: which rows come from where, and how a connection to them is opened."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 import asyncpg
 
 from cutover.errors import Unreachable
+from cutover.plan.models import Compare
 from cutover.postgres.identifiers import TableName
 
 Side = Literal["monolith", "service"]
@@ -123,9 +124,15 @@ class Pair:
     monolith: Database
     target: Database
     tables: tuple[TableName, ...]
+    #: What the plan lets a comparison pass over; nothing in tables that are not named.
+    compare: Mapping[TableName, Compare] = field(default_factory=dict, hash=False)
 
     def at(self, side: Side) -> Database:
         return self.monolith if side == "monolith" else self.target
+
+    def passes_over(self, table: TableName) -> Compare:
+        """What a comparison of the table leaves out or counts as equal."""
+        return self.compare.get(table, Compare())
 
     def source(self, direction: Direction) -> Database:
         """Where rows come from in that direction."""

@@ -10,22 +10,25 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from cutover.postgres.compare import Key, Look, Shape, key_arrays, look
+from cutover.postgres.compare import Look, key_arrays, look
 from cutover.postgres.identifiers import quote
+from cutover.postgres.keys import Key
+from cutover.postgres.shapes import Shape
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the primary: its key, its look, and its values as text in the order of `written`."""
+    """A row of the primary: its key, its look, and its values as text in the order of the shape's `stored`."""
 
     key: Key
     look: Look
     values: tuple[str | None, ...]
 
 
-def written(shape: Shape) -> list[str]:
-    """The columns that a repair writes: all but the generated ones."""
-    return [c.name for c in shape.columns if not c.generated]
+def _shown(shape: Shape) -> str:
+    """SQL of an array of the texts of what a repair writes."""
+    texts = {c.name: c.shown for c in shape.columns}
+    return "ARRAY[" + ", ".join(texts[name] for name in shape.stored) + "]::text[]"
 
 
 async def read_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequence[Key], *, lock: bool) -> dict[int, Row]:
@@ -34,9 +37,8 @@ async def read_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequence
         await connection.execute(
             f"SELECT 1 FROM {shape.by_key()} ORDER BY {shape.order} FOR SHARE OF t", *key_arrays(shape, keys)
         )
-    values = ", ".join(f"t.{quote(name)}::text" for name in written(shape))
     rows = await connection.fetch(
-        f"SELECT v.n::int AS n, {shape.look}, ARRAY[{values}]::text[] AS row FROM {shape.by_key()}",
+        f"SELECT v.n::int AS n, {shape.look}, {_shown(shape)} AS row FROM {shape.by_key()}",
         *key_arrays(shape, keys),
     )
     return {
@@ -59,7 +61,7 @@ async def timestamps(
     """A number that rises with the column's time (or version), as text; None for NULL or no row."""
     of_time = await connection.fetchval(
         "SELECT typcategory = 'D' FROM pg_catalog.pg_type WHERE oid = $1",
-        next(c.type_oid for c in shape.columns if c.name == column),
+        next(c.column.type_oid for c in shape.columns if c.name == column),
     )
     value = f"extract(epoch FROM t.{quote(column)})" if of_time else f"t.{quote(column)}"
     found: list[str | None] = [None] * len(keys)
@@ -82,7 +84,7 @@ async def delete_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequen
 
 async def insert_rows(connection: asyncpg.Connection, shape: Shape, rows: Sequence[Row]) -> dict[Key, int]:
     """Inserts what no other row's key stands in the way of; digests of the rows written, by key."""
-    columns = written(shape)
+    columns = shape.stored
     types = {c.name: c.type_sql for c in shape.columns}
     casts = ", ".join(f"CAST(v.c{n} AS {types[name]})" for n, name in enumerate(columns))
     written_rows = await connection.fetch(
@@ -99,11 +101,12 @@ async def update_rows(
 ) -> dict[Key, int]:
     """Gives rows that the caller has locked and checked the primary's values; digests of the rows written, by key.
 
-    Columns that are GENERATED ALWAYS AS IDENTITY cannot be updated; where they differ the digest tells.
+    Columns that are GENERATED ALWAYS AS IDENTITY cannot be updated; where they differ the digest tells. Columns that
+    the plan excludes are left as they are.
     """
-    columns = written(shape)
+    columns = shape.stored
     types = {c.name: c.type_sql for c in shape.columns}
-    always = {c.name for c in shape.columns if c.identity == "a"}
+    always = {c.name for c in shape.columns if c.column.identity == "a" or c.left_out}
     sets = ", ".join(
         f"{quote(name)} = CAST(v.c{n} AS {types[name]})" for n, name in enumerate(columns) if name not in always
     )

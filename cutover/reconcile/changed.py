@@ -19,9 +19,10 @@ from cutover.control.reports import TableReport
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.postgres import catalog, changes, compare, replication
 from cutover.postgres.changes import Changes, TableKey
-from cutover.postgres.compare import Shape, key_from_json, key_id, key_json
 from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.identifiers import TableName
+from cutover.postgres.keys import key_from_json, key_id, key_json
+from cutover.postgres.shapes import Shape, shapes
 from cutover.reconcile.sides import both_sides, translated
 
 #: Messages taken off the slot at once.
@@ -121,20 +122,21 @@ class ChangedKeys:
             )
             # advancing a slot and making one are writes to the server's mind; the tables are only read
             await source.execute("SET default_transaction_read_only = off")
-            shapes: dict[TableName, tuple[Shape, Shape]] = {}
+            alike: dict[TableName, tuple[Shape, Shape]] = {}
             relations: dict[TableName, TableKey] = {}
             for info in await catalog.tables(source, self.pair.tables):
-                left, right = await asyncio.gather(
-                    compare.shape_of(source, info.name), compare.shape_of(sink, info.name)
-                )
-                compare.require_alike(left, right)
-                shapes[info.name] = (left, right)
+                if not info.primary_key:
+                    raise GateClosed(
+                        f"table {info.name} has no primary key, so its changes cannot be followed: add one "
+                        "(a unique index on NOT NULL columns can be used: ALTER TABLE … ADD PRIMARY KEY USING INDEX)"
+                    )
+                alike[info.name] = await shapes(source, sink, info.name, self.pair.passes_over(info.name))
                 relations.update({name: TableKey(info.name, info.primary_key) for name in info.everywhere})
             await asyncio.gather(*(
-                compare.warm(connection, [pair[side] for pair in shapes.values()])
+                compare.warm(connection, [pair[side] for pair in alike.values()])
                 for side, connection in enumerate((source, sink))
             ))  # fmt: skip
-            self._state = _Open(source, sink, shapes, relations)
+            self._state = _Open(source, sink, alike, relations)
         return self._state
 
     @asynccontextmanager

@@ -13,7 +13,9 @@ import asyncpg
 
 from cutover.errors import NotYet
 from cutover.postgres import compare
-from cutover.postgres.compare import Shape
+from cutover.postgres.compare import Look
+from cutover.postgres.keys import Key
+from cutover.postgres.shapes import Shape
 from cutover.reconcile.ranges import Candidate
 from cutover.reconcile.state import PassState
 
@@ -49,6 +51,11 @@ async def confirm(state: PassState, sides: Sides, settle: Callable[[], Awaitable
         pause = min(LONGEST_PAUSE, pause * 2)
 
 
+def unchanged(now: tuple[Look, Look], before: tuple[Look, Look]) -> bool:
+    """Whether both sides stood still between two looks."""
+    return now == before
+
+
 async def _look_again(state: PassState, sides: Sides) -> None:
     source, source_shape, sink, sink_shape = sides
     number = await state.next_round()
@@ -56,19 +63,25 @@ async def _look_again(state: PassState, sides: Sides) -> None:
     while batch := await state.candidates(number, after):
         keys = [c.key for c in batch]
         left, right = await asyncio.gather(
-            compare.look(source, source_shape, keys), compare.look(sink, sink_shape, keys)
+            compare.look_at_columns(source, source_shape, keys), compare.look_at_columns(sink, sink_shape, keys)
         )
         equal: list[str] = []
-        confirmed: list[str] = []
-        moving: dict[compare.Key, Candidate] = {}
-        for stored, (key_here, here), (key_there, there) in zip(batch, left, right, strict=True):
+        confirmed: dict[str, list[str]] = {}
+        moving: dict[Key, Candidate] = {}
+        for stored, (key_here, here, columns_here), (key_there, there, columns_there) in zip(
+            batch, left, right, strict=True
+        ):
             # '1.5' and '1.50', or 'A' and 'a' in citext, are one key to the server: the source's text names the row
             key = key_here or key_there or stored.key
             if here.digest == there.digest or key != stored.key:
                 equal.append(stored.id)
             if here.digest != there.digest:
-                if key == stored.key and (here, there) == (stored.source, stored.target):
-                    confirmed.append(stored.id)
+                if key == stored.key and unchanged((here, there), (stored.source, stored.target)):
+                    confirmed[stored.id] = [
+                        column.name
+                        for column, a, b in zip(source_shape.compared, columns_here, columns_there, strict=False)
+                        if a != b
+                    ]
                 else:
                     moving[key] = Candidate(key, here, there)
         await state.settle(equal, confirmed, list(moving.values()), number)

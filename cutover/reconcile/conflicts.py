@@ -23,13 +23,14 @@ import asyncpg
 from cutover.control import conflicts as cases
 from cutover.control.database import Control
 from cutover.control.reports import Difference
-from cutover.errors import NotYet
+from cutover.errors import GateClosed, NotYet
 from cutover.plan.models import Table
 from cutover.postgres import compare, repair
 from cutover.postgres.applier import applier_session
-from cutover.postgres.compare import Key, Shape, key_from_json
 from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.identifiers import TableName
+from cutover.postgres.keys import Key, key_from_json
+from cutover.postgres.shapes import Shape, shapes
 from cutover.reconcile.sides import both_sides
 
 Action = Literal["insert", "update", "delete", "case", "skip"]
@@ -104,8 +105,11 @@ async def resolve(
     """
     resolution = Resolution()
     async with both_sides(pair, direction, f"repair/{pair.service}") as (source, sink):
-        source_shape, sink_shape = await asyncio.gather(compare.shape_of(source, table), compare.shape_of(sink, table))
-        compare.require_alike(source_shape, sink_shape)
+        source_shape, sink_shape = await shapes(source, sink, table, pair.passes_over(table))
+        if not source_shape.keyed_by:
+            raise GateClosed(
+                f"table {table} has no key, so its rows cannot be told apart and none can be mended: add a primary key"
+            )
         work = _Repair(pair, direction, source, sink, source_shape, sink_shape, stream_settle)
         for start in range(0, len(differences), BATCH):
             steps = await _plan(work, rules, differences[start : start + BATCH])

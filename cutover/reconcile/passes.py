@@ -1,6 +1,5 @@
 """One pass of reconciliation over one table: walk, confirm, report (design 5.4)."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,8 +10,12 @@ from cutover.control.database import Control
 from cutover.control.reports import Difference, DifferenceKind, TableReport
 from cutover.plan.models import Table
 from cutover.postgres import compare
+from cutover.postgres.buckets import Reader
 from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.hashing import agree
 from cutover.postgres.identifiers import TableName
+from cutover.postgres.keys import key_json
+from cutover.postgres.shapes import Shape, shapes
 from cutover.reconcile.confirm import confirm
 from cutover.reconcile.ranges import Walk
 from cutover.reconcile.sides import both_sides
@@ -56,13 +59,13 @@ async def run_pass(
     report. `busy` is the share of the time that statements may take. Its memory does not grow with the table or with
     the number of differences.
 
-    Raises GateClosed (definitions differ, no primary key), ConfigError (no such table), Refused (no privilege),
+    Raises GateClosed (definitions or the plan's rules do not fit), ConfigError (no such table), Refused (no privilege),
     Unreachable and NotYet (run it again), StaleAttempt (a newer run of this pass has taken over).
     """
     pass_id = pass_id or str(uuid4())
-    async with both_sides(pair, direction, f"compare/{pair.service}") as (source, sink):
-        source_shape, sink_shape = await asyncio.gather(compare.shape_of(source, table), compare.shape_of(sink, table))
-        compare.require_alike(source_shape, sink_shape)
+    seconds = rules.reconcile.max_snapshot.total_seconds()
+    async with both_sides(pair, direction, f"compare/{pair.service}", seconds) as (source, sink):
+        source_shape, sink_shape = await shapes(source, sink, table, pair.passes_over(table))
         state = await PassState.open(
             control, pass_id=pass_id, migration=pair.migration, service=pair.service, table=str(table),
             direction=direction, plan_hash=plan_hash, position=await compare.position(source),
@@ -70,33 +73,35 @@ async def run_pass(
         if finished := await state.finished_report():
             return finished
         if not state.row["walked"]:
-            walk = Walk(source, sink, source_shape, sink_shape, state.row["seed"], busy)
+            hashing = await agree(source, sink, (source_shape, sink_shape), state.row["seed"])
+            walk = Walk(Reader(source, source_shape, hashing), Reader(sink, sink_shape, hashing), busy)
             await _walk(state, walk, progress)
         await confirm(state, (source, source_shape, sink, sink_shape), settle, rules.reconcile.max_lag)
-    return await _report(state, pair, direction, table, plan_hash, orphans)
+    return await _report(state, pair, direction, source_shape, plan_hash, orphans)
 
 
 async def _walk(state: PassState, walk: Walk, progress: Callable[[Progress], None] | None) -> None:
+    if state.after and state.after.startswith("[") != walk.ordered:
+        await state.restart()
+        after = None
+    else:
+        after = state.after
     started, rows_before, candidates = time.monotonic(), state.rows_source, 0
-    rows_source = rows_target = 0
-    async for chunk in walk.chunks(state.after):
+    async for chunk in walk.chunks(after):
         if chunk.candidates:
             await state.spill(chunk.candidates)
         candidates += len(chunk.candidates)
-        rows_source += chunk.rows_source
-        rows_target += chunk.rows_target
         if chunk.last:
-            await state.advance(chunk.high, rows_source, rows_target)
-            rows_source = rows_target = 0
+            await state.advance(chunk.after, chunk.rows_source, chunk.rows_target, chunk.moved)
         if progress:
             elapsed = max(time.monotonic() - started, 0.001)
             progress(
                 Progress(
                     pass_id=state.id,
-                    table=str(walk.source_shape.table),
+                    table=str(walk.source.shape.table),
                     rows_source=state.rows_source,
                     rows_target=state.rows_target,
-                    rows_estimated=walk.source_shape.estimated_rows,
+                    rows_estimated=walk.source.shape.estimated_rows,
                     chunks=state.chunks,
                     candidates=candidates,
                     rows_per_second=(state.rows_source - rows_before) / elapsed,
@@ -105,15 +110,15 @@ async def _walk(state: PassState, walk: Walk, progress: Callable[[Progress], Non
 
 
 async def _report(
-    state: PassState, pair: Pair, direction: Direction, table: TableName, plan_hash: str, orphans: int
+    state: PassState, pair: Pair, direction: Direction, shape: Shape, plan_hash: str, orphans: int
 ) -> TableReport:
     counts = await state.counts()
     base = max(state.rows_source, 1)
-    finished_at, duration_ms = await state.clock()
+    finished_at, duration_ms, moved = await state.clock()
     report = TableReport(
         migration=pair.migration,
         service=pair.service,
-        table=str(table),
+        table=str(shape.table),
         direction=direction,
         started_at=state.row["started_at"],
         finished_at=finished_at,
@@ -130,6 +135,10 @@ async def _report(
         position=state.row["position"],
         plan_hash=plan_hash,
         complete=False,
+        bytes_moved=moved,
+        seed=state.row["seed"],
+        left_out=shape.left_out,
+        warnings=_warnings(shape),
     )
     report_id = await reports.record(state.control, report)
     after = ""
@@ -139,12 +148,13 @@ async def _report(
             report_id,
             [
                 Difference(
-                    table=str(table),
-                    key_json=compare.key_json(c.key),
+                    table=str(shape.table),
+                    key_json=key_json(c.key),
                     kind=kind_of(c),
                     source_hash=c.source.digest,
                     target_hash=c.target.digest,
                     confirmed=c.confirmed,
+                    columns=c.columns if kind_of(c) == "mismatched" else (),
                 )
                 for c in batch
             ],
@@ -152,6 +162,18 @@ async def _report(
         after = batch[-1].id
     await state.finish(report_id)
     return report.model_copy(update={"id": report_id, "complete": True})
+
+
+def _warnings(shape: Shape) -> list[str]:
+    """What somebody who trusts the report should know."""
+    if not shape.keyed_by:
+        return [
+            "the table has no key: equal rows were counted, a key in this report is the hash of a row, a changed row "
+            "shows as one missing and one extra, and nothing can be mended"
+        ]
+    if shape.keyed_by != "the primary key":
+        return [f"the table has no primary key: rows were told apart by {shape.keyed_by}"]
+    return []
 
 
 def kind_of(candidate: StoredCandidate) -> DifferenceKind:

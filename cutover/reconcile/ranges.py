@@ -1,33 +1,36 @@
-"""The walk over a table: key ranges hashed on both sides at once, and opened only where they differ.
+"""The walk over a table: parts of it hashed on both sides at once into buckets, and opened only where those differ.
 
 Every statement is short and has its own snapshot, so a row in flight shows as a candidate; whether it is a
-difference is decided later (`cutover.reconcile.confirm`). Ranges are cut at keys of the source; the first is open
-below and the last open above, so rows that only the target has outside of them are found. A range in which one side is
-far denser is cut again at that side's keys: memory stays flat even where a whole table is missing.
+difference is decided later (`cutover.reconcile.confirm`). A part ends at the key that comes first of the two sides'
+next `step`-th ones, so neither side has more rows in it than asked for, even where the other has none: memory stays
+flat, and statements short. A table without an order of keys that both sides share is read in shares of the key's hash.
 """
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
 
 from cutover.postgres import compare
-from cutover.postgres.compare import ABSENT, Key, Look, Shape
+from cutover.postgres.buckets import Reader, Region, Slices
+from cutover.postgres.compare import Look
+from cutover.postgres.keys import Key, key_json
 
-#: Rows of the first range; then as many as take about SECONDS.
-FIRST_STEP = 10_000
-SMALLEST_STEP, LARGEST_STEP = 1_000, 100_000
-SECONDS = 0.2
-#: Rows of a range whose keys may travel.
-OPEN_ROWS = 2_000
-#: Cuts asked for at once.
-CUTS = 64
-#: Ranges in which a table is read whose key's index does not serve the common order: each costs a scan.
-SCANS = 16
-#: A range holding this many times the rows it was cut for is cut again.
-DENSE = 2
+#: Rows of the first part; then as many as take about SECONDS.
+FIRST_STEP = 100_000
+SMALLEST_STEP, LARGEST_STEP = 1_000, 1_000_000
+SECONDS = 1.0
+#: Rows of a bucket, about: fewer, and equal tables move more; more, and each difference opens more.
+BUCKET_ROWS = 100
+#: Rows of one side whose keys and hashes may be in memory at once.
+OPEN_ROWS = 10_000
+#: Keys looked at by one statement.
+LOOK_KEYS = 2_000
+#: Rows of one share of a table that is not read in order: each share costs a scan.
+SHARE_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -41,113 +44,186 @@ class Candidate:
 
 @dataclass
 class Chunk:
-    """One finished range: `high` is where a resumed walk goes on (None after the last one)."""
+    """One finished part: a resumed walk goes on after `after` (None: it was the last one)."""
 
-    high: Key | None
+    after: str | None
     rows_source: int = 0
     rows_target: int = 0
+    #: Bytes of hashes and keys that travelled.
+    moved: int = 0
     candidates: list[Candidate] = field(default_factory=list)
-    #: Opening may find many; what `candidates` holds is handed on whenever it is this long.
+    #: Opening may find many; what `candidates` holds is handed on whenever it is long.
     last: bool = True
 
 
 @dataclass
 class Walk:
-    """Both sides of one table, with open sessions and this pass's seed."""
+    """Both sides of one table, with open sessions."""
 
-    source: asyncpg.Connection
-    sink: asyncpg.Connection
-    source_shape: Shape
-    sink_shape: Shape
-    seed: int
+    source: Reader
+    sink: Reader
     #: Share of the time that statements may take; the rest is left to the application.
     busy: float = 1.0
-    fast: bool = True
-    _step: int = FIRST_STEP
+    _step: int = 0
 
-    async def chunks(self, after: Key | None) -> AsyncIterator[Chunk]:
-        """The table from `after` on. Of a chunk that comes in parts only the one with `last` ends its range."""
-        self.fast = await self._hashes_agree()
-        async for low, high in self._ranges(after):
-            started = time.monotonic()
-            async for part in self._compare(low, high):
-                yield part
-            await self._pace(time.monotonic() - started)
+    @property
+    def ordered(self) -> bool:
+        return self.source.shape.ordered
 
-    async def _hashes_agree(self) -> bool:
-        left, right = await asyncio.gather(compare.probe(self.source, self.seed), compare.probe(self.sink, self.seed))
-        return left == right
+    async def chunks(self, after: str | None) -> AsyncIterator[Chunk]:
+        """The table from `after` on. Of a chunk that comes in parts only the one with `last` ends it."""
+        self._step = self._step or FIRST_STEP
+        parts = self._ranges(after) if self.ordered else self._shares(after)
+        async for part in parts:
+            yield part
 
-    async def _ranges(self, low: Key | None) -> AsyncIterator[tuple[Key | None, Key | None]]:
-        indexed = self.source_shape.indexed and self.sink_shape.indexed
-        if not indexed:
-            self._step = max(FIRST_STEP, self.source_shape.estimated_rows // SCANS)
-        count = 1 if indexed else CUTS
+    async def _ranges(self, after: str | None) -> AsyncIterator[Chunk]:
+        low: Key | None = tuple(json.loads(after)) if after else None
+        end: Key | None = None
+        if self.source.shape.integer:
+            extents = [e for e in await asyncio.gather(self.source.extent(), self.sink.extent()) if e]
+            if extents:
+                low = low or (str(min(e[0] for e in extents) - 1),)
+                end = (str(max(int(low[0]), *(e[1] for e in extents))),)
+        if self.source.shape.integer and low and int(low[0]) < -(2**63):
+            low = None
         while True:
-            found = await compare.bounds(self.source, self.source_shape, low, None, self._step, count)
-            for high in found:
-                yield low, high
-                low = high
-            if len(found) < count:
-                yield low, None
+            try:
+                high = await self._next(low)
+                if high is None or (end and int(high[0]) >= int(end[0])):
+                    region, token = Region(low, end), None
+                else:
+                    region, token = Region(low, high), key_json(high)
+                async for chunk in self._part(region, token):
+                    yield chunk
+            except asyncpg.QueryCanceledError:
+                if self._step <= SMALLEST_STEP:
+                    raise
+                self._step = max(SMALLEST_STEP, self._step // 4)
+                continue
+            if token is None:
                 return
+            low = high
+
+    async def _next(self, low: Key | None) -> Key | None:
+        """The key at which a part from `low` on ends; None: there is less than a part left on both sides."""
+        left, right = await asyncio.gather(self.source.nth_key(low, self._step), self.sink.nth_key(low, self._step))
+        if left is None or right is None or left == right:
+            return left or right
+        return await self.source.first_of(left, right)
+
+    async def _shares(self, after: str | None) -> AsyncIterator[Chunk]:
+        rows = max(self.source.shape.estimated_rows, self.sink.shape.estimated_rows)
+        count, done = 1, -1
+        while rows / count > SHARE_ROWS:
+            count *= 2
+        if after:
+            done, count = json.loads(after)["share"], json.loads(after)["of"]
+        for share in range(done + 1, count):
+            token = json.dumps({"share": share, "of": count}) if share + 1 < count else None
+            async for chunk in self._part(Region().deeper(count, share), token):
+                yield chunk
+
+    async def _part(self, region: Region, token: str | None) -> AsyncIterator[Chunk]:
+        chunk = Chunk(token, last=False)
+        async for full in self._compare(region, chunk, counted=True):
+            yield full
+        chunk.last = True
+        yield chunk
+
+    async def _compare(self, region: Region, chunk: Chunk, *, counted: bool) -> AsyncIterator[Chunk]:
+        """Hashes a region and opens what differs; `chunk` is handed on and emptied whenever it is full."""
+        count = _power_of_two(max(self._step, 1) if self.ordered else SHARE_ROWS) // 128
+        count = max(count, 16)
+        slices = Slices.of(self.source.shape, region, max(self._step // BUCKET_ROWS, 1))
+        started = time.monotonic()
+        try:
+            left, right = await asyncio.gather(
+                self.source.buckets(region, slices, count), self.sink.buckets(region, slices, count)
+            )
+        except asyncpg.QueryCanceledError:
+            if self.ordered or region.mask >= 2**20:
+                raise
+            for half in (0, 1):
+                async for full in self._compare(region.deeper(2, half), chunk, counted=counted):
+                    yield full
+            return
+        await self._pace(time.monotonic() - started)
+        chunk.moved += len(left.packed) + len(right.packed)
+        if counted:
+            chunk.rows_source += left.rows
+            chunk.rows_target += right.rows
+        if left.packed == right.packed:
+            return
+        here, there = left.read(), right.read()
+        sizes = {
+            bucket: max(here.get(bucket, (0, 0))[0], there.get(bucket, (0, 0))[0])
+            for bucket in sorted(here.keys() | there.keys())
+            if here.get(bucket) != there.get(bucket)
+        }
+        for bucket in [b for b, rows in sizes.items() if rows > OPEN_ROWS]:
+            del sizes[bucket]
+            inner = slices.region(bucket, bucket) if slices else region.deeper(count, bucket)
+            async for full in self._compare(inner, chunk, counted=False):
+                yield full
+        for wanted in _batches(sizes):
+            await self._open(region, slices, count, wanted, chunk)
+            if len(chunk.candidates) >= OPEN_ROWS:
+                yield chunk
+                chunk.candidates = []
+
+    async def _open(
+        self, region: Region, slices: Slices | None, count: int, wanted: Sequence[int], chunk: Chunk
+    ) -> None:
+        left, right = await asyncio.gather(
+            self.source.opened(region, slices, count, wanted), self.sink.opened(region, slices, count, wanted)
+        )
+        differing: dict[Key, None] = {}
+        for bucket in wanted:
+            here, there = left.get(bucket, {}), right.get(bucket, {})
+            chunk.moved += _size(here) + _size(there)
+            differing.update(dict.fromkeys(key for key, _ in here.items() ^ there.items()))
+        keys = list(differing)
+        for start in range(0, len(keys), LOOK_KEYS):
+            chunk.candidates.extend(await self._look(keys[start : start + LOOK_KEYS], chunk))
+
+    async def _look(self, keys: Sequence[Key], chunk: Chunk) -> Iterable[Candidate]:
+        left, right = await asyncio.gather(
+            compare.look(self.source.connection, self.source.shape, keys),
+            compare.look(self.sink.connection, self.sink.shape, keys),
+        )
+        chunk.moved += 4 * sum(len(text) for key in keys for text in key) + 32 * len(keys)
+        # '1.5' and '1.50', or 'A' and 'a' in citext, are one key to the server: the source's text names the row
+        found = {
+            key_here or key_there or key: (here, there)
+            for key, (key_here, here), (key_there, there) in zip(keys, left, right, strict=True)
+        }
+        return [Candidate(key, here, there) for key, (here, there) in found.items() if here.digest != there.digest]
 
     async def _pace(self, elapsed: float) -> None:
-        if self.source_shape.indexed and self.sink_shape.indexed:
+        if self.ordered:
             factor = min(2.0, max(0.5, SECONDS / max(elapsed, 0.001)))
             self._step = min(LARGEST_STEP, max(SMALLEST_STEP, int(self._step * factor)))
         if self.busy < 1.0:
             await asyncio.sleep(elapsed * (1.0 / max(self.busy, 0.01) - 1.0))
 
-    async def _compare(self, low: Key | None, high: Key | None) -> AsyncIterator[Chunk]:
-        """One range; differing parts are cut down until they may be opened."""
-        chunk = Chunk(high, last=False)
-        todo = [(low, high, self._step)]
-        while todo:
-            lower, upper, size = todo.pop()
-            limit = size * DENSE + 1
-            source, sink = await self._hash(lower, upper, limit)
-            larger = max(source.rows, sink.rows)
-            if larger < limit and source == sink:
-                chunk.rows_source += source.rows
-                chunk.rows_target += sink.rows
-            elif larger < limit and larger <= OPEN_ROWS * DENSE:
-                await self._open(chunk, lower, upper)
-                if len(chunk.candidates) >= OPEN_ROWS:
-                    yield chunk
-                    chunk = Chunk(high, last=False)
-            else:
-                width = size if larger >= limit else OPEN_ROWS
-                todo.extend(await self._cut(lower, upper, width, source.rows >= sink.rows))
-        chunk.last = True
-        yield chunk
 
-    async def _hash(self, low: Key | None, high: Key | None, limit: int) -> tuple[compare.Hashed, compare.Hashed]:
-        source, sink = await asyncio.gather(
-            compare.hash_range(self.source, self.source_shape, low, high, seed=self.seed, limit=limit, fast=self.fast),
-            compare.hash_range(self.sink, self.sink_shape, low, high, seed=self.seed, limit=limit, fast=self.fast),
-        )
-        return source, sink
+def _batches(sizes: dict[int, int]) -> list[list[int]]:
+    """The buckets in groups of at most OPEN_ROWS rows."""
+    groups: list[list[int]] = []
+    rows = OPEN_ROWS + 1
+    for bucket, size in sizes.items():
+        if rows + size > OPEN_ROWS:
+            groups.append([])
+            rows = 0
+        groups[-1].append(bucket)
+        rows += size
+    return groups
 
-    async def _cut(
-        self, low: Key | None, high: Key | None, width: int, at_source: bool
-    ) -> list[tuple[Key | None, Key | None, int]]:
-        """The range in pieces of about `width` rows of the denser side, last piece first."""
-        connection, shape = (self.source, self.source_shape) if at_source else (self.sink, self.sink_shape)
-        cuts: list[Key | None] = [*await compare.bounds(connection, shape, low, high, width, CUTS)]
-        if not cuts or cuts[-1] != high:
-            cuts.append(high)
-        pieces = [(lower, upper, width) for lower, upper in zip([low, *cuts[:-1]], cuts, strict=True)]
-        return pieces[::-1]
 
-    async def _open(self, chunk: Chunk, low: Key | None, high: Key | None) -> None:
-        source, sink = await asyncio.gather(
-            compare.digests_in(self.source, self.source_shape, low, high),
-            compare.digests_in(self.sink, self.sink_shape, low, high),
-        )
-        chunk.rows_source += len(source)
-        chunk.rows_target += len(sink)
-        for key in source.keys() | sink.keys():
-            left, right = source.get(key, ABSENT), sink.get(key, ABSENT)
-            if left.digest != right.digest:
-                chunk.candidates.append(Candidate(key, left, right))
+def _size(rows: dict[Key, int]) -> int:
+    return 12 * len(rows) + sum(len(text) + 4 for key in rows for text in key)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -37,12 +37,12 @@ def translated(pair: Pair, direction: Direction) -> Iterator[None]:
 
 @asynccontextmanager
 async def both_sides(
-    pair: Pair, direction: Direction, purpose: str
+    pair: Pair, direction: Direction, purpose: str, seconds: float | None = None
 ) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
-    """Compare sessions at source and sink."""
+    """Compare sessions at source and sink; no statement takes longer than `seconds` (the default of a session)."""
     with translated(pair, direction):
         async with (
-            compare.compare_session(pair.source(direction), purpose) as source,
-            compare.compare_session(pair.sink(direction), purpose) as sink,
+            compare.compare_session(pair.source(direction), purpose, seconds) as source,
+            compare.compare_session(pair.sink(direction), purpose, seconds) as sink,
         ):
             yield source, sink

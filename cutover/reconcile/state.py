@@ -4,8 +4,9 @@ It is held here and not in a heartbeat because keys are rows of the user's data 
 a new `attempt`; a run that another one has overtaken gets StaleAttempt at its next write.
 """
 
+import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,7 +15,8 @@ import asyncpg
 from cutover.control.database import Connection, Control
 from cutover.control.reports import TableReport
 from cutover.errors import StaleAttempt
-from cutover.postgres.compare import Key, Look, key_from_json, key_id, key_json
+from cutover.postgres.compare import Look
+from cutover.postgres.keys import Key, key_from_json, key_id, key_json
 from cutover.reconcile.ranges import Candidate
 
 #: Keys that travel to or from the control database at once.
@@ -40,13 +42,21 @@ SET source_hash = EXCLUDED.source_hash, source_xmin = EXCLUDED.source_xmin, targ
     target_xmin = EXCLUDED.target_xmin, round = EXCLUDED.round, confirmed = false
 """
 _ADVANCE = """
-UPDATE control.pass SET after_key = $3, walked = $4, rows_source = rows_source + $5, rows_target = rows_target + $6,
-       chunks = chunks + 1, updated_at = clock_timestamp()
+UPDATE control.pass SET after_key = $3::text, walked = $3 IS NULL, rows_source = rows_source + $4,
+       rows_target = rows_target + $5, moved = moved + $6, chunks = chunks + 1, updated_at = clock_timestamp()
 WHERE id = $1 AND attempt = $2 RETURNING rows_source, rows_target, chunks
 """
+_RESTART = """
+UPDATE control.pass SET after_key = NULL, rows_source = 0, rows_target = 0, updated_at = clock_timestamp()
+WHERE id = $1 AND attempt = $2 RETURNING 1
+"""
+_CONFIRM = """
+UPDATE control.pass_candidate p SET confirmed = true, round = $4, columns = c.columns::jsonb
+FROM unnest($2::text[], $3::text[]) AS c(key_id, columns) WHERE p.pass_id = $1 AND p.key_id = c.key_id
+"""
 _CANDIDATES = """
-SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed FROM control.pass_candidate
-WHERE pass_id = $1 AND NOT confirmed AND round < $2 AND key_id > $3 ORDER BY key_id LIMIT $4
+SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed, columns
+FROM control.pass_candidate WHERE pass_id = $1 AND NOT confirmed AND round < $2 AND key_id > $3 ORDER BY key_id LIMIT $4
 """
 _COUNTS = """
 SELECT count(*) FILTER (WHERE confirmed AND target_hash IS NULL) AS missing,
@@ -80,6 +90,8 @@ class StoredCandidate:
     source: Look
     target: Look
     confirmed: bool
+    #: Names of the columns that differ, once it is confirmed.
+    columns: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, row: asyncpg.Record) -> "StoredCandidate":
@@ -89,6 +101,7 @@ class StoredCandidate:
             Look(row["source_hash"], row["source_xmin"]),
             Look(row["target_hash"], row["target_xmin"]),
             row["confirmed"],
+            tuple(json.loads(row["columns"])),
         )
 
 
@@ -121,9 +134,10 @@ class PassState:
         return str(self.row["id"])
 
     @property
-    def after(self) -> Key | None:
-        text = self.row["after_key"]
-        return key_from_json(text) if text is not None else None
+    def after(self) -> str | None:
+        """Where a killed run of this pass stood (see `ranges.Chunk.after`)."""
+        text: str | None = self.row["after_key"]
+        return text
 
     async def spill(self, candidates: Sequence[Candidate], looked: int = 0) -> None:
         """Keeps candidates; those found again are overwritten with the newer look."""
@@ -131,15 +145,20 @@ class PassState:
             await self._require_mine(connection)
             await self._keep(connection, candidates, looked)
 
-    async def advance(self, high: Key | None, rows_source: int, rows_target: int) -> None:
-        """A range is finished; None: it was the last one."""
+    async def advance(self, after: str | None, rows_source: int, rows_target: int, moved: int) -> None:
+        """A part is finished, and a resumed walk goes on after it; None: it was the last one."""
         row = await self.control.fetchrow(
-            _ADVANCE, self.id, self.row["attempt"], key_json(high) if high is not None else None, high is None,
-            rows_source, rows_target,
-        )  # fmt: skip
+            _ADVANCE, self.id, self.row["attempt"], after, rows_source, rows_target, moved
+        )
         if row is None:
             raise self._stale()
         self.rows_source, self.rows_target, self.chunks = row
+
+    async def restart(self) -> None:
+        """The walk begins anew: where the run before stood means nothing any more (an index is gone, say)."""
+        if not await self.control.fetchval(_RESTART, self.id, self.row["attempt"]):
+            raise self._stale()
+        self.rows_source = self.rows_target = 0
 
     async def next_round(self) -> int:
         """The number of the look that begins now; survives a kill, so that no look counts twice."""
@@ -159,25 +178,26 @@ class PassState:
         return [StoredCandidate.read(row) for row in rows]
 
     async def settle(
-        self, equal: Iterable[str], confirmed: Iterable[str], moving: Sequence[Candidate], looked: int
+        self,
+        equal: Iterable[str],
+        confirmed: Mapping[str, Sequence[str]],
+        moving: Sequence[Candidate],
+        looked: int,
     ) -> None:
-        """The outcome of one look at a batch, at once."""
+        """The outcome of one look at a batch, at once; `confirmed` with the columns that differ."""
         async with self.control.transaction() as connection:
             await self._require_mine(connection)
             await connection.execute(
                 "DELETE FROM control.pass_candidate WHERE pass_id = $1 AND key_id = ANY($2)", self.id, list(equal)
             )
-            await connection.execute(
-                "UPDATE control.pass_candidate SET confirmed = true, round = $3 "
-                "WHERE pass_id = $1 AND key_id = ANY($2)",
-                self.id, list(confirmed), looked,
-            )  # fmt: skip
+            names = [json.dumps(columns) for columns in confirmed.values()]
+            await connection.execute(_CONFIRM, self.id, list(confirmed), names, looked)
             await self._keep(connection, moving, looked)
 
     async def differences(self, after_id: str) -> list[StoredCandidate]:
         """The next batch of what is left, confirmed or not, by id."""
         rows = await self.control.fetch(
-            "SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed "
+            "SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed, columns "
             "FROM control.pass_candidate "
             "WHERE pass_id = $1 AND key_id > $2 ORDER BY key_id LIMIT $3",
             self.id, after_id, BATCH,
@@ -189,15 +209,15 @@ class PassState:
         assert row is not None
         return Counts(**dict(row))
 
-    async def clock(self) -> tuple[datetime, float]:
-        """Now, and the milliseconds since the pass began, both by the control database's clock."""
+    async def clock(self) -> tuple[datetime, float, int]:
+        """Now, the milliseconds since the pass began, both by the control database's clock, and the bytes moved."""
         row = await self.control.fetchrow(
-            "SELECT clock_timestamp() AS now, extract(epoch FROM clock_timestamp() - started_at) * 1000 AS duration "
-            "FROM control.pass WHERE id = $1",
+            "SELECT clock_timestamp() AS now, extract(epoch FROM clock_timestamp() - started_at) * 1000 AS duration, "
+            "moved FROM control.pass WHERE id = $1",
             self.id,
         )
         assert row is not None
-        return row["now"], float(row["duration"])
+        return row["now"], float(row["duration"]), row["moved"]
 
     async def finish(self, report_id: int) -> None:
         """From here on the report counts: it was recorded as incomplete until all its keys stood beside it."""

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -41,7 +41,7 @@ class World:
 
     def with_tables(self, *tables: str) -> "World":
         named = tuple(TableName("public", t) for t in tables)
-        self.pair = Pair(self.pair.migration, self.pair.service, self.pair.monolith, self.pair.target, named)
+        self.pair = replace(self.pair, tables=named)
         return self
 
     async def compare(self, table: str, direction: Direction = "forward", **options: Any) -> TableReport:
@@ -55,7 +55,7 @@ class World:
 
 
 def key_of(text: str) -> tuple[str, ...]:
-    from cutover.postgres.compare import key_from_json
+    from cutover.postgres.keys import key_from_json
 
     return key_from_json(text)
 

@@ -181,13 +181,9 @@ async def test_nasty_identifiers_and_partitions_are_compared(world: World) -> No
 
 
 async def test_what_cannot_be_compared_gets_a_clear_error(world: World) -> None:
-    await world.both(
-        "CREATE TABLE nokey (a int); CREATE TABLE odd (id int PRIMARY KEY, a int); CREATE ROLE nobody LOGIN"
-    )
+    await world.both("CREATE TABLE odd (id int PRIMARY KEY, a int); CREATE ROLE nobody LOGIN")
     await world.right.execute("ALTER TABLE odd ALTER a TYPE bigint; ALTER TABLE odd ADD b text")
     try:
-        with pytest.raises(GateClosed, match=r"no primary key.*add one"):
-            await world.compare("nokey")
         with pytest.raises(GateClosed, match=r"'a' is integer at the source and bigint at the target.*'b' is only at"):
             await world.compare("odd")
         with pytest.raises(ConfigError, match="no table 'nothing'"):

@@ -20,7 +20,6 @@ from tests.reconcile.conftest import World, no_stream
 async def small_steps(monkeypatch: pytest.MonkeyPatch, rows: int = 500) -> None:
     for name in ("FIRST_STEP", "SMALLEST_STEP", "LARGEST_STEP"):
         monkeypatch.setattr(ranges, name, rows)
-    monkeypatch.setattr(ranges.Walk, "_step", rows)
 
 
 async def test_live_writes_give_no_false_difference_and_hide_no_true_one(
