@@ -5,6 +5,7 @@ or both. Its buckets are equal slices of the range where the key is an integer, 
 by the index; else they are shares of the key's hash: balanced whatever the keys are, and the same on every server.
 """
 
+import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from cutover.postgres.identifiers import quote
 from cutover.postgres.keys import Key
 from cutover.postgres.shapes import Shape
 
-#: A bucket as it travels: its number, its rows, a hash of the sum of its rows' hashes.
-_BUCKET = struct.Struct("!iiq")
+#: A bucket as it travels: its number, its rows (32767 for more), a hash of their number and the sum of their hashes.
+_BUCKET = struct.Struct("!ihq")
 #: A range wider than this is not sliced: differences within it must fit a bigint.
 _WIDEST = 2**62
 
@@ -62,14 +63,21 @@ class Slices:
 
 @dataclass(frozen=True)
 class Buckets:
-    """The buckets of one side as they travelled; empty ones are left out."""
+    """The buckets of one side as they travelled, in no order; empty ones are left out."""
 
     rows: int
     packed: bytes
 
-    def read(self) -> dict[int, tuple[int, int]]:
-        """Rows and hash of each bucket."""
-        return {bucket: (rows, total) for bucket, rows, total in _BUCKET.iter_unpack(self.packed)}
+    def differing(self, other: "Buckets") -> dict[int, int]:
+        """The buckets that are not the same here and there, in order, with the greater number of rows."""
+        here, there = self._records(), other._records()
+        sizes: dict[int, int] = {}
+        for bucket, rows, _ in map(_BUCKET.unpack, here ^ there):
+            sizes[bucket] = max(rows, sizes.get(bucket, 0))
+        return dict(sorted(sizes.items()))
+
+    def _records(self) -> set[bytes]:
+        return {self.packed[at : at + _BUCKET.size] for at in range(0, len(self.packed), _BUCKET.size)}
 
 
 @dataclass(frozen=True)
@@ -126,10 +134,12 @@ class Reader:
     async def buckets(self, region: Region, slices: Slices | None, count: int) -> Buckets:
         """Hashes of the region: by `slices`, or in `count` (a power of two) shares of the key's hash."""
         condition, values = self._condition(region)
-        total = self.hashing.of_text("x.total::text", hashing.literal(hashing.seed_of(self.hashing.seed, "bucket")))
+        total = self.hashing.of_text(
+            "(x.rows::text || ' ' || x.total::text)", hashing.literal(hashing.seed_of(self.hashing.seed, "bucket"))
+        )
         row = await self.connection.fetchrow(
             f"SELECT coalesce(sum(x.rows), 0)::int8 AS rows, coalesce(string_agg("
-            f"int4send(x.bucket) || int4send(x.rows::int4) || int8send({total}), ''::bytea ORDER BY x.bucket), '') "
+            f"int4send(x.bucket) || int2send(least(x.rows, 32767)::int2) || int8send({total}), ''::bytea), '') "
             f"AS packed FROM (SELECT {self._bucket(region, slices, count)} AS bucket, count(*) AS rows, "
             f"{hashing.TOTAL.format(self.hashing.row(self.shape))} AS total "
             f"FROM {self.shape.relation} AS t WHERE {condition} GROUP BY 1) AS x",
@@ -138,35 +148,30 @@ class Reader:
         assert row is not None
         return Buckets(row["rows"], row["packed"])
 
-    async def opened(
-        self, region: Region, slices: Slices | None, count: int, wanted: Sequence[int]
-    ) -> dict[int, dict[Key, int]]:
-        """Hashes of the rows of these buckets, by key; for buckets whose rows fit in memory."""
-        keys = ", ".join(f"array_agg({text}) AS k{n}" for n, text in enumerate(self._key_texts()))
-        hashes = f"array_agg({self.hashing.row(self.shape)}) AS hashes, {keys}"
+    async def opened(self, region: Region, slices: Slices | None, count: int, wanted: Sequence[int]) -> set[bytes]:
+        """The rows of these buckets, each as its hash and its key; for buckets whose rows fit in memory."""
+        texts = {c.name: c.shown for c in self.shape.columns}
+        keys = [texts[k.name] for k in self.shape.key]
+        key = keys[0] if len(keys) == 1 else f"to_json(ARRAY[{', '.join(keys)}]::text[])::text"
+        record = f"int8send({self.hashing.row(self.shape)}) || textsend({key}) AS record"
         if slices:
             column = f"t.{quote(self.shape.key[0].name)}"
-            cuts = [(slices.low + b * slices.width, min(slices.high, slices.low + (b + 1) * slices.width))
-                    for b in wanted]  # fmt: skip
-            rows = await self.connection.fetch(
-                "SELECT r.bucket, x.* FROM unnest($1::int4[], $2::int8[], $3::int8[]) AS r(bucket, low, high) "
-                f"CROSS JOIN LATERAL (SELECT {hashes} FROM {self.shape.relation} AS t "
-                f"WHERE {column} > r.low AND {column} <= r.high) AS x WHERE x.hashes IS NOT NULL",
-                list(wanted), [low for low, _ in cuts], [high for _, high in cuts],
+            lows = [slices.low + bucket * slices.width for bucket in wanted]
+            found = await self.connection.fetchval(
+                "SELECT array_agg(x.record) FROM unnest($1::int8[], $2::int8[]) AS r(low, high) CROSS JOIN LATERAL "
+                f"(SELECT {record} FROM {self.shape.relation} AS t WHERE {column} > r.low AND {column} <= r.high) AS x",
+                lows, [min(slices.high, low + slices.width) for low in lows],
             )  # fmt: skip
         else:
             condition, values = self._condition(region, 2)
-            bucket = self._bucket(region, None, count)
-            rows = await self.connection.fetch(
-                f"SELECT {bucket} AS bucket, {hashes} FROM {self.shape.relation} AS t "
-                f"WHERE {condition} AND {bucket} = ANY($1::int4[]) GROUP BY 1",
+            found = await self.connection.fetchval(
+                f"SELECT array_agg(x.record) FROM (SELECT {record} FROM {self.shape.relation} AS t "
+                f"WHERE {condition} AND {self._bucket(region, None, count)} = ANY($1::int4[])) AS x",
                 list(wanted), *values,
             )  # fmt: skip
-        return {
-            row["bucket"]: dict(zip(zip(*tuple(row.values())[2:], strict=True), row["hashes"], strict=True))
-            for row in rows
-        }
+        return set(found or ())
 
-    def _key_texts(self) -> list[str]:
-        shown = {c.name: c.shown for c in self.shape.columns}
-        return [shown[k.name] for k in self.shape.key]
+    def key_of(self, record: bytes) -> Key:
+        """The key in a record of `opened`."""
+        text = record[8:].decode()
+        return (text,) if len(self.shape.key) == 1 else tuple(json.loads(text))

@@ -36,6 +36,7 @@ READ_SETTINGS = {
     "jit": "off",
     # the planner cannot tell how few buckets there are, and would sort the table for them
     "enable_sort": "off",
+    "work_mem": "16MB",
     "lock_timeout": "10s",
     "statement_timeout": "30s",
 }

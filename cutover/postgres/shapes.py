@@ -19,6 +19,7 @@ from cutover.postgres.catalog import Column, TableInfo
 from cutover.postgres.columns import FACTS, Compared, compared
 from cutover.postgres.identifiers import TableName, quote
 from cutover.postgres.keys import Key
+from cutover.postgres.suggestions import did_you_mean
 
 #: Types whose btree order depends on no collation, enum definition or extension (OIDs of pg_type.dat):
 #: bool, bytea, int8, int2, int4, oid, float4, float8, inet, date, time, timestamp(tz), interval, numeric, uuid.
@@ -215,6 +216,10 @@ async def shapes(
     """
     left, right = await asyncio.gather(_read(source, table, rules), _read(sink, table, rules))
     index = next((i for names, i in left.indexes.items() if names in right.indexes), None)
+    known = {c.name for c in (*left.columns, *right.columns)}
+    if unknown := sorted({*rules.exclude, *rules.equal} - known):
+        hint = did_you_mean(unknown[0], known) or f"its columns: {', '.join(sorted(known))}"
+        raise GateClosed(f"table {table} has no column {unknown[0]!r}, which the plan's `compare` names; {hint}")
     _require_alike(table, left, right)
     stored = _stored(left, right)
     if index is None:
@@ -233,11 +238,6 @@ async def shapes(
 async def _read(connection: asyncpg.Connection, table: TableName, rules: Compare) -> _Side:
     info = await catalog.table(connection, table)
     facts = {row["name"]: row for row in await connection.fetch(FACTS, info.oid)}
-    if unknown := sorted({*rules.exclude, *rules.equal} - facts.keys()):
-        # a column that only the other side has may be excluded; a rule for one that neither has is a mistake
-        rules = rules.model_copy(update={"exclude": [c for c in rules.exclude if c not in unknown]})
-        if any(name in rules.equal for name in unknown):
-            raise GateClosed(f"table {table} has no column {unknown[0]!r}, which the plan's `compare` names")
     columns = tuple(compared(c, facts[c.name], rules) for c in sorted(info.columns, key=lambda c: c.name))
     indexes: dict[str, list[asyncpg.Record]] = {}
     for row in await connection.fetch(_KEYS, info.oid):

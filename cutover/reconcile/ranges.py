@@ -18,13 +18,16 @@ from cutover.postgres import compare
 from cutover.postgres.buckets import Reader, Region, Slices
 from cutover.postgres.compare import Look
 from cutover.postgres.keys import Key, key_json
+from cutover.reconcile.sides import at_once
 
 #: Rows of the first part; then as many as take about SECONDS.
 FIRST_STEP = 100_000
-SMALLEST_STEP, LARGEST_STEP = 1_000, 1_000_000
+SMALLEST_STEP, LARGEST_STEP = 1_000, 500_000
 SECONDS = 1.0
 #: Rows of a bucket, about: fewer, and equal tables move more; more, and each difference opens more.
-BUCKET_ROWS = 100
+BUCKET_ROWS = 40
+#: Buckets of one statement at most; the server holds them in memory.
+MOST_BUCKETS = 2**15
 #: Rows of one side whose keys and hashes may be in memory at once.
 OPEN_ROWS = 10_000
 #: Keys looked at by one statement.
@@ -81,7 +84,7 @@ class Walk:
         low: Key | None = tuple(json.loads(after)) if after else None
         end: Key | None = None
         if self.source.shape.integer:
-            extents = [e for e in await asyncio.gather(self.source.extent(), self.sink.extent()) if e]
+            extents = [e for e in await at_once(self.source.extent(), self.sink.extent()) if e]
             if extents:
                 low = low or (str(min(e[0] for e in extents) - 1),)
                 end = (str(max(int(low[0]), *(e[1] for e in extents))),)
@@ -107,7 +110,7 @@ class Walk:
 
     async def _next(self, low: Key | None) -> Key | None:
         """The key at which a part from `low` on ends; None: there is less than a part left on both sides."""
-        left, right = await asyncio.gather(self.source.nth_key(low, self._step), self.sink.nth_key(low, self._step))
+        left, right = await at_once(self.source.nth_key(low, self._step), self.sink.nth_key(low, self._step))
         if left is None or right is None or left == right:
             return left or right
         return await self.source.first_of(left, right)
@@ -133,12 +136,12 @@ class Walk:
 
     async def _compare(self, region: Region, chunk: Chunk, *, counted: bool) -> AsyncIterator[Chunk]:
         """Hashes a region and opens what differs; `chunk` is handed on and emptied whenever it is full."""
-        count = _power_of_two(max(self._step, 1) if self.ordered else SHARE_ROWS) // 128
-        count = max(count, 16)
+        rows = self._step if self.ordered else SHARE_ROWS
+        count = min(MOST_BUCKETS, _power_of_two(max(rows // BUCKET_ROWS, 16)))
         slices = Slices.of(self.source.shape, region, max(self._step // BUCKET_ROWS, 1))
         started = time.monotonic()
         try:
-            left, right = await asyncio.gather(
+            left, right = await at_once(
                 self.source.buckets(region, slices, count), self.sink.buckets(region, slices, count)
             )
         except asyncpg.QueryCanceledError:
@@ -153,14 +156,7 @@ class Walk:
         if counted:
             chunk.rows_source += left.rows
             chunk.rows_target += right.rows
-        if left.packed == right.packed:
-            return
-        here, there = left.read(), right.read()
-        sizes = {
-            bucket: max(here.get(bucket, (0, 0))[0], there.get(bucket, (0, 0))[0])
-            for bucket in sorted(here.keys() | there.keys())
-            if here.get(bucket) != there.get(bucket)
-        }
+        sizes = left.differing(right)
         for bucket in [b for b, rows in sizes.items() if rows > OPEN_ROWS]:
             del sizes[bucket]
             inner = slices.region(bucket, bucket) if slices else region.deeper(count, bucket)
@@ -175,20 +171,16 @@ class Walk:
     async def _open(
         self, region: Region, slices: Slices | None, count: int, wanted: Sequence[int], chunk: Chunk
     ) -> None:
-        left, right = await asyncio.gather(
+        left, right = await at_once(
             self.source.opened(region, slices, count, wanted), self.sink.opened(region, slices, count, wanted)
         )
-        differing: dict[Key, None] = {}
-        for bucket in wanted:
-            here, there = left.get(bucket, {}), right.get(bucket, {})
-            chunk.moved += _size(here) + _size(there)
-            differing.update(dict.fromkeys(key for key, _ in here.items() ^ there.items()))
-        keys = list(differing)
+        chunk.moved += sum(map(len, left)) + sum(map(len, right))
+        keys = list({self.source.key_of(record) for record in left ^ right})
         for start in range(0, len(keys), LOOK_KEYS):
             chunk.candidates.extend(await self._look(keys[start : start + LOOK_KEYS], chunk))
 
     async def _look(self, keys: Sequence[Key], chunk: Chunk) -> Iterable[Candidate]:
-        left, right = await asyncio.gather(
+        left, right = await at_once(
             compare.look(self.source.connection, self.source.shape, keys),
             compare.look(self.sink.connection, self.sink.shape, keys),
         )
@@ -219,10 +211,6 @@ def _batches(sizes: dict[int, int]) -> list[list[int]]:
         groups[-1].append(bucket)
         rows += size
     return groups
-
-
-def _size(rows: dict[Key, int]) -> int:
-    return 12 * len(rows) + sum(len(text) + 4 for key in rows for text in key)
 
 
 def _power_of_two(number: int) -> int:

@@ -1,13 +1,29 @@
 """Sessions at both sides of a comparison, and what their errors mean to a person."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 import asyncpg
 
 from cutover.errors import NotYet, Refused, Unreachable
 from cutover.postgres import compare
 from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
+
+T = TypeVar("T")
+
+
+async def at_once(left: Coroutine[Any, Any, T], right: Coroutine[Any, Any, T]) -> tuple[T, T]:
+    """Both sides' answers. Where one fails the other is ended first, so that its session can be used again."""
+    tasks = asyncio.create_task(left), asyncio.create_task(right)
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 @contextmanager

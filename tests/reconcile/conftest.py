@@ -54,6 +54,12 @@ class World:
         return {"|".join(key_of(d.key_json)): d.kind for d in differences}
 
 
+async def found_columns(world: World, report: TableReport) -> dict[str, tuple[str, ...]]:
+    """Mismatched keys of the table's newest report with the columns that differ."""
+    differences = await reports.open_differences(world.control, "m", "svc", report.table, limit=100_000)
+    return {"|".join(key_of(d.key_json)): d.columns for d in differences if d.kind == "mismatched"}
+
+
 def key_of(text: str) -> tuple[str, ...]:
     from cutover.postgres.keys import key_from_json
 
