@@ -80,7 +80,7 @@ class Difference:
 
 
 async def record(control: Control, report: TableReport, differences: Sequence[Difference] = ()) -> int:
-    """Store a report, with its differences where they are at hand, in one transaction; its id."""
+    """Store a report, with its differences where they are at hand (the last verdict of a key counts); its id."""
     async with control.transaction() as connection:
         report_id: int = await connection.fetchval(
             "INSERT INTO control.report (migration, service, table_name, direction, started_at, finished_at,"
@@ -115,12 +115,6 @@ async def record(control: Control, report: TableReport, differences: Sequence[Di
         )
         await _insert(connection, report_id, differences)
     return report_id
-
-
-async def record_differences(control: Control, report_id: int, differences: Sequence[Difference]) -> None:
-    """Add keys to a report; a key that is there already takes the newer verdict."""
-    async with control.transaction() as connection:
-        await _insert(connection, report_id, differences)
 
 
 async def latest(

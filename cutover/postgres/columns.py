@@ -21,11 +21,16 @@ from cutover.postgres.identifiers import quote
 #: The base type of each column (through domains), and its output function where a cast to text would not use it.
 FACTS = """
 WITH RECURSIVE base AS (
-    SELECT a.attname::text AS name, a.atttypid AS oid FROM pg_catalog.pg_attribute a
+    SELECT a.attname::text AS name, a.atttypid AS oid, a.atttypmod AS typmod FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT b.name, y.typbasetype FROM base b JOIN pg_catalog.pg_type y ON y.oid = b.oid AND y.typtype = 'd')
-SELECT b.name, y.oid AS base_oid, y.typcategory::text AS category, y.typname::text AS base_name,
+    SELECT b.name, y.typbasetype, y.typtypmod
+    FROM base b JOIN pg_catalog.pg_type y ON y.oid = b.oid AND y.typtype = 'd')
+SELECT b.name, y.oid AS base_oid, b.typmod >= 0 AS sized,
+       EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attname::text = b.name AND a.attnotnull
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint x WHERE x.conrelid = $1 AND x.contype = 'n'
+                               AND x.conkey = ARRAY[a.attnum] AND NOT x.convalidated)) AS not_null,
+       y.typcategory::text AS category, y.typname::text AS base_name,
        (SELECT pg_catalog.format('%I.%I', n.nspname, p.proname)
         FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_proc p ON p.oid = y.typoutput
         JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
@@ -71,6 +76,10 @@ OWN: Mapping[str, Callable[[str, str, str], str]] = {
     "int4": _plain("hashint4extended"),
     "int8": lambda value, seed, text: f"hashint4extended(({value} >> 32)::int4, hashint8extended({value}, {seed}))",
     "oid": _plain("hashoidextended"),
+    # with the sign; and mixed once more, or the weight could be cancelled by another column's
+    "numeric": lambda value, seed, text: (
+        f"hashint4extended(({value} < 0)::int4, hash_numeric_extended({value}, {seed}))"
+    ),
     "float4": _float("hashfloat4extended"),
     "float8": _float("hashfloat8extended"),
     "date": _plain("hashdateextended"),
@@ -78,8 +87,8 @@ OWN: Mapping[str, Callable[[str, str, str], str]] = {
     "timestamptz": _times("timestamptz_hash_extended", "timestamptz"),
     "uuid": _plain("uuid_hash_extended"),
 }
-#: Hashes whose SQL names the seed once, so that they can be nested: what a key's are.
-NESTABLE = frozenset({"bool", "bytea", "int2", "int4", "int8", "oid", "date", "uuid"})
+#: Hashes whose SQL names the seed once, so that they can be nested (and so can the text form, '').
+NESTABLE = frozenset({"", "bool", "bytea", "int2", "int4", "int8", "oid", "numeric", "date", "uuid"})
 
 #: Values by which two servers show that they hash alike.
 PROBES: Mapping[str, tuple[str, ...]] = {
@@ -91,6 +100,7 @@ PROBES: Mapping[str, tuple[str, ...]] = {
     "oid": ("0", "4294967295"),
     "float4": ("0", "-0", "1.5", "NaN", "-Infinity", "1e-40"),
     "float8": ("0", "-0", "1.5", "NaN", "-Infinity", "5e-324"),
+    "numeric": ("0", "-1.5", "10000", "NaN", "123456789012345678901234567890.5"),
     "date": ("2000-01-01", "4714-11-24 BC", "infinity", "5874897-12-31"),
     "timestamp": ("2000-01-01", "2024-05-05 10:11:12.131415", "4714-11-24 BC", "-infinity", "infinity"),
     "timestamptz": ("2000-01-01Z", "2024-05-05 10:11:12.131415Z", "4714-11-24 00:00Z BC", "-infinity", "infinity"),
@@ -124,6 +134,8 @@ class Compared:
     value: str
     text: str
     own: str
+    #: Whether there is surely no NULL; NOT NULL alone does not say so, it may not be validated (18).
+    not_null: bool
     #: Why the column is left out of the comparison; '' where it is compared.
     left_out: str = ""
 
@@ -148,8 +160,11 @@ def compared(column: Column, facts: asyncpg.Record, rules: Compare) -> Compared:
     rule = rules.equal.get(column.name)
     if rule and not left_out:
         value = _passed_over(rule, column, facts, raw, shown)
-        return Compared(column, facts["base_oid"], shown, value, f"({value})::text", "")
-    return Compared(column, facts["base_oid"], shown, raw, shown, _OWN_OF.get(facts["base_oid"], ""), left_out)
+        return Compared(column, facts["base_oid"], shown, value, f"({value})::text", "", facts["not_null"])
+    own = _OWN_OF.get(facts["base_oid"], "")
+    if facts["base_oid"] == _NUMERIC and facts["sized"]:
+        own = "numeric"  # only a declared scale makes equal values the same text
+    return Compared(column, facts["base_oid"], shown, raw, shown, own, facts["not_null"], left_out)
 
 
 def _passed_over(rule: EqualRule, column: Column, facts: asyncpg.Record, raw: str, shown: str) -> str:

@@ -65,15 +65,9 @@ ABSENT = Look(None, None)
 
 
 @asynccontextmanager
-async def compare_session(
-    database: Database, purpose: str, seconds: float | None = None
-) -> AsyncIterator[asyncpg.Connection]:
-    """A read-only session in which values read alike on both sides; no statement takes longer than `seconds`.
-
-    Raises Unreachable.
-    """
-    limit = {"statement_timeout": f"{max(1, int(seconds * 1000))}ms"} if seconds else {}
-    async with database.session(f"cutover-{purpose}", **{**READ_SETTINGS, **limit}) as connection:
+async def compare_session(database: Database, purpose: str, **settings: str) -> AsyncIterator[asyncpg.Connection]:
+    """A read-only session in which values read alike on both sides, with `settings` of its own. Raises Unreachable."""
+    async with database.session(f"cutover-{purpose}", **{**READ_SETTINGS, **settings}) as connection:
         yield connection
 
 

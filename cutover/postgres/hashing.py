@@ -1,8 +1,9 @@
 """The hash of a row as one SQL expression, built column by column (see `cutover.postgres.columns`).
 
 Each column has a seed of its own, so that two columns that are swapped show; NULL has a value that no other has. The
-columns' hashes are combined by xor and then become the seed of the key's hash: a value that two rows have swapped
-shows, and so does any other change that leaves all columns' contents the same. All seeds are drawn from the pass's.
+hash of a column without NULLs is the seed of the next one's, the others are added by xor, and the whole becomes the
+seed of the key's hash: a value that two rows have swapped shows, and so does any other change that leaves all columns'
+contents the same. All seeds are drawn from the pass's.
 """
 
 import asyncio
@@ -37,14 +38,17 @@ class Hashing:
     def column(self, column: Compared) -> str:
         """SQL of the column's hash, with its own seed."""
         seed = literal(seed_of(self.seed, f"column {column.name}"))
-        # not even NOT NULL says that there is no NULL: the constraint may not be validated (18)
         return f"coalesce({self._one(column, seed)}, {literal(seed_of(self.seed, f'null {column.name}'))})"
 
     def row(self, shape: Shape) -> str:
         """SQL of the row's hash."""
         names = {k.name for k in shape.key}
-        parts = [self.column(c) for c in shape.compared if c.name not in names]
-        return self._keyed(shape, " # ".join(parts) or literal(seed_of(self.seed, "no columns")))
+        columns = [c for c in shape.compared if c.name not in names]
+        nested = [c for c in columns if c.not_null and self._nestable(c)]
+        seed = literal(seed_of(self.seed, "row"))
+        for column in nested:
+            seed = self._one(column, seed)
+        return self._keyed(shape, " # ".join([seed, *(self.column(c) for c in columns if c not in nested)]))
 
     def key(self, shape: Shape, purpose: str) -> str:
         """SQL of a hash of the key alone."""
@@ -54,8 +58,11 @@ class Hashing:
         columns = {c.name: c for c in shape.compared}
         for key in shape.key:
             column = columns[key.name]
-            seed = self._one(column, seed) if column.own in NESTABLE else self.of_text(column.text, seed)
+            seed = self._one(column, seed) if self._nestable(column) else self.of_text(column.text, seed)
         return seed
+
+    def _nestable(self, column: Compared) -> bool:
+        return column.own in NESTABLE or column.own not in self.own
 
     def _one(self, column: Compared, seed: str) -> str:
         text = self.of_text(column.text, seed)

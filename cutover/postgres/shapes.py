@@ -216,23 +216,35 @@ async def shapes(
     """
     left, right = await asyncio.gather(_read(source, table, rules), _read(sink, table, rules))
     index = next((i for names, i in left.indexes.items() if names in right.indexes), None)
-    known = {c.name for c in (*left.columns, *right.columns)}
-    if unknown := sorted({*rules.exclude, *rules.equal} - known):
-        hint = did_you_mean(unknown[0], known) or f"its columns: {', '.join(sorted(known))}"
-        raise GateClosed(f"table {table} has no column {unknown[0]!r}, which the plan's `compare` names; {hint}")
+    _check_rules(table, rules, {c.name for c in (*left.columns, *right.columns)}, index)
     _require_alike(table, left, right)
     stored = _stored(left, right)
     if index is None:
         return _multiset(table, left, stored), _multiset(table, right, stored)
     names = tuple(c["name"] for c in index.columns)
     other = right.indexes[names]
-    if wrong := [n for n in names if n in rules.equal or n in rules.exclude]:
+    ordered = index.sorting == other.sorting and all(index.sorting)
+    return _shape(table, left, index, ordered, stored), _shape(table, right, other, ordered, stored)
+
+
+async def check_rules(connection: asyncpg.Connection, table: TableName, rules: Compare) -> None:
+    """Raises GateClosed where the plan's rules do not fit this one side of the table."""
+    side = await _read(connection, table, rules)
+    # an excluded column may be one that only the other side has
+    known = {*rules.exclude, *(c.name for c in side.columns)}
+    _check_rules(table, rules, known, next(iter(side.indexes.values()), None))
+
+
+def _check_rules(table: TableName, rules: Compare, known: set[str], index: _Index | None) -> None:
+    if unknown := sorted({*rules.exclude, *rules.equal} - known):
+        hint = did_you_mean(unknown[0], known) or f"its columns: {', '.join(sorted(known))}"
+        raise GateClosed(f"table {table} has no column {unknown[0]!r}, which the plan's `compare` names; {hint}")
+    key = [c["name"] for c in index.columns] if index else []
+    if wrong := [name for name in key if name in rules.equal or name in rules.exclude]:
         raise GateClosed(
             f"table {table}: column {wrong[0]!r} is part of the key, which names a row and is compared exactly: "
             "take it out of the plan's `compare`"
         )
-    ordered = index.sorting == other.sorting and all(index.sorting)
-    return _shape(table, left, index, ordered, stored), _shape(table, right, other, ordered, stored)
 
 
 async def _read(connection: asyncpg.Connection, table: TableName, rules: Compare) -> _Side:
@@ -295,7 +307,7 @@ def _multiset(table: TableName, side: _Side, stored: tuple[str, ...]) -> Shape:
     inner = f"(SELECT {digest_of(text)} AS row, count(*) AS copies FROM {table.sql} AS t GROUP BY 1)"
     columns = tuple(
         Compared(Column(name, "bigint", 20, True, "", False, "", n), 20, f't."{name}"::text', f't."{name}"',
-                 f't."{name}"::text', "int8")
+                 f't."{name}"::text', "int8", True)
         for n, name in enumerate(("copies", "row"))
     )  # fmt: skip
     left_out = tuple(c for c in side.columns if c.left_out)

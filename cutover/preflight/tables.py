@@ -2,10 +2,13 @@
 
 import re
 
-from cutover.errors import CutoverError
+from cutover.errors import ConfigError, CutoverError, GateClosed
+from cutover.plan.models import Table
 from cutover.postgres import catalog
 from cutover.postgres.catalog import TableInfo
 from cutover.postgres.fingerprint import Fingerprint, differences, fingerprint
+from cutover.postgres.identifiers import TableName
+from cutover.postgres.shapes import check_rules
 from cutover.preflight.findings import Findings
 from cutover.preflight.subject import Opened, Subject
 
@@ -62,6 +65,7 @@ async def check_tables(subject: Subject, findings: Findings) -> None:
     for service in subject.plan.services:
         infos = subject.infos(service)
         await _traits(subject.monolith, infos, findings)
+        await _comparison(subject.monolith, subject.plan.services[service].tables, findings)
         await _triggers(subject, service, infos, findings)
         target = subject.targets[service]
         if target and target is not subject.monolith:
@@ -131,6 +135,20 @@ async def _traits(monolith: Opened, infos: list[TableInfo], findings: Findings) 
         for found, code, what, why, remedy in advice:
             if found:
                 findings.advice(code, where, what, why, remedy)
+
+
+async def _comparison(monolith: Opened, tables: dict[str, Table], findings: Findings) -> None:
+    for name, rules in tables.items():
+        try:
+            await check_rules(monolith.connection, TableName.parse(name), rules.compare)
+        except GateClosed as e:
+            findings.blocking(
+                "compare_rule", f"{monolith.name}: table {name}", str(e),
+                "the table could not be compared, and without a comparison no gate opens",
+                "correct `compare` of this table in the plan",
+            )  # fmt: skip
+        except ConfigError:
+            continue  # the table is missing, which is a finding of its own
 
 
 async def _triggers(subject: Subject, service: str, infos: list[TableInfo], findings: Findings) -> None:

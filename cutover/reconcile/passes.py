@@ -7,19 +7,18 @@ from uuid import uuid4
 
 from cutover.control import reports
 from cutover.control.database import Control
-from cutover.control.reports import Difference, DifferenceKind, TableReport
+from cutover.control.reports import TableReport
 from cutover.plan.models import Table
 from cutover.postgres import compare
 from cutover.postgres.buckets import Reader
 from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.hashing import agree
 from cutover.postgres.identifiers import TableName
-from cutover.postgres.keys import key_json
 from cutover.postgres.shapes import Shape, shapes
 from cutover.reconcile.confirm import confirm
 from cutover.reconcile.ranges import Walk
 from cutover.reconcile.sides import both_sides
-from cutover.reconcile.state import PassState, StoredCandidate
+from cutover.reconcile.state import PassState
 
 Settle = Callable[[], Awaitable[None]]
 
@@ -63,8 +62,8 @@ async def run_pass(
     Unreachable and NotYet (run it again), StaleAttempt (a newer run of this pass has taken over).
     """
     pass_id = pass_id or str(uuid4())
-    seconds = rules.reconcile.max_snapshot.total_seconds()
-    async with both_sides(pair, direction, f"compare/{pair.service}", seconds) as (source, sink):
+    limit = f"{max(1, round(rules.reconcile.max_snapshot.total_seconds() * 1000))}ms"
+    async with both_sides(pair, direction, f"compare/{pair.service}", statement_timeout=limit) as (source, sink):
         source_shape, sink_shape = await shapes(source, sink, table, pair.passes_over(table))
         state = await PassState.open(
             control, pass_id=pass_id, migration=pair.migration, service=pair.service, table=str(table),
@@ -141,25 +140,7 @@ async def _report(
         warnings=_warnings(shape),
     )
     report_id = await reports.record(state.control, report)
-    after = ""
-    while batch := await state.differences(after):
-        await reports.record_differences(
-            state.control,
-            report_id,
-            [
-                Difference(
-                    table=str(shape.table),
-                    key_json=key_json(c.key),
-                    kind=kind_of(c),
-                    source_hash=c.source.digest,
-                    target_hash=c.target.digest,
-                    confirmed=c.confirmed,
-                    columns=c.columns if kind_of(c) == "mismatched" else (),
-                )
-                for c in batch
-            ],
-        )
-        after = batch[-1].id
+    await state.publish(report_id)
     await state.finish(report_id)
     return report.model_copy(update={"id": report_id, "complete": True})
 
@@ -174,10 +155,3 @@ def _warnings(shape: Shape) -> list[str]:
     if shape.keyed_by != "the primary key":
         return [f"the table has no primary key: rows were told apart by {shape.keyed_by}"]
     return []
-
-
-def kind_of(candidate: StoredCandidate) -> DifferenceKind:
-    """What is wrong with the target's row."""
-    if candidate.target.digest is None:
-        return "missing"
-    return "extra" if candidate.source.digest is None else "mismatched"

@@ -29,7 +29,7 @@ BUCKET_ROWS = 40
 #: Buckets of one statement at most; the server holds them in memory.
 MOST_BUCKETS = 2**15
 #: Rows of one side whose keys and hashes may be in memory at once.
-OPEN_ROWS = 10_000
+OPEN_ROWS = 25_000
 #: Keys looked at by one statement.
 LOOK_KEYS = 2_000
 #: Rows of one share of a table that is not read in order: each share costs a scan.
@@ -68,6 +68,8 @@ class Walk:
     #: Share of the time that statements may take; the rest is left to the application.
     busy: float = 1.0
     _step: int = 0
+    #: Rows per value of an integer key in the part before, while parts turn out as large as that foretells.
+    _density: float | None = None
 
     @property
     def ordered(self) -> bool:
@@ -102,14 +104,19 @@ class Walk:
             except asyncpg.QueryCanceledError:
                 if self._step <= SMALLEST_STEP:
                     raise
-                self._step = max(SMALLEST_STEP, self._step // 4)
+                self._step, self._density = max(SMALLEST_STEP, self._step // 4), None
                 continue
             if token is None:
                 return
             low = high
 
     async def _next(self, low: Key | None) -> Key | None:
-        """The key at which a part from `low` on ends; None: there is less than a part left on both sides."""
+        """The key at which a part from `low` on ends; None: there is less than a part left on both sides.
+
+        Counting keys costs a twentieth of hashing rows, so where keys lie evenly the end is foretold.
+        """
+        if self._density and low:
+            return (str(int(low[0]) + int(self._step / self._density)),)
         left, right = await at_once(self.source.nth_key(low, self._step), self.sink.nth_key(low, self._step))
         if left is None or right is None or left == right:
             return left or right
@@ -151,6 +158,7 @@ class Walk:
                 async for full in self._compare(region.deeper(2, half), chunk, counted=counted):
                     yield full
             return
+        self._foretell(region, max(left.rows, right.rows))
         await self._pace(time.monotonic() - started)
         chunk.moved += len(left.packed) + len(right.packed)
         if counted:
@@ -191,6 +199,11 @@ class Walk:
             for key, (key_here, here), (key_there, there) in zip(keys, left, right, strict=True)
         }
         return [Candidate(key, here, there) for key, (here, there) in found.items() if here.digest != there.digest]
+
+    def _foretell(self, region: Region, rows: int) -> None:
+        if self.source.shape.integer and region.low and region.high and not region.mask:
+            span = int(region.high[0]) - int(region.low[0])
+            self._density = rows / span if span > 0 and self._step / 4 < rows < self._step * 2 else None
 
     async def _pace(self, elapsed: float) -> None:
         if self.ordered:

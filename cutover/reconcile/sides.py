@@ -53,12 +53,12 @@ def translated(pair: Pair, direction: Direction) -> Iterator[None]:
 
 @asynccontextmanager
 async def both_sides(
-    pair: Pair, direction: Direction, purpose: str, seconds: float | None = None
+    pair: Pair, direction: Direction, purpose: str, **settings: str
 ) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
-    """Compare sessions at source and sink; no statement takes longer than `seconds` (the default of a session)."""
+    """Compare sessions at source and sink, with more settings of their own."""
     with translated(pair, direction):
         async with (
-            compare.compare_session(pair.source(direction), purpose, seconds) as source,
-            compare.compare_session(pair.sink(direction), purpose, seconds) as sink,
+            compare.compare_session(pair.source(direction), purpose, **settings) as source,
+            compare.compare_session(pair.sink(direction), purpose, **settings) as sink,
         ):
             yield source, sink

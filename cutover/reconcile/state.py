@@ -21,6 +21,8 @@ from cutover.reconcile.ranges import Candidate
 
 #: Keys that travel to or from the control database at once.
 BATCH = 2_000
+#: Keys put beside a report by one statement.
+PUBLISHED = 20_000
 
 _OPEN = """
 INSERT INTO control.pass (id, migration, service, table_name, direction, plan_hash, seed, position)
@@ -55,8 +57,22 @@ UPDATE control.pass_candidate p SET confirmed = true, round = $4, columns = c.co
 FROM unnest($2::text[], $3::text[]) AS c(key_id, columns) WHERE p.pass_id = $1 AND p.key_id = c.key_id
 """
 _CANDIDATES = """
-SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed, columns
+SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed
 FROM control.pass_candidate WHERE pass_id = $1 AND NOT confirmed AND round < $2 AND key_id > $3 ORDER BY key_id LIMIT $4
+"""
+#: `pass_candidate` holds kinds as the absence of hashes; the last key of the batch is returned.
+_PUBLISH = """
+WITH batch AS (
+    SELECT * FROM control.pass_candidate WHERE pass_id = $1 AND key_id > $4 ORDER BY key_id LIMIT $5),
+published AS (
+    INSERT INTO control.difference
+           (report_id, table_name, key_json, kind, source_hash, target_hash, confirmed, columns)
+    SELECT $2, $3, key_json, CASE WHEN target_hash IS NULL THEN 'missing' WHEN source_hash IS NULL THEN 'extra'
+                             ELSE 'mismatched' END,
+           source_hash, target_hash, confirmed,
+           CASE WHEN source_hash IS NULL OR target_hash IS NULL THEN '[]' ELSE columns END
+    FROM batch ON CONFLICT (report_id, table_name, key_json) DO NOTHING)
+SELECT max(key_id) FROM batch
 """
 _COUNTS = """
 SELECT count(*) FILTER (WHERE confirmed AND target_hash IS NULL) AS missing,
@@ -90,8 +106,6 @@ class StoredCandidate:
     source: Look
     target: Look
     confirmed: bool
-    #: Names of the columns that differ, once it is confirmed.
-    columns: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, row: asyncpg.Record) -> "StoredCandidate":
@@ -101,7 +115,6 @@ class StoredCandidate:
             Look(row["source_hash"], row["source_xmin"]),
             Look(row["target_hash"], row["target_xmin"]),
             row["confirmed"],
-            tuple(json.loads(row["columns"])),
         )
 
 
@@ -194,15 +207,11 @@ class PassState:
             await connection.execute(_CONFIRM, self.id, list(confirmed), names, looked)
             await self._keep(connection, moving, looked)
 
-    async def differences(self, after_id: str) -> list[StoredCandidate]:
-        """The next batch of what is left, confirmed or not, by id."""
-        rows = await self.control.fetch(
-            "SELECT key_id, key_json, source_hash, source_xmin, target_hash, target_xmin, confirmed, columns "
-            "FROM control.pass_candidate "
-            "WHERE pass_id = $1 AND key_id > $2 ORDER BY key_id LIMIT $3",
-            self.id, after_id, BATCH,
-        )  # fmt: skip
-        return [StoredCandidate.read(row) for row in rows]
+    async def publish(self, report_id: int) -> None:
+        """All that is left, confirmed or not, stands beside the report from here on. Run again, nothing changes."""
+        after: str | None = ""
+        while after is not None:
+            after = await self.control.fetchval(_PUBLISH, self.id, report_id, self.row["table_name"], after, PUBLISHED)
 
     async def counts(self) -> Counts:
         row = await self.control.fetchrow(_COUNTS, self.id)

@@ -79,10 +79,8 @@ async def test_the_newest_complete_report_counts_with_its_age(control: Control) 
 
 async def test_all_confirmed_differences_of_the_newest_report_are_open(control: Control) -> None:
     old = await reports.record(control, report(), [Difference("trades", "[0]", "extra", None, 1, True)])
-    new = await reports.record(control, report(missing=2))
     many = [Difference("trades", f"[{n}]", "missing", -n, None, n % 2 == 0) for n in range(12_000)]
-    await reports.record_differences(control, new, many)
-    await reports.record_differences(control, new, many[:10])
+    await reports.record(control, report(missing=2), [*many, *many[:10]])
     found = await reports.open_differences(control, M, S, limit=100_000)
     assert len(found) == 6_000
     assert found[0] == Difference("trades", "[0]", "missing", 0, None, True)

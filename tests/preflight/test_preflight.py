@@ -119,6 +119,19 @@ async def test_rules_for_keys_are_checked_by_name_and_kind(lookup: Callable[[str
     assert [f.severity for f in findings if f.code == "foreign_key_not_loose"] == ["blocking"]
 
 
+async def test_rules_of_a_comparison_are_checked_against_the_columns(lookup: Callable[[str], Database]) -> None:
+    found = await look(lookup, of=plan(trades="trades: {compare: {equal: {user_id: case}}}"))
+    assert "`equal: case` is for text" in found["compare_rule"][0].what
+    for wrong in ("{exclude: [id]}", "{equal: {user: number}}"):
+        of = plan(trades=f"trades: {{compare: {wrong}}}")
+        findings = await preflight(of, lookup, sample_seconds=0, bindir=postgres_bin())
+        assert [f.severity for f in findings if f.code == "compare_rule"] == ["blocking"]
+    of = plan(users="users: {compare: {exclude: [name, only_at_the_service], equal: {}}}")
+    assert not [
+        f for f in await preflight(of, lookup, sample_seconds=0, bindir=postgres_bin()) if f.code == "compare_rule"
+    ]
+
+
 async def test_rows_and_differences_at_the_target_block(lookup: Callable[[str], Database]) -> None:
     async with lookup("trading_db").session() as c:
         await c.execute("CREATE TABLE trades (id bigserial PRIMARY KEY, user_id int); INSERT INTO trades VALUES (1, 1)")

@@ -90,18 +90,18 @@ async def test_a_repair_leaves_excluded_columns_alone_and_brings_them_with_new_r
     assert (await world.compare("t")).differences == 0
 
 
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        ({"equal": {"v": "case"}}, r"column 'v' is integer: the plan's rule `equal: case` is for text"),
-        ({"equal": {"gone": "case"}}, r"table t has no column 'gone'"),
-        ({"exclude": ["gone"]}, r"table t has no column 'gone'"),
-        ({"exclude": ["id"]}, r"column 'id' is part of the key"),
-        ({"equal": {"id": "number"}}, r"column 'id'"),
-    ],
-)
-async def test_rules_that_do_not_fit_the_table_close_the_gate(world: World, rules: object, message: str) -> None:
+WRONG: list[tuple[object, str]] = [
+    ({"equal": {"v": "case"}}, r"column 'v' is integer: the plan's rule `equal: case` is for text"),
+    ({"equal": {"gone": "case"}}, r"table t has no column 'gone'"),
+    ({"exclude": ["gone"]}, r"table t has no column 'gone'"),
+    ({"exclude": ["id"]}, r"column 'id' is part of the key"),
+    ({"equal": {"id": "number"}}, r"column 'id'"),
+]
+
+
+async def test_rules_that_do_not_fit_the_table_close_the_gate(world: World) -> None:
     await world.both("CREATE TABLE t (id int PRIMARY KEY, v int)")
-    world.pair = replace(world.pair, compare={TableName("public", "t"): Compare.model_validate(rules)})
-    with pytest.raises(GateClosed, match=message):
-        await world.compare("t")
+    for rules, message in WRONG:
+        world.pair = replace(world.pair, compare={TableName("public", "t"): Compare.model_validate(rules)})
+        with pytest.raises(GateClosed, match=message):
+            await world.compare("t")
