@@ -132,6 +132,11 @@ def _print_reports(found: list[reports.TableReport]) -> None:
             str(r.mismatched), str(r.unsettled), f"{r.duration_ms / 1000:.1f} s", f"{r.age:.0f} s",
         )  # fmt: skip
     Console().print(shown)
+    for r in found:
+        for warning in r.warnings:
+            typer.echo(f"{r.service}.{r.table}: {warning}")
+        if r.left_out:
+            typer.echo(f"{r.service}.{r.table}: not compared: {', '.join(r.left_out)}")
 
 
 def doctor(
