@@ -142,8 +142,8 @@ class ReplicationActivities:
         done = await crossing.process(await context.plan(ref), context.service(ref), context.control, database)
         pair, direction = await self.context.pair(ref), await self.context.direction(ref)
         async with ChangedKeys(pair, direction, self.context.control) as changed:
-            consumed = await changed.consume()
-        return m.Facts(facts={"loose keys followed": done, "changes read": consumed})
+            compared = await changed.shorten(polite=True)
+        return m.Facts(facts={"loose keys followed": done, "changed keys compared": compared})
 
     @implements(s.MEASURE_READY)
     async def measure_ready(self, request: m.GateRequest) -> m.GateEvidence:

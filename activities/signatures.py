@@ -62,7 +62,7 @@ ARM_FENCES = Signature("arm_fences", m.Ref, m.Facts)
 PREPARE_CHANGED_KEYS = Signature("prepare_changed_keys", m.Ref, m.Facts)
 CREATE_SCHEDULES = Signature("create_schedules", m.Ref, m.Facts)
 DELETE_SCHEDULES = Signature("delete_schedules", m.Ref, m.Facts)
-PROCESS_LOOSE_KEYS = Signature("process_loose_keys", m.Ref, m.Facts)
+PROCESS_LOOSE_KEYS = Signature("process_loose_keys", m.Ref, m.Facts, "measure")
 MEASURE_READY = Signature("measure_ready", m.GateRequest, m.GateEvidence, "long")
 
 # reconciliation, monitoring
@@ -79,6 +79,7 @@ MEASURE_WRITE = Signature("measure_write", m.GateRequest, m.GateEvidence, "long"
 PREPARE_REVERSE = Signature("prepare_reverse", m.SwitchOrder, Nothing, "measure")
 DETACH_KEYS = Signature("detach_keys", m.Ref, m.Facts, "measure")
 RESTORE_KEYS = Signature("restore_keys", m.Ref, m.Facts, "measure")
+TAKE_BACK_REVERSE = Signature("take_back_reverse", m.SwitchOrder, Nothing, "measure")
 FENCED_SECTION = Signature("fenced_section", m.SwitchOrder, m.SwitchReport, "section")
 FINISH_SWITCH = Signature("finish_switch", m.SwitchOrder, Nothing, "measure")
 

@@ -13,7 +13,7 @@ from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.control import approvals, stages
-from cutover.errors import GateClosed
+from cutover.errors import ApprovalLapsed
 from cutover.flags import instances
 from cutover.flags import store as flags
 from cutover.postgres.databases import direction_from
@@ -118,6 +118,11 @@ class SwitchActivities:
         """Step 2: the stream of the other direction exists and is proved."""
         await reverse.make_ready(await self._environment(order.ref), order.to_side)
 
+    @implements(s.TAKE_BACK_REVERSE)
+    async def take_back_reverse(self, order: m.SwitchOrder) -> None:
+        """Undoes step 2 where no switch followed."""
+        await reverse.take_back(await self._environment(order.ref), order.to_side)
+
     @implements(s.DETACH_KEYS)
     async def detach_keys(self, ref: m.Ref) -> m.Facts:
         """Foreign keys across services that begin or end here leave the monolith; their definitions are kept."""
@@ -153,9 +158,9 @@ class SwitchActivities:
             plan.waited(plan.approvals.expire),
         )
         if len(standing) < plan.approvals.required:
-            raise GateClosed(
+            raise ApprovalLapsed(
                 f"{ref.service}: {len(standing)} of {plan.approvals.required} approvals of the write gate hold now; "
-                "roll back, and approve the gate again"
+                "approve it again"
             )
 
     @implements(s.FENCED_SECTION)

@@ -7,7 +7,7 @@ import asyncpg
 
 from cutover.control import switches
 from cutover.control.database import Control
-from cutover.errors import CutoverError, StaleAttempt
+from cutover.errors import CutoverError
 from cutover.flags import store as flags
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence
@@ -74,14 +74,20 @@ async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -
 
 
 async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
-    try:
-        row = await switches.settled(control, pair.migration, pair.service)
-    except StaleAttempt:
+    row = await switches.find(control, pair.migration, pair.service)
+    if row is None:
         found.facts["switch"] = "none yet"
         return
     found.facts["switch"] = f"{row.state}, to the {row.to_side}, epoch {row.to_epoch}"
     if row.state not in switches.SETTLED:
         found.problems.append(f"a switch is {row.state}: a running worker finishes or undoes it (cutover worker)")
+        return
+    route = await flags.get(control, pair.migration, pair.service)
+    if route.pause_id:
+        found.problems.append(
+            f"pause {route.pause_id!r} stands though its switch has ended, and holds the clients' requests: the next "
+            "attempt of a switch replaces it"
+        )
 
 
 async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:

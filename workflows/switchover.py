@@ -24,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.preparation import open_tasks
     from workflows.run import Run
     from workflows.soak import SoakBreached, Soaking
+    from workflows.summaries import Summarising
     from workflows.writeswitch import WriteSwitch
 
 DEPRECATION = "rollback possible at least until"
@@ -31,7 +32,7 @@ MAY_START = ("ready", "rolled-back", "switched", "deprecated")
 
 
 @workflow.defn(name="SwitchoverWorkflow")
-class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
+class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
     """`{"plan": "ai-trader", "service": "trading_engine"}` once the service is at stage `ready`."""
 
     title = "Switchover"
@@ -57,6 +58,8 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
             self._register_back()
         else:
             resume = await self._where_to_begin()
+        if resume in ("deprecation", "hand-over"):
+            self.begin_summaries()
         while resume != "released":
             try:
                 if resume == "read":
@@ -77,6 +80,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
                 if is_cancelled_exception(error):
                     await asyncio.shield(asyncio.create_task(self._cancelled()))
                 raise
+        await self.end_summaries()
         await self.set_stage("released")
         await self.end("nothing: handed over to cleanup")
         return "released"
@@ -113,6 +117,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
         self.say("the read switch", phase="read switch")
         flag = FlagChange(ref=self.ref, read_from_new=True)
         acks = await self.do("the read switch and its acknowledgements", s.SET_READ_FLAG, flag)
+        self.begin_summaries()
         self.progress["read switch"] = f"{acks.acked} instances acknowledged, {acks.lapsed} leases ran out"
         await self.soak()
         approved = await self.write_gate()
@@ -126,6 +131,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
         if not self.compensations:
             self.compensations.append(("reads back to the monolith", self._reads_back))
         self.compensations.append(("foreign keys back on the monolith", self._keys_back))
+        self.compensations.append(("the unused stream of the way back taken down", self._way_back_down))
         self.compensations.append(("writes back to the monolith", self._writes_back))
 
     # --- back ------------------------------------------------------------------------------------
@@ -153,11 +159,15 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
             self.compensations.pop()
         self.rollback_wanted = None
         self.deadlines.pop(DEPRECATION, None)
+        await self.end_summaries()
         await self.alert("rollback", severity, f"{self.service}: {why}")
         self.shielded = False
 
     async def _keys_back(self) -> None:
         await self.do("putting foreign keys back on the monolith", s.RESTORE_KEYS, self.ref)
+
+    async def _way_back_down(self) -> None:
+        await self.take_down("service")
 
     async def _reads_back(self) -> None:
         await self.do("reads back to the monolith", s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
@@ -176,6 +186,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
     async def _cancelled(self) -> None:
         """A cancelled run leaves one writable side: reads go back unless the writes have moved already."""
         self.shielded = True
+        await self.end_summaries()
         position = await self.call(s.POSITION, self.ref)
         if position.primary_side == "monolith" and position.read_from_new:
             await self.call(s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
@@ -185,7 +196,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
     # --- deprecation -----------------------------------------------------------------------------
 
     async def _deprecate(self) -> None:
-        """Keep the monolith current for as long as the plan says; an hourly summary row all the while."""
+        """Keep the monolith current for as long as the plan says, looking around every hour."""
         end = self.deadline(DEPRECATION, self.rules.deprecation)
         self.say("the deprecation to end", phase="deprecation")
         while workflow.now() < end:
@@ -193,8 +204,9 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
             await self.wait(
                 lambda: False, min(timeouts.summary_interval(self.rules.hour), end - workflow.now()), "deprecation"
             )
-            await self._summarise()
+            await self._look_around()
             if workflow.info().is_continue_as_new_suggested():
+                await self.end_summaries()
                 await self.hand_on(resume="deprecation")
         await self.may_proceed()
         await self.set_stage("deprecated")
@@ -206,16 +218,16 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
         while self.handed_over is None:
             self.say("cleanup to take the service over; 'rollback' is possible until then", state="WAITING")
             interval = timeouts.summary_interval(self.rules.hour)
-            if not await self.wait(lambda: self.handed_over is not None, interval, "hourly summary"):
-                await self._summarise()
+            if not await self.wait(lambda: self.handed_over is not None, interval, "hourly look"):
+                await self._look_around()
                 if workflow.info().is_continue_as_new_suggested():
+                    await self.end_summaries()
                     await self.hand_on(resume="hand-over")
         self.may_hand_over = False
 
-    async def _summarise(self) -> None:
-        """A summary row and a sample; a breach alerts and leaves the decision to a person."""
+    async def _look_around(self) -> None:
+        """A sample; a breach alerts and leaves the decision to a person."""
         try:
-            await self.call(s.SUMMARISE, self.ref)
             sample = await self.call(s.SAMPLE, SampleRequest(ref=self.ref))
         except StepFailed as failed:
             await self.alert("watch-failed", "warning", failed.text, best_effort=True)

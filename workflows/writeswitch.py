@@ -9,9 +9,14 @@ with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
     from activities.models import SideName, SwitchOrder, SwitchReport
     from workflows import timeouts
+    from workflows.failures import StepFailed
     from workflows.gates import Gate
     from workflows.messages import Approval, parse
     from workflows.run import Run
+
+
+#: The error that says that approvals no longer hold at the flip (`cutover.errors.ApprovalLapsed`).
+APPROVAL_LAPSED = "ApprovalLapsed"
 
 
 class WriteSwitch(Run[Any]):
@@ -40,7 +45,16 @@ class WriteSwitch(Run[Any]):
             switch_id = f"{self.service}-{workflow.uuid4()}"
             order = SwitchOrder(ref=self.ref, switch_id=switch_id, to_side=to_side, evidence=approved)
             await self.do("making the stream of the way back ready", s.PREPARE_REVERSE, order)
-            report = await self.do("the fenced section", s.FENCED_SECTION, order)
+            self.say("the fenced section to finish", state="RUNNING")
+            try:
+                report = await self.call(s.FENCED_SECTION, order, summary="the fenced section")
+            except StepFailed as failed:
+                if failed.kind == APPROVAL_LAPSED:
+                    self.progress["last write switch"] = f"not begun: {failed.text}"
+                    approved = await self.write_gate()
+                else:
+                    await self._hold(order, failed.text)
+                continue
             self.progress["last write switch"] = (
                 f"to {to_side}: {report.result}, pause {report.pause_ms:.0f} ms, writes {report.write_pause_ms:.0f} ms"
                 + (f", {report.reason}" if report.reason else "")
@@ -55,10 +69,20 @@ class WriteSwitch(Run[Any]):
                 await self.wait(lambda: False, pauses[undone], "write switch is tried again")
                 undone += 1
             else:
-                await self.park("write switch", text)
+                await self._hold(order, text)
                 undone = 0
             if approved:
                 approved = await self._still_approved(approved)
+
+    async def _hold(self, order: SwitchOrder, text: str) -> None:
+        """Park; meanwhile nothing is left standing that would hold back a server's log."""
+        await self.take_down(order.to_side)
+        await self.park("write switch", text)
+
+    async def take_down(self, to_side: SideName) -> None:
+        """Take down the stream of a way back that was not needed; nothing where `to_side` is the primary."""
+        order = SwitchOrder(ref=self.ref, switch_id=f"{self.service}-{workflow.uuid4()}", to_side=to_side)
+        await self.do("taking down the unused stream of the way back", s.TAKE_BACK_REVERSE, order)
 
     async def _still_approved(self, approved: str) -> str:
         """Approvals outlive an undone attempt unless the evidence got worse; then the gate opens again."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import asyncpg
 
+from cutover.control.audit import Connection
 from cutover.control.database import Control
 from cutover.errors import StaleAttempt
 from cutover.postgres.databases import Side
@@ -61,6 +62,22 @@ async def raise_token(control: Control, migration: str, service: str) -> SwitchR
     return _row(record)
 
 
+async def find(control: Control, migration: str, service: str) -> SwitchRow | None:
+    """The row as it is committed now, or None where no switch was ever begun."""
+    record = await control.fetchrow(
+        f"SELECT {_COLUMNS} FROM control.switch WHERE migration = $1 AND service = $2",  # noqa: S608
+        migration,
+        service,
+    )
+    return _row(record) if record else None
+
+
+async def under_way(control: Control, migration: str, service: str) -> SwitchRow | None:
+    """The switch that is begun and not ended, or None."""
+    row = await find(control, migration, service)
+    return row if row is not None and row.state not in SETTLED else None
+
+
 async def settled(control: Control, migration: str, service: str) -> SwitchRow:
     """The row after every change in flight has ended, one way or the other."""
     async with control.transaction() as connection:
@@ -72,6 +89,21 @@ async def settled(control: Control, migration: str, service: str) -> SwitchRow:
     if record is None:
         raise StaleAttempt(f"{service}: no switch was ever begun")
     return _row(record)
+
+
+async def hold(connection: Connection, row: SwitchRow) -> None:
+    """Keeps the switch as it is until the caller's transaction ends. Raises StaleAttempt where it is so no longer."""
+    same = await connection.fetchval(
+        "SELECT true FROM control.switch WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $4 "
+        "AND state = $5 FOR SHARE",
+        row.migration,
+        row.service,
+        row.token,
+        row.switch_id,
+        row.state,
+    )
+    if not same:
+        raise StaleAttempt(f"{row.service}: switch {row.switch_id} is no longer {row.state} under token {row.token}")
 
 
 async def begin(

@@ -11,9 +11,10 @@ from typing import cast
 
 import asyncpg
 
-from cutover.control import audit
+from cutover.control import audit, switches
 from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
+from cutover.control.switches import SwitchRow
 from cutover.errors import Conflict, Refused
 from cutover.postgres.databases import Side
 
@@ -138,10 +139,19 @@ async def set_read_from_new(control: Control, migration: str, service: str, valu
 
 
 async def announce_pause(
-    control: Control, migration: str, service: str, pause_id: str, limit: timedelta, *, actor: str = "switch"
+    control: Control,
+    migration: str,
+    service: str,
+    pause_id: str,
+    limit: timedelta,
+    *,
+    actor: str = "switch",
+    switch: SwitchRow | None = None,
 ) -> Route:
     """Ask every instance to let its transactions end and to hold new ones, for at most `limit`. Idempotent.
 
+    `switch` is the row of the attempt that asks: an attempt that slept while a newer one ended its switch would
+    announce a pause that nobody lifts, so it gets StaleAttempt.
     Raises Conflict while another pause of the service stands and its limit has not passed; one that was left behind
     (its limit passed, by the control database's clock) is replaced. A pause whose limit passed is over for the
     instances, though they have acknowledged it: announcing it again is a Conflict too; lift it, or take a new id.
@@ -150,6 +160,8 @@ async def announce_pause(
     if not pause_id or limit_ms <= 0:
         raise Refused(f"{service}: a pause needs an id and a limit above zero (got {limit_ms} ms)")
     async with control.transaction() as connection:
+        if switch is not None:
+            await switches.hold(connection, switch)
         route = await _locked(connection, migration, service)
         if route.pause_id == pause_id:
             if await connection.fetchval(
@@ -177,6 +189,18 @@ async def announce_pause(
         detail = {"pause_id": pause_id, "limit_ms": limit_ms, "replaced": route.pause_id}
         await audit.append(connection, Entry(actor, "route.pause_announced", migration, service, detail))
     return route_from(row)
+
+
+async def pause_age(control: Control, migration: str, service: str, pause_id: str) -> float:
+    """Milliseconds since that pause was announced, by the control database's clock; 0 where it does not stand."""
+    age = await control.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - pause_started_at) * 1000 FROM control.route "
+        "WHERE migration = $1 AND service = $2 AND pause_id = $3",
+        migration,
+        service,
+        pause_id,
+    )
+    return round(float(age or 0), 2)
 
 
 async def lift_pause(control: Control, migration: str, service: str, pause_id: str, *, actor: str = "switch") -> Route:

@@ -60,9 +60,16 @@ class Database:
         return self.replication_dsn or self.dsn
 
     async def connect(
-        self, application_name: str = "cutover", *, timeout: float = 10.0, **settings: str
+        self,
+        application_name: str = "cutover",
+        *,
+        timeout: float = 10.0,
+        command_timeout: float | None = None,
+        **settings: str,
     ) -> asyncpg.Connection:
         """A new connection; `settings` are server settings of the session (`lock_timeout="200ms"`).
+
+        `command_timeout`: seconds after which a statement counts as lost, where the network says nothing.
 
         Raises Unreachable with the database's name, never with its DSN.
         """
@@ -70,6 +77,7 @@ class Database:
             connection: asyncpg.Connection = await asyncpg.connect(
                 self.dsn,
                 timeout=timeout,
+                command_timeout=command_timeout,
                 server_settings={"application_name": application_name, **settings},
             )
         except (
@@ -89,7 +97,7 @@ class Database:
         kind = (application_name, *(f"{name}={value}" for name, value in sorted(settings.items())))
         connection = self._take(kind) if self.reuse else None
         if connection is None:
-            connection = await self.connect(application_name, timeout=10.0, **settings)
+            connection = await self.connect(application_name, timeout=10.0, command_timeout=None, **settings)
         whole = False
         try:
             yield connection

@@ -15,6 +15,8 @@ from cutover.postgres.identifiers import TableName
 
 SCHEMA = "cutover"
 FENCED_SQLSTATE = "CU001"
+#: How the ids of markers begin that a switch has put.
+SWITCH_MARKER = "switch-"
 
 _SCHEMA_SQL = f"""
 CREATE SCHEMA IF NOT EXISTS cutover;
@@ -137,7 +139,7 @@ async def end_older_sessions(connection: asyncpg.Connection, service: str, token
     """Terminates sessions of earlier attempts of this service's switch; returns how many were told to end."""
     rows = await connection.fetch(
         "SELECT pid, split_part(application_name, '/', 3) AS token FROM pg_stat_activity "
-        "WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()",
+        "WHERE datname = current_database() AND starts_with(application_name, $1) AND pid <> pg_backend_pid()",
         f"cutover-switch/{service}/",
     )
     older = [row["pid"] for row in rows if row["token"].isdigit() and int(row["token"]) < token]
@@ -163,9 +165,15 @@ async def put_marker(connection: asyncpg.Connection, service: str, marker: str) 
 
 
 async def prune_markers(connection: asyncpg.Connection, service: str) -> None:
-    """Deletes markers older than ten minutes; called at the source only, the stream carries the deletes on."""
+    """Deletes markers older than ten minutes; called at the source only, the stream carries the deletes on.
+
+    A switch's own marker stays for a month: whoever finishes the switch after an outage still awaits it.
+    """
     table = marker_table(service).sql
-    await connection.execute(f"DELETE FROM {table} WHERE put_at < clock_timestamp() - interval '10 minutes'")
+    await connection.execute(
+        f"DELETE FROM {table} WHERE put_at < clock_timestamp() - CASE WHEN starts_with(id, '{SWITCH_MARKER}') "
+        "THEN interval '30 days' ELSE interval '10 minutes' END"
+    )
 
 
 async def marker_seen(connection: asyncpg.Connection, service: str, marker: str) -> bool:

@@ -78,18 +78,22 @@ async def install(
         states = await states_of(connection, members)
         missing = [m for m in members if states[m] in ("missing", "broken")]
         for member in missing:
-            argument = quote_literal(service)
-            await connection.execute(
-                f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql};"
-                f"DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql};"
-                f"CREATE TRIGGER {WRITES} BEFORE INSERT OR UPDATE OR DELETE ON {member.sql} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
-                f"CREATE TRIGGER {TRUNCATE} BEFORE TRUNCATE ON {member.sql} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument})"
-            )
+            await connection.execute(_create_sql(service, member))
         if missing:
             await connection.execute(close_sql(missing, always=False) if closed else open_sql(missing))
     return len(missing)
+
+
+def _create_sql(service: str, member: TableName) -> str:
+    argument = quote_literal(service)
+    return (
+        f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql};"
+        f"DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql};"
+        f"CREATE TRIGGER {WRITES} BEFORE INSERT OR UPDATE OR DELETE ON {member.sql} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
+        f"CREATE TRIGGER {TRUNCATE} BEFORE TRUNCATE ON {member.sql} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument})"
+    )
 
 
 async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName], *, lock_wait: str = "2s") -> None:
@@ -101,6 +105,26 @@ async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName
         closed = [m for m in members if states[m] == "fenced"]
         if closed:
             await connection.execute(close_sql(closed, always=True))
+
+
+async def ensure(
+    connection: asyncpg.Connection, service: str, members: Sequence[TableName], *, closed: bool
+) -> list[TableName]:
+    """Inside the caller's transaction: every fence as it has to be; the tables that were not so.
+
+    A fence that somebody dropped, or that a new partition never had, is made: neither a switch nor its undoing may
+    fail for it. Tables that are so already are not locked.
+    """
+    states = await states_of(connection, members)
+    wanted = "fenced-always" if closed else "open"
+    different = [member for member in members if states[member] != wanted]
+    unwhole = [member for member in different if states[member] in ("missing", "broken")]
+    if unwhole:
+        await connection.execute(lock_sql(unwhole))
+        await connection.execute(";".join(_create_sql(service, member) for member in unwhole))
+    if different:
+        await connection.execute(close_sql(different, always=True) if closed else open_sql(different))
+    return different
 
 
 async def remove(connection: asyncpg.Connection, tables: Iterable[TableName], *, lock_wait: str = "2s") -> None:
@@ -154,6 +178,8 @@ class Holder:
     table: str
     lock: str
     age_seconds: float
+    #: An autovacuum worker that the server cancels once somebody has waited for `deadlock_timeout`.
+    yields: bool = False
 
     def __str__(self) -> str:
         return (
@@ -172,7 +198,8 @@ async def holders(
                coalesce(CASE WHEN a.backend_type = 'autovacuum worker' THEN a.backend_type ELSE a.state END, '')
                    AS state,
                l.relation::regclass::text AS "table", l.mode AS lock,
-               coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 AS age_seconds
+               coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 AS age_seconds,
+               a.backend_type = 'autovacuum worker' AND a.query NOT LIKE '%to prevent wraparound%' AS yields
         FROM pg_locks l JOIN pg_stat_activity a USING (pid)
         WHERE l.relation = ANY (SELECT to_regclass(t) FROM unnest($1::text[]) AS t) AND l.granted
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

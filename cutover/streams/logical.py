@@ -102,9 +102,9 @@ class LogicalStream:
         async with self.source.session(self._label, synchronous_commit="on") as source:
             return await self.put_marker_on(source)
 
-    async def put_marker_on(self, source: asyncpg.Connection) -> Marker:
-        """The same on a connection that is open already (inside the write pause)."""
-        marker = Marker(uuid.uuid4().hex)
+    async def put_marker_on(self, source: asyncpg.Connection, *, kind: str = "") -> Marker:
+        """The same on a connection that is open already (inside the write pause); `kind` begins its id."""
+        marker = Marker(kind + uuid.uuid4().hex)
         await epoch.put_marker(source, self.pair.service, marker.id)
         return marker
 

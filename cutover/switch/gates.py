@@ -6,11 +6,12 @@ a database that does not answer, a report that is missing and evidence that is t
 
 import asyncpg
 
-from cutover.control import reports, switches
+from cutover.control import reports
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
-from cutover.postgres import catalog, fence, fingerprint
+from cutover.postgres import fence, fingerprint
 from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from, other
+from cutover.switch import servers
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import GateFacts
 
@@ -69,18 +70,7 @@ async def _route(env: SwitchEnvironment, to_side: Side, found: Measurement) -> N
 
 
 async def _servers(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
-    """Another server or timeline than the one the evidence came from voids it."""
-    for side in ("monolith", "service"):
-        database = env.pair.at(side)
-        async with database.session("cutover-gate") as connection:
-            facts = await catalog.server_facts(connection)
-        now = (str(facts.system_identifier), facts.timeline)
-        noted = await switches.note_identity(env.control, env.pair.migration, database.name, *now)
-        if noted != now:
-            found.problems.append(
-                f"database {database.name!r} is on another server or timeline than the evidence "
-                f"(timeline {noted[1]} → {now[1]}): evidence is void, take it again after `cutover doctor`"
-            )
+    found.problems += await servers.changed(env)
 
 
 async def _stream(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
@@ -162,5 +152,6 @@ async def _fences(env: SwitchEnvironment, to_side: Side, found: Measurement) -> 
 
 async def _tail(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
     async with env.changed(direction_from(other(to_side))) as changed:
+        await changed.shorten()
         tail = await changed.require_short_tail(TAIL_LIMIT)
     found.facts["keys changed since the last pass"] = str(tail)

@@ -221,7 +221,7 @@ async def test_an_unreachable_database_is_waited_out_in_words(make: Make) -> Non
 
 async def test_a_rollback_is_heard_while_a_database_is_away(make: Make) -> None:
     harness, run = await switched(make)
-    harness.world.down["summarise"] = unreachable()
+    harness.world.down["sample_thresholds"] = unreachable()
     await harness.advance(run, HOUR + MINUTE)
     await harness.until(run, lambda one: "cannot be reached" in one.waiting_for)
     await harness.signal(run, "rollback", by="dora")
