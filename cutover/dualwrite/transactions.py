@@ -76,6 +76,8 @@ class _Snapshots:
     def __init__(self, gate: Gate, connection: "Connection", side: Side) -> None:
         self._gate, self._connection, self._side = gate, connection, side
         self._generation = gate.lease.generation
+        #: As routed when it began: the route may be another one by its end.
+        self._routed = gate.route.epoch
         self._epoch: int | None = None
 
     async def begin(self) -> None:
@@ -85,7 +87,7 @@ class _Snapshots:
     async def end(self) -> None:
         if self._epoch is None and self._gate.lease.unbroken(self._generation):
             return
-        begun = self._gate.route.epoch if self._epoch is None else self._epoch
+        begun = self._routed if self._epoch is None else self._epoch
         if await self._look() != begun:
             raise Moved(f"{self._gate.service}: its writes moved away and back during the transaction")
 

@@ -16,6 +16,7 @@ from typing import Literal
 import asyncpg
 
 from cutover.postgres.identifiers import TableName, quote_literal
+from cutover.postgres.locks import with_lock_limit
 
 WRITES = "cutover_fence"
 TRUNCATE = "cutover_fence_truncate"
@@ -64,23 +65,19 @@ def open_sql(members: Sequence[TableName]) -> str:
     )
 
 
-async def install(
-    connection: asyncpg.Connection, service: str, tables: Iterable[TableName], *, closed: bool, lock_wait: str = "2s"
-) -> int:
+async def install(connection: asyncpg.Connection, service: str, tables: Iterable[TableName], *, closed: bool) -> int:
     """Gives every table that lacks one its fence, in the state asked for; returns how many were new.
 
-    Created and disabled in one transaction, so that no writer of the primary ever meets it. Tables that
-    have both triggers already keep their state: only a switch changes it.
+    Created and disabled in one transaction, a table at a time, so that no writer of the primary ever meets it or
+    queues behind it. Tables that have both triggers already keep their state: only a switch changes it.
+    Raises NotYet that names who holds a table.
     """
-    async with connection.transaction():
-        await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_wait)
-        members = await relations(connection, tables)
-        states = await states_of(connection, members)
-        missing = [m for m in members if states[m] in ("missing", "broken")]
-        for member in missing:
-            await connection.execute(_create_sql(service, member))
-        if missing:
-            await connection.execute(close_sql(missing, always=False) if closed else open_sql(missing))
+    members = await relations(connection, tables)
+    states = await states_of(connection, members)
+    missing = [m for m in members if states[m] in ("missing", "broken")]
+    for member in missing:
+        state = close_sql([member], always=False) if closed else open_sql([member])
+        await with_lock_limit(connection, f"{_create_sql(service, member)};{state}", [member], f"fence of {member}")
     return len(missing)
 
 
@@ -96,15 +93,13 @@ def _create_sql(service: str, member: TableName) -> str:
     )
 
 
-async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName], *, lock_wait: str = "2s") -> None:
+async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName]) -> None:
     """Turns closed fences into ENABLE ALWAYS, once the first copy is done. Open fences stay open."""
-    async with connection.transaction():
-        await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_wait)
-        members = await relations(connection, tables)
-        states = await states_of(connection, members)
-        closed = [m for m in members if states[m] == "fenced"]
-        if closed:
-            await connection.execute(close_sql(closed, always=True))
+    members = await relations(connection, tables)
+    states = await states_of(connection, members)
+    for member in members:
+        if states[member] == "fenced":
+            await with_lock_limit(connection, close_sql([member], always=True), [member], f"fence of {member}")
 
 
 async def ensure(
@@ -127,14 +122,11 @@ async def ensure(
     return different
 
 
-async def remove(connection: asyncpg.Connection, tables: Iterable[TableName], *, lock_wait: str = "2s") -> None:
-    """Takes the fences away for good (cleanup)."""
-    async with connection.transaction():
-        await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_wait)
-        for member in await relations(connection, tables):
-            await connection.execute(
-                f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql}; DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql}"
-            )
+async def remove(connection: asyncpg.Connection, tables: Iterable[TableName]) -> None:
+    """Takes the fences away for good (cleanup), a table at a time."""
+    for member in await relations(connection, tables):
+        drop = f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql}; DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql}"
+        await with_lock_limit(connection, drop, [member], f"fence of {member}")
 
 
 async def states_of(connection: asyncpg.Connection, members: Sequence[TableName]) -> dict[TableName, FenceState]:

@@ -5,6 +5,7 @@ commits here, so a kill in between would leave a slot that the next try stumbles
 `origin = none` on both directions needs both servers at 16 or newer (manual, CREATE SUBSCRIPTION).
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,15 @@ import asyncpg
 from cutover.errors import Conflict, NotYet
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import TableName, quote, quote_literal
+from cutover.postgres.quiet import silence_log
+
+#: How long the making of a slot waits for transactions that are open already.
+SLOT_SECONDS = 30.0
+_OLD_WRITERS = """
+SELECT pid, coalesce(application_name, '') AS application, coalesce(usename, '') AS role, coalesce(state, '') AS state,
+       round(extract(epoch FROM clock_timestamp() - xact_start))::int AS seconds
+FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 5
+"""
 
 
 async def ensure_publication(connection: asyncpg.Connection, name: str, tables: Sequence[TableName]) -> None:
@@ -42,8 +52,22 @@ async def has_slot(connection: asyncpg.Connection, name: str) -> bool:
 
 
 async def create_slot(connection: asyncpg.Connection, name: str) -> None:
-    """A pgoutput slot. Waits for every transaction that is open in the cluster; none of ours may be."""
-    await connection.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", name)
+    """A pgoutput slot. Waits for every writing transaction that is open in the cluster; none of ours may be.
+
+    Raises NotYet that names the oldest of them after `SLOT_SECONDS`; a slot that was not finished does not stay.
+    """
+    try:
+        async with asyncio.timeout(SLOT_SECONDS):
+            await connection.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", name)
+    except TimeoutError:
+        rows = await connection.fetch(_OLD_WRITERS)
+        named = "; ".join(
+            f"pid {r['pid']} ({r['application'] or 'no name'}, role {r['role']}, {r['state']}) since {r['seconds']} s"
+            for r in rows
+        )
+        raise NotYet(
+            f"replication slot {name!r} waits for transactions that were open before it: {named or 'gone by now'}"
+        ) from None
 
 
 async def drop_slot(connection: asyncpg.Connection, name: str) -> None:
@@ -66,11 +90,13 @@ async def create_subscription(
 ) -> None:
     """An enabled subscription on a slot of the same name that exists already."""
     try:
-        await connection.execute(
-            f"CREATE SUBSCRIPTION {quote(name)} CONNECTION {quote_literal(publisher.conninfo)} "
-            f"PUBLICATION {quote(publication)} WITH (create_slot = false, slot_name = {quote_literal(name)}, "
-            f"copy_data = {'true' if copy else 'false'}, enabled = true, origin = none, streaming = on)"
-        )
+        async with connection.transaction():
+            await silence_log(connection)  # the statement holds the publisher's password
+            await connection.execute(
+                f"CREATE SUBSCRIPTION {quote(name)} CONNECTION {quote_literal(publisher.conninfo)} "
+                f"PUBLICATION {quote(publication)} WITH (create_slot = false, slot_name = {quote_literal(name)}, "
+                f"copy_data = {'true' if copy else 'false'}, enabled = true, origin = none, streaming = on)"
+            )
     except asyncpg.DuplicateObjectError:
         return
     except asyncpg.PostgresError as error:

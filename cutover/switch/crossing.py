@@ -62,10 +62,11 @@ async def detach(plan: Plan, service: Pair, control: Control) -> int:
         for record in await records.every(control, plan.migration):
             if service.service not in (record.holder, record.parent):
                 continue
-            if await foreign_keys.drop(monolith, record.key):
-                count += 1
+            # the note comes first: a key that is gone without one would never come back
             if not record.detached:
                 await records.set_detached(control, plan.migration, record.key, True)
+            if await foreign_keys.drop(monolith, record.key):
+                count += 1
     return count
 
 
@@ -106,11 +107,14 @@ async def _process(plan: Plan, record: records.CrossingRecord, control: Control,
     """Deletes are queued in the database where the parent was writable, so after a switch both may hold some."""
     parents, children = pair(plan, record.parent, database), pair(plan, record.holder, database)
     routes = await flags.all(control, plan.migration)
-    child = children.at(routes[record.holder].primary_side)
+    child, living = (
+        children.at(routes[record.holder].primary_side),
+        parents.at(routes[record.parent].primary_side),
+    )
     done = 0
     for parent in (parents.monolith, parents.target):
         try:
-            while count := await loose_keys.process_loose_keys(parent, child, record.key):
+            while count := await loose_keys.process_loose_keys(parent, child, record.key, parent_db=living):
                 done += count
         except asyncpg.PostgresError as error:
             if error.sqlstate != FENCED_SQLSTATE:
