@@ -7,12 +7,13 @@ import asyncpg
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
+from activities.guards import guard_fences
 from activities.registration import implements
 from cutover.control import reports, summaries
 from cutover.errors import CutoverError
 from cutover.flags import instances
 from cutover.monitor import thresholds
-from cutover.monitor.samples import StreamFacts
+from cutover.monitor.samples import Reading, StreamFacts
 from cutover.monitor.work import stream_facts
 from cutover.postgres.databases import CONNECTION_ERRORS, Direction
 from cutover.telemetry.meters import instruments
@@ -50,9 +51,21 @@ class MonitoringActivities:
         except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError):
             return None
 
+    async def _fences(self, ref: m.Ref) -> Reading:
+        """How many tables have a fence that does not stand; while a switch is under way nothing is said."""
+        try:
+            found = await guard_fences(self.context, ref)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+            return thresholds.unreadable(0, type(error).__name__)
+        if not found.settled:
+            return Reading(value=None, limit=0, not_applicable=True, detail="no fences to look at, or a switch at work")
+        wrong = len(found.problems)
+        detail = found.problems[0] if wrong else f"{found.tables} fences stand"
+        return Reading(value=wrong, limit=0, breached=wrong > 0, detail=detail)
+
     @implements(s.SAMPLE)
     async def sample(self, request: m.SampleRequest) -> m.Readings:
-        """One look at all thresholds; what cannot be read is breached."""
+        """One look at all thresholds and fences; what cannot be read is breached."""
         context, ref = self.context, request.ref
         primary, direction = await context.primary(ref), await context.direction(ref)
         window = max(thresholds.WINDOW, timedelta(seconds=request.window_seconds))
@@ -68,7 +81,7 @@ class MonitoringActivities:
             reads=request.reads,
             window=window,
         )
-        values = taken.values
+        values = {**taken.values, "fences": await self._fences(ref)}
         for name, reading in values.items():
             outcome = "breached" if reading.breached else "not_applicable" if reading.not_applicable else "ok"
             labels = {"service": service, "name": name, "outcome": outcome}

@@ -8,6 +8,7 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
+from activities.guards import guard_fences, guarded
 from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
@@ -70,7 +71,7 @@ class SwitchActivities:
         """The rate of differences of each table within the threshold, on fresh evidence; the stream alive."""
         context, ref = self.context, request.ref
         plan = await context.plan(ref)
-        problems: list[str] = []
+        problems = await guarded(context, ref)
         facts: dict[str, m.Scalar] = {}
         worst, total, limit = 0.0, 0, plan.thresholds.mismatch_rate
         for report in await fresh_reports(context, ref):
@@ -109,6 +110,7 @@ class SwitchActivities:
     async def measure_write(self, request: m.GateRequest) -> m.GateEvidence:
         """Step 1 of the write switch, on reports that are fresh."""
         await fresh_reports(self.context, request.ref)
+        await guarded(self.context, request.ref)  # tells people, and gives late partitions their fences
         found = await gates.measure(await self._environment(request.ref), request.to_side)
         facts: dict[str, m.Scalar] = dict(found.facts)
         return await as_evidence(self.context.control, request, found.problems, found.measures, facts)
@@ -139,7 +141,12 @@ class SwitchActivities:
         return m.Facts(facts={"keys that stay away": len(problems)})
 
     async def _permitted(self, order: m.SwitchOrder) -> None:
-        """The approvals of the write gate once more, by the control database's clock. A way back needs none."""
+        """The fences, and the write gate's approvals once more by the control database's clock. A way back needs none.
+
+        A fence that somebody has lifted would make rows that no stream carried the truth of the new side.
+        """
+        if problems := (await guard_fences(self.context, order.ref)).problems:
+            raise GateClosed(f"{order.ref.service}: {'; '.join(problems[:3])}")
         if order.to_side == "monolith":
             return
         ref, plan = order.ref, await self.context.plan(order.ref)

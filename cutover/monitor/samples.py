@@ -9,6 +9,7 @@ ThresholdName = Literal[
     "mismatch_rate",
     "secondary_failure_rate",
     "reconciliation_lag",
+    "fences",
     "read_error_rate",
     "read_p95_increase",
 ]

@@ -78,18 +78,28 @@ async def install(
         states = await states_of(connection, members)
         missing = [m for m in members if states[m] in ("missing", "broken")]
         for member in missing:
-            argument = quote_literal(service)
-            await connection.execute(
-                f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql};"
-                f"DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql};"
-                f"CREATE TRIGGER {WRITES} BEFORE INSERT OR UPDATE OR DELETE ON {member.sql} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
-                f"CREATE TRIGGER {TRUNCATE} BEFORE TRUNCATE ON {member.sql} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument})"
-            )
-        if missing:
-            await connection.execute(close_sql(missing, always=False) if closed else open_sql(missing))
+            if states[member] == "broken":
+                await connection.execute(
+                    f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql};DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql}"
+                )
+        await create(connection, service, missing, closed=closed, always=False)
     return len(missing)
+
+
+async def create(
+    connection: asyncpg.Connection, service: str, members: Sequence[TableName], *, closed: bool, always: bool
+) -> None:
+    """Makes both triggers of tables that have none, in the state asked for; part of the caller's transaction."""
+    argument = quote_literal(service)
+    for member in members:
+        await connection.execute(
+            f"CREATE TRIGGER {WRITES} BEFORE INSERT OR UPDATE OR DELETE ON {member.sql} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
+            f"CREATE TRIGGER {TRUNCATE} BEFORE TRUNCATE ON {member.sql} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument})"
+        )
+    if members:
+        await connection.execute(close_sql(members, always=always) if closed else open_sql(members))
 
 
 async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName], *, lock_wait: str = "2s") -> None:

@@ -14,6 +14,7 @@ from cutover.alerts.store import Alert, recent
 from cutover.control import plans, stages
 from cutover.control.database import Control
 from cutover.flags import store as flags
+from cutover.monitor import catalogs
 from cutover.plan.load import load_text
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import Database, Direction, Pair, Side
@@ -120,8 +121,9 @@ class Work:
 
 @pytest_asyncio.fixture
 async def work(env: SwitchEnvironment) -> Work:
-    """A worker's context for that service, its plan registered."""
+    """A worker's context for that service, its plan registered and its catalogs taken."""
     await plans.register(env.control, env.plan, "test")
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
     await stages.set_stage(env.control, "test", env.pair.service, "ready")
     dsns = {
         variable("monolith"): env.pair.monolith.dsn,
