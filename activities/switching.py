@@ -1,7 +1,9 @@
 """Switchover: gates, the read flag, the way back, the fenced section. Thin; `cutover.switch` does the work."""
 
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
+from opentelemetry.trace import Span
 from temporalio import activity
 
 from activities import models as m
@@ -17,11 +19,12 @@ from cutover.control import approvals, stages
 from cutover.errors import GateClosed
 from cutover.flags import instances
 from cutover.flags import store as flags
-from cutover.postgres.databases import direction_from
+from cutover.postgres.databases import Side, direction_from
 from cutover.switch import crossing, finish, gates, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 from cutover.telemetry.meters import instruments
+from cutover.telemetry.setup import tracer
 
 #: The gate whose approvals a write switch needs (workflows/writeswitch.py opens it under this name).
 WRITE_GATE = "write"
@@ -49,6 +52,11 @@ class SwitchActivities:
             to_side=order.to_side,
             plan_hash=order.ref.plan_hash,
         )
+
+    def _span(self, step: str, ref: m.Ref, to_side: Side) -> AbstractContextManager[Span]:
+        """A span for a step outside of the fenced section, named like those inside."""
+        labels = {"cutover.service": self.context.service(ref), "cutover.to_side": to_side}
+        return tracer().start_as_current_span(f"switch {step}", attributes=labels)
 
     @implements(s.POSITION)
     async def position(self, ref: m.Ref) -> m.Position:
@@ -111,14 +119,16 @@ class SwitchActivities:
         """Step 1 of the write switch, on reports that are fresh."""
         await fresh_reports(self.context, request.ref)
         await guarded(self.context, request.ref)  # tells people, and gives late partitions their fences
-        found = await gates.measure(await self._environment(request.ref), request.to_side)
+        with self._span("gates", request.ref, request.to_side):
+            found = await gates.measure(await self._environment(request.ref), request.to_side)
         facts: dict[str, m.Scalar] = dict(found.facts)
         return await as_evidence(self.context.control, request, found.problems, found.measures, facts)
 
     @implements(s.PREPARE_REVERSE)
     async def prepare_reverse(self, order: m.SwitchOrder) -> None:
         """Step 2: the stream of the other direction exists and is proved."""
-        await reverse.make_ready(await self._environment(order.ref), order.to_side)
+        with self._span("make-ready", order.ref, order.to_side):
+            await reverse.make_ready(await self._environment(order.ref), order.to_side)
 
     @implements(s.DETACH_KEYS)
     async def detach_keys(self, ref: m.Ref) -> m.Facts:
@@ -197,4 +207,5 @@ class SwitchActivities:
     @implements(s.FINISH_SWITCH)
     async def finish_switch(self, order: m.SwitchOrder) -> None:
         """Step 12: the new direction proved once more, the old stream dropped."""
-        await finish.finish(await self._environment(order.ref), await self._request(order))
+        with self._span("finish", order.ref, order.to_side):
+            await finish.finish(await self._environment(order.ref), await self._request(order))
