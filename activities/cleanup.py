@@ -6,6 +6,7 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
+from activities.guards import guarded
 from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.archive import service as old_tables
@@ -42,6 +43,7 @@ class CleanupActivities:
                 facts[f"rows of {report.table}"] = report.rows_source
                 if report.differences or not report.complete:
                     problems.append(f"{service}.{report.table}: {report.differences} rows differ")
+            problems += [f"{service}: {problem}" for problem in await guarded(context, ref)]
             problems += await self._latency(ref, facts)
         return await as_evidence(context.control, request, problems, measures, facts)
 

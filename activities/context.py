@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from temporalio.client import Client
 
 from activities.models import Ref
+from cutover.alerts.webhook import Webhook
 from cutover.control import plans
 from cutover.control.database import Control
 from cutover.errors import Refused
@@ -24,6 +25,7 @@ class Context:
     settings: Settings
     control: Control
     client: Client | None = None
+    webhook: Webhook | None = None
     _plans: dict[tuple[str, str], Plan] = field(default_factory=dict)
 
     async def plan(self, ref: Ref) -> Plan:

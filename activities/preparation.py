@@ -7,9 +7,10 @@ from activities.evidence import as_evidence
 from activities.registration import implements
 from cutover.control import evidence, tasks
 from cutover.errors import GateClosed
+from cutover.monitor import catalogs
 from cutover.plan import checklist
 from cutover.plan.models import Plan
-from cutover.postgres import epoch, fence, fingerprint, roles, schema
+from cutover.postgres import epoch, fence, roles, schema
 from cutover.preflight.run import preflight as run_preflight
 from cutover.switch import crossing
 
@@ -81,12 +82,10 @@ class PreparationActivities:
 
     @implements(s.TAKE_FINGERPRINTS)
     async def take_fingerprints(self, ref: m.Ref) -> m.Facts:
-        """Both catalogs' fingerprints, kept as evidence; gates compare with the catalogs of then."""
+        """Both catalogs' fingerprints, which every gate and pass compares with; kept as evidence too."""
         pair = await self.context.pair(ref)
-        async with pair.monolith.session("cutover-schema") as here, pair.target.session("cutover-schema") as there:
-            one = await fingerprint.fingerprint(here, pair.tables)
-            two = await fingerprint.fingerprint(there, pair.tables)
-        facts = {"monolith": one.hash, "service": two.hash}
+        found = await catalogs.take(self.context.control, pair, ref.plan_hash, by="preparation")
+        facts = {side: one.hash for side, one in found.items()}
         taken = evidence.Evidence(
             ref.migration, pair.service, FINGERPRINTS, ref.plan_hash, {"measures": {}, "facts": facts}, True
         )

@@ -5,6 +5,7 @@ from temporalio import activity
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
+from activities.guards import guard_catalogs
 from activities.passes import pass_over, settling
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
@@ -29,6 +30,7 @@ class ReconciliationActivities:
         """One pass; a killed attempt is gone on with."""
         info = activity.info()
         pass_id = f"{info.workflow_run_id}/{info.activity_id}"
+        await guard_catalogs(self.context, request.ref)
         report = await pass_over(self.context, request.ref, request.table, pass_id=pass_id)
         plan = await self.context.plan(request.ref)
         return m.PassResult(

@@ -22,6 +22,7 @@ from activities import passes
 from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
+from activities.guards import guarded
 from activities.registration import implements
 from cutover.control import stages, tasks
 from cutover.errors import ConfigError
@@ -149,7 +150,7 @@ class ReplicationActivities:
     async def measure_ready(self, request: m.GateRequest) -> m.GateEvidence:
         """Zero confirmed differences on fresh reports, a live stream, no open human item of the phase."""
         context, ref = self.context, request.ref
-        problems: list[str] = []
+        problems = await guarded(context, ref)
         facts: dict[str, m.Scalar] = {}
         total = 0
         for report in await passes.fresh_reports(context, ref):

@@ -1,26 +1,30 @@
 """Switchover: gates, the read flag, the way back, the fenced section. Thin; `cutover.switch` does the work."""
 
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
+from opentelemetry.trace import Span
 from temporalio import activity
 
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
+from activities.guards import guard_fences, guarded
 from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.control import approvals, stages
-from cutover.errors import ApprovalLapsed
+from cutover.errors import ApprovalLapsed, GateClosed
 from cutover.flags import instances
 from cutover.flags import store as flags
-from cutover.postgres.databases import direction_from
+from cutover.postgres.databases import Side, direction_from
 from cutover.switch import crossing, finish, gates, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 from cutover.telemetry.meters import instruments
+from cutover.telemetry.setup import tracer
 
 #: The gate whose approvals a write switch needs (workflows/writeswitch.py opens it under this name).
 WRITE_GATE = "write"
@@ -49,6 +53,11 @@ class SwitchActivities:
             plan_hash=order.ref.plan_hash,
         )
 
+    def _span(self, step: str, ref: m.Ref, to_side: Side) -> AbstractContextManager[Span]:
+        """A span for a step outside of the fenced section, named like those inside."""
+        labels = {"cutover.service": self.context.service(ref), "cutover.to_side": to_side}
+        return tracer().start_as_current_span(f"switch {step}", attributes=labels)
+
     @implements(s.POSITION)
     async def position(self, ref: m.Ref) -> m.Position:
         """Where the service stands by the control database."""
@@ -70,7 +79,7 @@ class SwitchActivities:
         """The rate of differences of each table within the threshold, on fresh evidence; the stream alive."""
         context, ref = self.context, request.ref
         plan = await context.plan(ref)
-        problems: list[str] = []
+        problems = await guarded(context, ref)
         facts: dict[str, m.Scalar] = {}
         worst, total, limit = 0.0, 0, plan.thresholds.mismatch_rate
         for report in await fresh_reports(context, ref):
@@ -109,14 +118,17 @@ class SwitchActivities:
     async def measure_write(self, request: m.GateRequest) -> m.GateEvidence:
         """Step 1 of the write switch, on reports that are fresh."""
         await fresh_reports(self.context, request.ref)
-        found = await gates.measure(await self._environment(request.ref), request.to_side)
+        await guarded(self.context, request.ref)  # tells people, and gives late partitions their fences
+        with self._span("gates", request.ref, request.to_side):
+            found = await gates.measure(await self._environment(request.ref), request.to_side)
         facts: dict[str, m.Scalar] = dict(found.facts)
         return await as_evidence(self.context.control, request, found.problems, found.measures, facts)
 
     @implements(s.PREPARE_REVERSE)
     async def prepare_reverse(self, order: m.SwitchOrder) -> None:
         """Step 2: the stream of the other direction exists and is proved."""
-        await reverse.make_ready(await self._environment(order.ref), order.to_side)
+        with self._span("make-ready", order.ref, order.to_side):
+            await reverse.make_ready(await self._environment(order.ref), order.to_side)
 
     @implements(s.TAKE_BACK_REVERSE)
     async def take_back_reverse(self, order: m.SwitchOrder) -> None:
@@ -144,7 +156,12 @@ class SwitchActivities:
         return m.Facts(facts={"keys that stay away": len(problems)})
 
     async def _permitted(self, order: m.SwitchOrder) -> None:
-        """The approvals of the write gate once more, by the control database's clock. A way back needs none."""
+        """The fences, and the write gate's approvals once more by the control database's clock. A way back needs none.
+
+        A fence that somebody has lifted would make rows that no stream carried the truth of the new side.
+        """
+        if problems := (await guard_fences(self.context, order.ref)).problems:
+            raise GateClosed(f"{order.ref.service}: {'; '.join(problems[:3])}")
         if order.to_side == "monolith":
             return
         ref, plan = order.ref, await self.context.plan(order.ref)
@@ -195,4 +212,5 @@ class SwitchActivities:
     @implements(s.FINISH_SWITCH)
     async def finish_switch(self, order: m.SwitchOrder) -> None:
         """Step 12: the new direction proved once more, the old stream dropped."""
-        await finish.finish(await self._environment(order.ref), await self._request(order))
+        with self._span("finish", order.ref, order.to_side):
+            await finish.finish(await self._environment(order.ref), await self._request(order))

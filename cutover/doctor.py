@@ -9,6 +9,7 @@ from cutover.control import switches
 from cutover.control.database import Control
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
+from cutover.monitor import catalogs, fences
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import CONNECTION_ERRORS, Pair, Side, direction_from
@@ -36,7 +37,7 @@ class Examination:
 async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
     """Looks at both databases and the control database; never raises for what it finds."""
     found = Examination(pair.service)
-    for look in (_sides, _switch, _stream):
+    for look in (_sides, _catalogs, _switch, _stream):
         try:
             await look(plan, pair, control, found)
         except CutoverError as error:
@@ -61,16 +62,18 @@ async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -
             found.facts[f"epoch at the {side}"] = f"{row.epoch}, writable: {row.primary_side}"
         if any(state in ("open", "missing", "broken") for state in states.values()):
             open_sides.append(side)
-        for table, state in states.items():
-            if state in ("missing", "broken"):
-                found.problems.append(
-                    f"{table} at the {side}: its fence is {state}; run `cutover start preparation {pair.migration}` "
-                    "again, or restore the triggers that somebody changed"
-                )
+    found.problems += (await fences.look(control, pair, mend=False)).problems
     if len(open_sides) == 2:
         found.problems.append("BOTH sides are writable: stop the writers of the side that is not the primary now")
     if not open_sides:
         found.problems.append("no side is writable; a switch is under way, or its worker is gone (start a worker)")
+
+
+async def _catalogs(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
+    drift = await catalogs.drift(control, pair)
+    found.facts["schema"] = drift.text or "as it was taken"
+    if drift.changed:
+        found.problems.append(f"the schema changed, so every gate is closed: {catalogs.remedy(pair)}")
 
 
 async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:

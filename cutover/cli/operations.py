@@ -17,10 +17,11 @@ from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
 
 from cutover.cli.connection import control, temporal
-from cutover.cli.failing import print_json, run
+from cutover.cli.failing import login, print_json, run
 from cutover.control import plans, reports
 from cutover.doctor import examine
 from cutover.flags import store as flags
+from cutover.monitor import catalogs
 from cutover.pairs import pair
 from cutover.postgres.databases import other
 from cutover.settings import Settings
@@ -142,11 +143,16 @@ def doctor(
         bool, typer.Option("--rebuild-stream", help="Build the service's lost stream anew and mend what it missed.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --rebuild-stream.")] = False,
+    accept_ddl: Annotated[
+        bool, typer.Option("--accept-ddl", help="Take the service's schema as it is now, both sides being alike.")
+    ] = False,
+    by: Annotated[str, typer.Option("--by", help="Who accepts (default: your login).", show_default=False)] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the audit log.")] = "",
     as_json: Json = False,
 ) -> None:
     """Look at fences, streams, switches and gates of every service, and say what to do.
 
-    Changes nothing, but with --rebuild-stream. Exit status 1 where something is not in order.
+    Changes nothing, but with --rebuild-stream and --accept-ddl. Exit status 1 where something is not in order.
     """
     if steps:
         if as_json:
@@ -159,6 +165,10 @@ def doctor(
 
     if rebuild_stream:
         run(_rebuild(plan, service, yes))
+        return
+
+    if accept_ddl:
+        run(_accept(plan, service, login(by), reason))
         return
 
     async def work() -> int:
@@ -177,6 +187,21 @@ def doctor(
         return 1 if any(one.problems for one in found) else 0
 
     raise typer.Exit(run(work()))
+
+
+async def _accept(plan: str, service: str, by: str, reason: str) -> None:
+    if not service or not reason.strip():
+        raise typer.BadParameter("--accept-ddl needs --service and --reason")
+    settings = Settings.from_environment()
+    async with control(settings) as opened:
+        record = await plans.record(opened, plan)
+        chosen = await plans.load(opened, plan, record.hash)
+        changed = await catalogs.accept(
+            opened, pair(chosen, service, settings.database), record.hash, by=by, reason=reason
+        )
+    for one in changed or ["nothing had changed"]:
+        typer.echo(f"  {one}")
+    typer.echo(f"{service}: its schema of now is what gates compare with, accepted by {by}")
 
 
 async def _rebuild(plan: str, service: str, yes: bool) -> None:

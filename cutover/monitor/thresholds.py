@@ -242,11 +242,17 @@ def reconciliation_lag(late: Mapping[str, float], tables: list[str], limit: floa
 
 
 def secondary_failures(facts: StreamFacts | None, limit: float) -> Reading:
-    """The share of the stream's work at the other side that failed."""
+    """The share of the stream's attempts at the other side that failed."""
     if facts is None:
         return unreadable(limit, "the stream could not be asked")
+    if facts.unknown:
+        return unreadable(limit, facts.unknown)
+    if facts.first:
+        detail = "the stream's counters were read for the first time; the next look has a window"
+        return Reading(value=None, limit=limit, waiting=True, detail=detail)
     rate = min(1.0, facts.failures / max(facts.attempts, 1))
-    detail = f"{facts.failures} of {facts.attempts} failed"
+    within = f" within {facts.seconds:.0f} s" if facts.seconds else ""
+    detail = f"{facts.failures} of {facts.attempts} attempts failed{within}"
     return Reading(value=rate, limit=limit, breached=rate > limit, detail=detail)
 
 

@@ -118,6 +118,18 @@ async def hold_token(connection: asyncpg.Connection, service: str, token: int) -
         raise StaleAttempt(f"{service}: attempt {token} was overtaken by attempt {held}; it stops here")
 
 
+async def hold_unchanged(connection: asyncpg.Connection, seen: Epoch) -> bool:
+    """Whether the row is as it was seen, under a lock that lasts until the caller's transaction ends.
+
+    Every effect of a switch takes this lock first and leaves another row, so what was decided from `seen` still holds.
+    """
+    row = await connection.fetchrow(
+        "SELECT service, side, primary_side, epoch, token FROM cutover.epoch WHERE service = $1 FOR UPDATE",
+        seen.service,
+    )
+    return row is not None and Epoch(**row) == seen
+
+
 async def raise_token(connection: asyncpg.Connection, service: str, token: int) -> None:
     """Raises the token here; waits (within lock_timeout) for an older attempt's open effect.
 

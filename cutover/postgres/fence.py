@@ -76,12 +76,13 @@ async def install(connection: asyncpg.Connection, service: str, tables: Iterable
     states = await states_of(connection, members)
     missing = [m for m in members if states[m] in ("missing", "broken")]
     for member in missing:
-        state = close_sql([member], always=False) if closed else open_sql([member])
-        await with_lock_limit(connection, f"{_create_sql(service, member)};{state}", [member], f"fence of {member}")
+        made = create_sql(service, member, closed=closed, always=False)
+        await with_lock_limit(connection, made, [member], f"fence of {member}")
     return len(missing)
 
 
-def _create_sql(service: str, member: TableName) -> str:
+def create_sql(service: str, member: TableName, *, closed: bool, always: bool) -> str:
+    """Statements that make both triggers of a table, whole again where they were not, in the state asked for."""
     argument = quote_literal(service)
     return (
         f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql};"
@@ -89,7 +90,8 @@ def _create_sql(service: str, member: TableName) -> str:
         f"CREATE TRIGGER {WRITES} BEFORE INSERT OR UPDATE OR DELETE ON {member.sql} "
         f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
         f"CREATE TRIGGER {TRUNCATE} BEFORE TRUNCATE ON {member.sql} "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument})"
+        f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
+        + (close_sql([member], always=always) if closed else open_sql([member]))
     )
 
 
@@ -116,9 +118,9 @@ async def ensure(
     unwhole = [member for member in different if states[member] in ("missing", "broken")]
     if unwhole:
         await connection.execute(lock_sql(unwhole))
-        await connection.execute(";".join(_create_sql(service, member) for member in unwhole))
-    if different:
-        await connection.execute(close_sql(different, always=True) if closed else open_sql(different))
+        await connection.execute(";".join(create_sql(service, m, closed=closed, always=True) for m in unwhole))
+    if whole := [member for member in different if member not in unwhole]:
+        await connection.execute(close_sql(whole, always=True) if closed else open_sql(whole))
     return different
 
 

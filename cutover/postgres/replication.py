@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 import asyncpg
 
@@ -183,6 +184,49 @@ async def subscription_health(connection: asyncpg.Connection, name: str) -> Subs
     if row is None:
         return SubscriptionHealth(False, False, False, 0, 0)
     return SubscriptionHealth(True, row["subenabled"], row["running"], row["apply_errors"], row["sync_errors"])
+
+
+@dataclass(frozen=True)
+class SubscriptionCounts:
+    """What the server has counted of a subscription's work. All of it only rises, until something resets it.
+
+    `subscription` is its oid: another one is another stream. `since` changes with each reset that the server notes.
+    """
+
+    subscription: int
+    since: str
+    read_at: datetime
+    failures: int
+    rows: int
+
+
+async def subscription_counts(
+    connection: asyncpg.Connection, name: str, members: Sequence[TableName]
+) -> SubscriptionCounts | None:
+    """Failed attempts of apply and first copy, and rows written to the members; None without the subscription.
+
+    Read one after the other, so that a later `read_at` never goes with lower counts. Sources: the views
+    pg_stat_subscription_stats and pg_stat_all_tables (manual, 27.2 "The Cumulative Statistics System").
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7239100007))", name)
+        row = await connection.fetchrow(
+            """
+            SELECT s.oid::bigint AS subscription,
+                   concat_ws(' ', e.stats_reset, (SELECT stats_reset FROM pg_stat_database
+                                                  WHERE datname = current_database())) AS since,
+                   clock_timestamp() AS read_at, (e.apply_error_count + e.sync_error_count)::bigint AS failures,
+                   (SELECT coalesce(sum(t.n_tup_ins + t.n_tup_upd + t.n_tup_del), 0)::bigint
+                    FROM unnest($2::text[], $3::text[]) AS wanted(schema, name)
+                    JOIN pg_stat_all_tables t ON t.schemaname = wanted.schema AND t.relname = wanted.name) AS rows
+            FROM pg_subscription s JOIN pg_stat_subscription_stats e ON e.subid = s.oid
+            WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+            """,
+            name,
+            [m.schema for m in members],
+            [m.name for m in members],
+        )
+    return SubscriptionCounts(**row) if row and row["failures"] is not None else None
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,13 @@ class Forward:
             compared_keys=self.compared,
             steps=self.timings,
         )
-        self.attempt.row = await switches.advance(self.env.control, self.attempt.row, "done", only_from=("journaled",))
-        await switches.record_outcome(self.env.control, self.attempt.row, outcome.model_dump(mode="json"))
+        self.attempt.row = await switches.advance(
+            self.env.control,
+            self.attempt.row,
+            "done",
+            only_from=("journaled",),
+            outcome=outcome.model_dump(mode="json"),
+        )
         return outcome
 
     async def _limited(self, step: Callable[[], Awaitable[None]]) -> None:

@@ -9,7 +9,8 @@ import asyncpg
 from cutover.control import reports
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
-from cutover.postgres import fence, fingerprint
+from cutover.monitor import catalogs
+from cutover.postgres import fence
 from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from, other
 from cutover.switch import servers
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
@@ -132,12 +133,10 @@ async def _transactions(env: SwitchEnvironment, to_side: Side, found: Measuremen
 
 
 async def _catalogs(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
-    async with env.pair.monolith.session("cutover-gate") as one, env.pair.target.session("cutover-gate") as two:
-        here = await fingerprint.fingerprint(one, env.pair.tables)
-        there = await fingerprint.fingerprint(two, env.pair.tables)
-    found.facts["catalogs"] = f"{here.hash[:12]} / {there.hash[:12]}"
-    if different := fingerprint.differences(here, there, "monolith", "service"):
-        found.problems.append("catalogs differ: " + "; ".join(different[:5]))
+    drift = await catalogs.drift(env.control, env.pair)
+    found.facts["catalogs"] = " / ".join(one[:12] for one in drift.hashes.values())
+    if drift.changed:
+        found.problems.append(f"the schema changed: {drift.text}; {catalogs.remedy(env.pair)}")
 
 
 async def _fences(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:

@@ -39,7 +39,6 @@ async def undo(env: SwitchEnvironment, attempt: Attempt, reason: str) -> SwitchO
         await set_fence(env, attempt, row.from_side, closed=False, primary=row.from_side, number=row.from_epoch)
         await flags.lift_pause(env.control, row.migration, row.service, row.switch_id)
         await set_fence(env, attempt, row.to_side, closed=True, primary=row.from_side, number=row.from_epoch)
-        row = attempt.row = await switches.advance(env.control, row, "undone", only_from=("undoing",))
     outcome = SwitchOutcome(
         result="undone",
         switch_id=row.switch_id,
@@ -51,8 +50,7 @@ async def undo(env: SwitchEnvironment, attempt: Attempt, reason: str) -> SwitchO
         pause_ms=pause_ms,
         recovered=True,
     )
-    await switches.record_outcome(env.control, row, outcome.model_dump(mode="json"))
-    return outcome
+    return await _ended(env, attempt, outcome)
 
 
 async def complete(env: SwitchEnvironment, attempt: Attempt) -> SwitchOutcome:
@@ -76,7 +74,6 @@ async def complete(env: SwitchEnvironment, attempt: Attempt) -> SwitchOutcome:
             pause_id=row.switch_id,
         )
         await set_fence(env, attempt, row.from_side, closed=True, primary=row.to_side, number=row.to_epoch)
-        row = attempt.row = await switches.advance(env.control, row, "done", only_from=("journaled",))
     outcome = SwitchOutcome(
         result="done",
         switch_id=row.switch_id,
@@ -87,8 +84,19 @@ async def complete(env: SwitchEnvironment, attempt: Attempt) -> SwitchOutcome:
         pause_ms=pause_ms,
         recovered=True,
     )
-    await switches.record_outcome(env.control, row, outcome.model_dump(mode="json"))
-    return outcome
+    return await _ended(env, attempt, outcome)
+
+
+async def _ended(env: SwitchEnvironment, attempt: Attempt, outcome: SwitchOutcome) -> SwitchOutcome:
+    """State and outcome in one commit; of a switch that had ended already, what was recorded then, with its pauses."""
+    row = attempt.row
+    if row.state in ("journaled", "undoing"):
+        attempt.row = await switches.advance(
+            env.control, row, outcome.result, only_from=(row.state,), outcome=outcome.model_dump(mode="json")
+        )
+        return outcome
+    recorded = await switches.outcome(env.control, row.switch_id)
+    return SwitchOutcome.model_validate(recorded) if recorded else outcome
 
 
 async def reopen(env: SwitchEnvironment, attempt: Attempt) -> None:

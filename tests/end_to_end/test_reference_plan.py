@@ -13,6 +13,7 @@ import pytest
 from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
 from cutover.cli.runs import open_runs
+from cutover.switch.steps import STEPS
 from examples.ai_trader.demo import Demo, Options
 from examples.ai_trader.demo_fleet import Fleet
 from examples.ai_trader.demo_ground import PLAN, Ground, connected
@@ -85,6 +86,17 @@ def logs_with_secrets(fleet: Fleet, password: str) -> list[str]:
     return [f"{path.name}: {what}" for path in paths for what in secrets_in(path.read_bytes(), password)]
 
 
+#: Workers write their spans and meters to their output, which is searched with the rest of it.
+TELEMETRY = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "console"}
+
+
+def unseen_telemetry(fleet: Fleet) -> list[str]:
+    """What the workers should have exported and did not: else nothing was searched."""
+    text = b"".join(fleet.children[name].output.read_bytes() for name in fleet.workers)
+    wanted = [f"switch {step.name}" for step in STEPS] + ["RunActivity:fenced_section", "migration_switchover_pause"]
+    return [name for name in wanted if f'"name": "{name}"'.encode() not in text]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_the_reference_plan_moves_every_service_and_loses_nothing(ground: Ground, tmp_path: Path) -> None:
@@ -95,6 +107,7 @@ async def test_the_reference_plan_moves_every_service_and_loses_nothing(ground: 
     said: list[str] = []
     options = Options(rows=10_000, rate=60.0, clients=2, screen=False, plan=plan, time_limit=420.0)
     demo = Demo(options, ground, said.append)
+    demo.fleet.environ = {**ground.environ, **TELEMETRY}
     samplers: list[Sampler] = []
 
     async def sample(client: Client, watch: Watch) -> None:
@@ -112,4 +125,5 @@ async def test_the_reference_plan_moves_every_service_and_loses_nothing(ground: 
     assert sorted(set(sampler.wrong)) == []
     async with connected(ground.settings) as (client, _):
         assert await leaks(client, ground.home.password()) == []
+    assert unseen_telemetry(demo.fleet) == []
     assert logs_with_secrets(demo.fleet, ground.home.password()) == []
