@@ -25,14 +25,17 @@ class MonitoringActivities:
         #: Apply errors at the last look, by migration, service and direction: the server only counts upwards.
         self._errors: dict[tuple[str, str, Direction], int] = {}
 
-    async def _stream(self, ref: m.Ref, direction: Direction) -> tuple[StreamFacts | None, float | None]:
-        """What stands for secondary failures on `logical`: new apply errors; and the lag in seconds."""
+    async def _stream(self, ref: m.Ref, direction: Direction) -> tuple[StreamFacts | str, float | None]:
+        """What stands for secondary failures on `logical`: new apply errors, or why they are unknown; and the lag."""
         try:
             stream = await self.context.stream(ref, direction)
             health = await stream.health()
             measured = await stream.lag(LAG_SECONDS) if health.ok else None
-        except (*CONNECTION_ERRORS, CutoverError):
-            return None, None
+        except CutoverError as error:
+            return str(error), None
+        except CONNECTION_ERRORS as error:
+            # its text may hold an address
+            return f"a database ended the connection ({type(error).__name__})", None
         service = self.context.service(ref)
         lag = measured.seconds if measured else None
         if measured is not None:

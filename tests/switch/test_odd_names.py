@@ -156,8 +156,8 @@ async def test_odd_names_are_copied_switched_rolled_back_switched_again_and_arch
         await change(odd, to_side)
         await until(lambda: alike(odd), "both sides hold the same rows")
     async with odd.pair.target.session() as connection:
-        given = await connection.fetchrow(f"""SELECT count(*), count(DISTINCT "Nr") FROM {COMPOSITE.sql}""")
-        assert given[0] == given[1], "a sequence has given a number twice"
+        twice = f"""SELECT count(*) - count(DISTINCT "Nr") FROM {COMPOSITE.sql}"""
+        assert await connection.fetchval(twice) == 0, "a sequence has given a number twice"
     await drop_streams(odd)
     kept = await archive.archive(odd.pair, tmp_path / "archive", odd.plan.hash)
     assert kept.tables == len(TABLES)
