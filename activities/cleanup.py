@@ -51,7 +51,7 @@ class CleanupActivities:
         """A breach is a problem; a service without traffic has nothing to compare, and says so."""
         context, service = self.context, self.context.service(ref)
         sample = await thresholds.sample(
-            context.control, await context.pair(ref), await context.plan(ref), service, None, primary="service"
+            context.control, await context.pair(ref), await context.plan(ref), service, "not asked", primary="service"
         )
         reading = sample.values["write_latency_increase"]
         facts[f"write latency of {service}"] = reading.detail[:120]

@@ -42,14 +42,17 @@ class MonitoringActivities:
             instruments().migration_replication_lag.set(measured.seconds, labels)
         return measured.seconds
 
-    async def _work(self, ref: m.Ref, direction: Direction, window: timedelta) -> StreamFacts | None:
-        """What stands for writes at the secondary; None where the stream could not be asked."""
+    async def _work(self, ref: m.Ref, direction: Direction, window: timedelta) -> StreamFacts | str:
+        """What stands for writes at the secondary, or in words why the stream could not be asked."""
         context = self.context
         try:
             stream = await context.stream(ref, direction)
             return await stream_facts(context.control, await context.pair(ref), direction, stream, window)
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError):
-            return None
+        except CutoverError as error:
+            return str(error)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            # its text may hold an address, or a value
+            return f"a database ended the connection ({type(error).__name__})"
 
     async def _fences(self, ref: m.Ref) -> Reading:
         """How many tables have a fence that does not stand; while a switch is under way nothing is said."""

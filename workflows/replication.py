@@ -158,6 +158,9 @@ class ReplicationWorkflow(Run[ServiceStart]):
             if workflow.info().is_continue_as_new_suggested():
                 await self.hand_on(resume="watch")
 
+    def told_to_stay(self) -> bool:
+        return self.released
+
     async def _look_around(self) -> None:
         """One sample. A breach alerts and goes on: what gates is measured at the gates."""
         try:

@@ -319,12 +319,22 @@ class Run(Desk, Generic[StartT]):
         return True
 
     async def hand_on(self, **changes: Any) -> None:
-        """Continue as new with everything a person has seen or said kept."""
+        """Continue as new with everything a person has seen or said kept.
+
+        Returns where a message has arrived meanwhile that this run has to act on: the next one would not know it.
+        """
         await self._record_decisions()
         await workflow.wait_condition(workflow.all_handlers_finished)
+        self.check_interrupt()
+        if self.told_to_stay():
+            return
         workflow.continue_as_new(
             self.start.model_copy(update={"plan_hash": self.plan_hash, "carried": self.carried(), **changes})
         )
+
+    def told_to_stay(self) -> bool:
+        """Whether a message has changed what this run does next."""
+        return False
 
     async def end(self, text: str) -> None:
         """Record what is left and show that the run is done."""

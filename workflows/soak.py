@@ -66,11 +66,11 @@ class Soaking(Run[Any]):
 
 
 def describe(sample: Readings, names: list[str]) -> str:
-    """Each breached threshold with value and limit."""
+    """Each breached threshold with value, or why there is none, and limit."""
     words = []
     for one in sample.readings:
         if one.name in names:
-            value = "could not be read" if one.value is None else f"{one.value:g}"
+            value = one.detail or "could not be read" if one.value is None else f"{one.value:g}"
             limit = f" (limit {one.limit:g})" if one.limit is not None else ""
             words.append(f"{one.name} {value}{limit}")
     return ", ".join(words)
