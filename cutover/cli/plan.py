@@ -15,6 +15,7 @@ from cutover.plan.explain import Change, changes
 from cutover.plan.explain import explain as explain_plan
 from cutover.plan.load import Finding, examine_file
 from cutover.plan.models import Plan
+from cutover.plan.notes import TRAFFIC, notes
 from cutover.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Check, explain and register the plan of a migration.")
@@ -37,12 +38,14 @@ def check(
     if as_json:
         facts: dict[str, Any] = {"file": str(file), "ok": good, "problems": [f.as_dict() for f in findings]}
         if plan is not None:
-            facts |= {"migration": plan.migration, "hash": plan.hash}
+            facts |= {"migration": plan.migration, "hash": plan.hash, "notes": notes(plan)}
         print_json(facts)
     elif plan is not None and good:
         tables = sum(len(service.tables) for service in plan.services.values())
         typer.echo(f"{file}: plan {plan.migration}, {len(plan.services)} services, {tables} tables: no problem")
         typer.echo(f"hash {plan.hash}")
+        for note in notes(plan):
+            typer.echo(f"note: {note}")
     else:
         _print_findings(findings)
     if not good:
@@ -57,6 +60,7 @@ def explain(file: File, as_json: Json = False) -> None:
     if as_json:
         print_json(plan.model_dump(mode="json"))
     else:
+        typer.echo(f"# note: {TRAFFIC}")
         typer.echo(explain_plan(plan), nl=False)
 
 

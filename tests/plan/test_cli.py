@@ -91,6 +91,16 @@ def test_explain_prints_a_plan_file_with_the_same_hash(file: Path) -> None:
     assert json.loads(run("explain", file, "--json").stdout)["switchover"]["soak"] == "1h"
 
 
+def test_keys_without_effect_are_told_and_change_nothing(file: Path) -> None:
+    assert "note:" not in run("check", file, "--no-dsn").output
+    file.write_text(MINIMAL.replace("orders_db\n", "orders_db\n    traffic: {every: 1d}\n", 1))
+    result = run("check", file, "--no-dsn")
+    assert result.exit_code == 0
+    assert "note: services.orders.traffic has no effect yet" in result.output
+    assert len(json.loads(run("check", file, "--no-dsn", "--json").stdout)["notes"]) == 1
+    assert "# note: traffic has no effect yet" in run("explain", file).stdout
+
+
 def test_register_without_a_control_database_says_what_to_set(file: Path) -> None:
     result = run("register", file, "--yes")
     assert result.exit_code == 2
