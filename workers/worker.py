@@ -111,7 +111,7 @@ def activity_objects(context: Context, webhook: Webhook | None) -> tuple[object,
         ReplicationActivities(context),
         ReconciliationActivities(context, webhook),
         MonitoringActivities(context),
-        SwitchActivities(context),
+        SwitchActivities(context, webhook),
         CleanupActivities(context),
     )
 
