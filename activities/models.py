@@ -91,13 +91,14 @@ class Decision(Model):
 
 
 class AlertRequest(Model):
-    """An alert; deduplicated by kind, service and text."""
+    """An alert; deduplicated by kind, service and subject (a step, a table). A rollback always alerts."""
 
     ref: Ref
     kind: str
     severity: Literal["info", "warning", "critical"]
     text: str
     workflow_id: str = ""
+    subject: str = ""
 
 
 class TaskQuery(Model):

@@ -6,7 +6,7 @@ from temporalio import activity
 
 from activities.context import Context
 from activities.models import Ref
-from cutover.control import reports
+from cutover.control import conflicts, reports
 from cutover.control.reports import TableReport
 from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
@@ -54,6 +54,7 @@ async def pass_over(context: Context, ref: Ref, table: str, *, pass_id: str) -> 
         pass_id=pass_id,
     )
     await changed.verified(report)
+    await conflicts.close_settled(context.control, report)
     _count(report)
     return report
 

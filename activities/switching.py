@@ -151,7 +151,7 @@ class SwitchActivities:
         )
         for problem in problems:
             # a key whose rows refer to nothing is a person's matter; it does not undo a rollback
-            alert = Alert("foreign-key", "warning", ref.migration, context.service(ref), problem)
+            alert = Alert("foreign-key", "warning", ref.migration, context.service(ref), problem, subject=problem)
             await raise_alert(context.control, alert, webhook=self.webhook)
         return m.Facts(facts={"keys that stay away": len(problems)})
 

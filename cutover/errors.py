@@ -12,7 +12,27 @@
     └── Unreachable               a database or server cannot be reached just now
 
 A message says what was wrong, where, and what to do next. It never holds a DSN or a value of a row.
+
+`Exit` is how every command ends, and `exit_status` which error ends it how; docs/operations.md shows the same table.
 """
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit statuses of all commands and of the worker."""
+
+    #: Done; what was looked at is in order.
+    DONE = 0
+    #: Refused, or what was looked at is not in order.
+    REFUSED = 1
+    #: Wrong input or surroundings: an option, the plan, a DSN, a port in use. Nothing was changed.
+    WRONG_INPUT = 2
+    #: A server or a worker does not answer just now.
+    UNREACHABLE = 3
+    #: A mistake in cutover itself.
+    MISTAKE = 70
+    INTERRUPTED = 130
 
 
 class CutoverError(Exception):
@@ -53,3 +73,14 @@ class NotYet(CutoverError):
 
 class Unreachable(CutoverError):
     """A database or server does not answer just now."""
+
+
+def exit_status(error: CutoverError) -> Exit:
+    """How a command ends that met this error."""
+    match error:
+        case PlanError() | ConfigError():
+            return Exit.WRONG_INPUT
+        case Unreachable():
+            return Exit.UNREACHABLE
+        case _:
+            return Exit.REFUSED

@@ -174,6 +174,6 @@ class ReplicationWorkflow(Run[ServiceStart]):
         self.progress["open differences"] = sample.differences
         self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
         if sample.breached:
-            text = f"thresholds breached: {', '.join(sample.breached)}"
-            await self.alert("threshold", "warning", text, best_effort=True)
+            names = ", ".join(sample.breached)
+            await self.alert("threshold", "warning", f"thresholds breached: {names}", subject=names, best_effort=True)
         self.show()

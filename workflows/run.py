@@ -200,20 +200,25 @@ class Run(Desk, Generic[StartT]):
         answers = "'retry'" + (" or 'skip'" if skippable else "") + (" or 'rollback'" if self.can_roll_back() else "")
         try:
             with self.saying(f"{answers}: {step}: {text}", "NEEDS_ATTENTION"):
-                await self.alert("parked", "warning", f"{step}: {text}", best_effort=True)
+                where = f"{workflow.info().workflow_id}: {step}"
+                await self.alert("parked", "warning", f"{step}: {text}", subject=where, best_effort=True)
                 await self.wait(lambda: self.parked is None or bool(self.parked.answer))
                 return self.parked.answer
         finally:
             self.parked = None
 
-    async def alert(self, kind: str, severity: Any, text: str, *, best_effort: bool = False) -> None:
-        """Raise an alert; one that must not hold anything up gives up after a few attempts."""
+    async def alert(self, kind: str, severity: Any, text: str, *, subject: str = "", best_effort: bool = False) -> None:
+        """Raise an alert; one that must not hold anything up gives up after a few attempts.
+
+        `subject` tells it from another alert of its kind, which would else be taken for a repetition.
+        """
         request = AlertRequest(
             ref=Ref(migration=self.start.plan, plan_hash=self.plan_hash, service=self.service or None),
             kind=kind,
             severity=severity,
             text=text[: timeouts.TEXT_LIMIT],
             workflow_id=workflow.info().workflow_id,
+            subject=subject,
         )
         try:
             if not best_effort:

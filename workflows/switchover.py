@@ -235,7 +235,8 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
         self.progress["reverse lag seconds"] = sample.lag_seconds
         if sample.breached:
-            await self.alert("threshold", "warning", f"breached: {', '.join(sample.breached)}", best_effort=True)
+            names = ", ".join(sample.breached)
+            await self.alert("threshold", "warning", f"breached: {names}", subject=names, best_effort=True)
 
     # --- messages --------------------------------------------------------------------------------
 

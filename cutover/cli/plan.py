@@ -1,24 +1,22 @@
 """`cutover plan`: check a plan file, show it with every default filled in, register it."""
 
-import asyncio
-import getpass
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from cutover.cli.connection import control as connected
+from cutover.cli.failing import login, plainly, print_json, run
 from cutover.control import plans
 from cutover.control.database import Control
-from cutover.errors import CutoverError, Refused
+from cutover.errors import Exit, Refused
 from cutover.plan.explain import Change, changes
 from cutover.plan.explain import explain as explain_plan
 from cutover.plan.load import Finding, examine_file
 from cutover.plan.models import Plan
-from cutover.settings import CONTROL, Settings
-
-T = TypeVar("T")
+from cutover.plan.notes import TRAFFIC, notes
+from cutover.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Check, explain and register the plan of a migration.")
 
@@ -27,41 +25,47 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 @app.command()
+@plainly()
 def check(
     file: File,
     as_json: Json = False,
     no_dsn: Annotated[bool, typer.Option("--no-dsn", help="Do not look for the databases' DSNs.")] = False,
 ) -> None:
-    """List every problem of a plan file, with its line. Exit status 0: none; 1: at least one."""
-    settings = _failing_plainly(Settings.from_environment)
+    """List every problem of a plan file, with its line. Exit status 0: none; 2: at least one."""
+    settings = Settings.from_environment()
     plan, findings = examine_file(file, None if no_dsn else settings.has_dsn)
     good = plan is not None and not findings
     if as_json:
         facts: dict[str, Any] = {"file": str(file), "ok": good, "problems": [f.as_dict() for f in findings]}
         if plan is not None:
-            facts |= {"migration": plan.migration, "hash": plan.hash}
-        _print_json(facts)
+            facts |= {"migration": plan.migration, "hash": plan.hash, "notes": notes(plan)}
+        print_json(facts)
     elif plan is not None and good:
         tables = sum(len(service.tables) for service in plan.services.values())
         typer.echo(f"{file}: plan {plan.migration}, {len(plan.services)} services, {tables} tables: no problem")
         typer.echo(f"hash {plan.hash}")
+        for note in notes(plan):
+            typer.echo(f"note: {note}")
     else:
         _print_findings(findings)
     if not good:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.WRONG_INPUT)
 
 
 @app.command()
+@plainly()
 def explain(file: File, as_json: Json = False) -> None:
     """Print the plan with every default filled in; the output is a plan file with the same hash."""
     plan = _plan(file)
     if as_json:
-        _print_json(plan.model_dump(mode="json"))
+        print_json(plan.model_dump(mode="json"))
     else:
+        typer.echo(f"# note: {TRAFFIC}")
         typer.echo(explain_plan(plan), nl=False)
 
 
 @app.command()
+@plainly()
 def register(
     file: File,
     by: Annotated[str, typer.Option("--by", help="Who registers it (default: your login).", show_default=False)] = "",
@@ -74,12 +78,11 @@ def register(
     """Store the plan in the control database. A changed plan waits there; it never applies to a running migration by
     itself."""
     plan = _plan(file)
-    _failing_plainly(lambda: asyncio.run(_register(plan, by or _login(), ask=not yes, adopt=adopt, as_json=as_json)))
+    run(_register(plan, login(by), ask=not yes, adopt=adopt, as_json=as_json))
 
 
 async def _register(plan: Plan, by: str, *, ask: bool, adopt: bool, as_json: bool) -> None:
-    control = await Control.open(Settings.from_environment().database(CONTROL), max_size=2)
-    try:
+    async with connected(Settings.from_environment()) as control:
         former = await _registered(control, plan.migration)
         changed = changes(former, plan) if former else []
         if not as_json:
@@ -91,11 +94,9 @@ async def _register(plan: Plan, by: str, *, ask: bool, adopt: bool, as_json: boo
         record = await plans.register(control, plan, by)
         if adopt:
             await plans.bind(control, plan.migration, plan.hash, by, adopt=True)
-    finally:
-        await control.close()
     active = record.active or adopt
     if as_json:
-        _print_json(
+        print_json(
             {
                 "migration": plan.migration,
                 "hash": plan.hash,
@@ -132,11 +133,11 @@ def _print_changes(plan: Plan, former: Plan | None, changed: Sequence[Change]) -
 
 
 def _plan(file: Path) -> Plan:
-    """The plan in a file; prints its problems and exits with 1 where it has some."""
+    """The plan in a file; prints its problems and ends the command where it has some."""
     plan, findings = examine_file(file)
     if plan is None or findings:
         _print_findings(findings)
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.WRONG_INPUT)
     return plan
 
 
@@ -144,23 +145,3 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         typer.echo(str(finding), err=True)
     typer.echo(f"{len(findings)} problem{'s' if len(findings) != 1 else ''}", err=True)
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without an entry, as in many containers
-        raise CutoverError("your login is not known here; say who registers the plan with --by NAME") from None
-
-
-def _failing_plainly(call: Callable[[], T]) -> T:
-    """The call's result; an error of ours becomes its text and exit status 1."""
-    try:
-        return call()
-    except CutoverError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None

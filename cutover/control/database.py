@@ -46,8 +46,8 @@ class Control:
 
     @classmethod
     async def open(cls, database: Database, *, min_size: int = 1, max_size: int = 4) -> "Control":
-        """Connect. Raises Unreachable with the database's name; the schema is not looked at (see `migrate`)."""
-        try:
+        """Connect; the schema is not looked at (see `migrate`). Raises Unreachable, ConfigError for a wrong DSN."""
+        with database.opening():
             pool = await asyncpg.create_pool(
                 database.dsn,
                 min_size=min_size,
@@ -62,12 +62,6 @@ class Control:
                     "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
                 },
             )
-        except (
-            *CONNECTION_ERRORS,
-            asyncpg.InvalidAuthorizationSpecificationError,
-            asyncpg.InvalidCatalogNameError,
-        ) as e:
-            raise Unreachable(f"database {database.name!r} cannot be reached: {type(e).__name__}") from None
         return cls(database, pool)
 
     async def close(self) -> None:

@@ -8,11 +8,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cutover.dualwrite.connections import NOT_CONNECTED, Pools
+from cutover.dualwrite.connections import Pools
 from cutover.errors import CutoverError
 from cutover.flags.store import Route
 from cutover.postgres import epoch as epochs
-from cutover.postgres.databases import Database, Side
+from cutover.postgres.databases import NOT_CONNECTED, Database, Side
 
 if TYPE_CHECKING:
     from cutover.dualwrite.connections import Connection

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import asyncpg
 
 from cutover.dualwrite import outcome
-from cutover.dualwrite.connections import NOT_CONNECTED, gone
+from cutover.dualwrite.connections import gone
 from cutover.dualwrite.epochs import Moved, writable_here
 from cutover.dualwrite.errors import Fenced
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.routing import Access
 from cutover.errors import Unreachable
-from cutover.postgres.databases import Database, Side
+from cutover.postgres.databases import NOT_CONNECTED, Database, Side
 
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction

@@ -6,7 +6,7 @@ a database that does not answer, a report that is missing and evidence that is t
 
 import asyncpg
 
-from cutover.control import reports
+from cutover.control import conflicts, reports
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
@@ -49,6 +49,7 @@ async def measure(env: SwitchEnvironment, to_side: Side) -> GateFacts:
         ("servers", _servers),
         ("stream", _stream),
         ("differences", _differences),
+        ("cases", _cases),
         ("transactions", _transactions),
         ("catalogs", _catalogs),
         ("fences", _fences),
@@ -114,6 +115,17 @@ async def _differences(env: SwitchEnvironment, to_side: Side, found: Measurement
                 f"see them with: cutover reconcile {env.pair.migration} --service {env.pair.service} --table {name}"
             )
     found.measures["differences"] = float(total)
+
+
+async def _cases(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
+    """No row waits for a person: whoever decides needs both sides as they are."""
+    count = (await conflicts.count_open(env.control, env.pair.migration)).get(env.pair.service, 0)
+    found.measures["cases"] = float(count)
+    if count:
+        found.problems.append(
+            f"{count} rows that differ wait for a person or for the next pass; "
+            f"see them with: cutover conflicts list {env.pair.migration} --service {env.pair.service}"
+        )
 
 
 async def _transactions(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:

@@ -17,7 +17,8 @@ from cutover.devstack.stack import SETTINGS
 from cutover.dualwrite import RoutedPool
 from cutover.errors import CutoverError
 from cutover.monitor.thresholds import MINIMUM_OPERATIONS
-from cutover.settings import CONTROL, Settings, variable
+from cutover.plan.dsn import variable
+from cutover.settings import CONTROL, Settings
 from examples.ai_trader.demo_fleet import Fleet, end_leftovers
 from examples.ai_trader.demo_ground import Ground, connected, register_plan, start_migration
 from examples.ai_trader.demo_person import Mind

@@ -15,12 +15,13 @@ from cutover.control import plans, stages
 from cutover.control.database import Control
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
+from cutover.plan.dsn import variable
 from cutover.plan.load import load_text
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import Database, Direction, Pair, Side
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.passes import run_pass
-from cutover.settings import Settings, variable
+from cutover.settings import Settings
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 from tests.waiting import until

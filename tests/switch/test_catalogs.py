@@ -10,7 +10,7 @@ from activities.preparation import PreparationActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.replication import ReplicationActivities
 from activities.switching import SwitchActivities
-from cutover.cli.operations import doctor
+from cutover.cli.doctor import doctor
 from cutover.control import audit, fingerprints, stages
 from cutover.monitor import catalogs
 from cutover.postgres.databases import Side

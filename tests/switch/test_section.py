@@ -7,13 +7,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from cutover.control import switches
+from cutover.control import conflicts, switches
 from cutover.errors import Conflict, StaleAttempt
 from cutover.flags import store as flags
 from cutover.postgres import epoch, fence
 from cutover.postgres.applier import applier_session
 from cutover.postgres.databases import Side, other
-from cutover.switch import finish, forward, reverse, section
+from cutover.switch import finish, forward, gates, reverse, section
 from cutover.switch.attempt import open_attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchOutcome
@@ -263,3 +263,18 @@ async def test_at_no_instant_are_two_sides_writable(env: SwitchEnvironment) -> N
         for connection in (one, two):
             states = await fence.states_of(connection, await fence.relations(connection, TABLES))
             assert len(set(states.values())) == 1
+
+
+async def test_an_open_case_closes_the_write_gate_and_the_command_is_named(env: SwitchEnvironment) -> None:
+    assert (await gates.measure(env, "service")).problems == []
+    case = await conflicts.open_case(
+        env.control, migration="test", service=env.pair.service, table="trades", key_json='["1"]', kind="mismatched",
+        rule="manual",
+    )  # fmt: skip
+    measured = await gates.measure(env, "service")
+    (problem,) = measured.problems
+    assert f"cutover conflicts list test --service {env.pair.service}" in problem
+    await conflicts.decide(env.control, "test", case, "alice", "primary")
+    assert not (await gates.measure(env, "service")).ok
+    await conflicts.resolve(env.control, case, "alice", "both sides agree")
+    assert (await gates.measure(env, "service")).ok

@@ -120,10 +120,10 @@ class Harness:
 
 
 @asynccontextmanager
-async def running(environment: WorkflowEnvironment, world: World) -> AsyncIterator[Harness]:
+async def running(environment: WorkflowEnvironment, world: World, queue: str = "") -> AsyncIterator[Harness]:
     """A harness with its worker; runs that are left are ended."""
     client = environment.client
-    harness = Harness(client, world, environment)
+    harness = Harness(client, world, environment, queue or f"test-{uuid.uuid4()}")
     async with Worker(
         client,
         task_queue=harness.queue,
