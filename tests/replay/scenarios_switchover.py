@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+from temporalio.exceptions import ApplicationError
+
 from activities import models as m
 from tests.replay.recorder import HOUR, SERVICE, Recorder
 from tests.replay.scenarios import outage, task
@@ -9,6 +11,7 @@ from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
 from workflows import ids
 from workflows.switchover import SwitchoverWorkflow
+from workflows.writeswitch import APPROVAL_LAPSED
 
 MINUTE = timedelta(minutes=1)
 
@@ -94,6 +97,10 @@ async def writes(recorder: Recorder) -> None:
         await h.approve(run, "write", "ann", "ben")
         await h.until(run, lambda one: bool(one.gates) and "void" in one.gates[0].note)
         await recorder.keep(h, run, "switchover-approvals-void")
+        h.world.faults["fenced_section"] = [ApplicationError("too old", type=APPROVAL_LAPSED, non_retryable=True)]
+        await h.approve(run, "write", "ann", "ben")
+        await h.until(run, lambda one: "not begun" in str(one.progress.get("last write switch")))
+        await recorder.keep(h, run, "switchover-approval-lapsed")
         h.world.undone = ["a lock was not obtained"] * 4
         await h.approve(run, "write", "ann", "ben")
         await recorder.keep(h, run, "switchover-undone")

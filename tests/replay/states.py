@@ -41,6 +41,7 @@ OUTAGE = ("run.call: workflow.wait_condition",)
 PARKED = ("run._step: park",)
 APPROVALS = ("run._await_approvals: wait",)
 EVIDENCE = ("run._await_evidence: wait",)
+HOURLY = ("summaries._hourly: workflow.sleep",)  # beside the run's own waits
 TASKS = ("preparation.open_tasks: wait",)
 AWAY = "cannot be reached"
 
@@ -130,7 +131,7 @@ SWITCHOVER = (
     parked("switchover-read-gate-rejected", "gate 'read': rejected by", "run.gate: park"),
     paused("switchover"),
     parked("switchover-parked", "the route is missing", *PARKED, phase="read switch"),
-    State("switchover-soak", "the soak to end", "soak", at=("soak.soak: wait",)),
+    State("switchover-soak", "the soak to end", "soak", at=("soak.soak: wait", *HOURLY)),
     State("switchover-soak-waits-for-samples", "goes on until it has good", "soak", at=("soak.soak: wait",)),
     parked("switchover-soak-breached", "write_latency", "switchover._soak_breached: park"),
     State("switchover-cancelled", "the soak to end", "soak", at=("soak.soak: wait",), closed="CANCELED"),
@@ -143,8 +144,9 @@ SWITCHOVER = (
     ),
     State("switchover-approvals-expired", "^2 approvals of gate 'write'", "write gate", at=APPROVALS),
     State("switchover-approvals-void", "^2 approvals of gate 'write'", "write gate", at=APPROVALS),
+    State("switchover-approval-lapsed", "^2 approvals of gate 'write'", "write gate", at=APPROVALS),
     State("switchover-undone", "another attempt", "write switch", at=("writeswitch.switch_writes: wait",)),
-    parked("switchover-write-switch-parked", "write switch: undone", "writeswitch.switch_writes: park"),
+    parked("switchover-write-switch-parked", "write switch: undone", "writeswitch._hold: park"),
     State("switchover-section-unreachable", AWAY, "write switch", at=OUTAGE),
     State("switchover-deprecation", "the deprecation to last", "deprecation", at=("switchover._deprecate: wait",)),
     State(
