@@ -1,10 +1,14 @@
-"""What closes gates besides evidence: a changed schema, a fence that does not stand. Seen, it is told."""
+"""What closes gates besides evidence: a changed schema, a fence that does not stand, another server. And it is told."""
 
 from activities import models as m
 from activities.context import Context
 from cutover.alerts.store import Alert, raise_alert
 from cutover.monitor import catalogs, fences
 from cutover.monitor.fences import Look
+from cutover.switch import servers
+from cutover.switch.environment import SwitchEnvironment
+
+TEXT_LIMIT = 500
 
 
 async def guard_catalogs(context: Context, ref: m.Ref) -> list[str]:
@@ -30,6 +34,21 @@ async def guard_fences(context: Context, ref: m.Ref) -> Look:
     return found
 
 
+async def guard_servers(context: Context, ref: m.Ref) -> list[str]:
+    """One look at the servers' identities; an alert `failover`, and the fence put back, where one is another."""
+    env = SwitchEnvironment(await context.plan(ref), await context.pair(ref), context.control)
+    problems = await servers.changed(env)
+    if problems:
+        text = "; ".join(problems)[:TEXT_LIMIT]
+        alert = Alert("failover", "critical", ref.migration, context.service(ref), text)
+        await raise_alert(context.control, alert, webhook=context.webhook)
+    return problems
+
+
 async def guarded(context: Context, ref: m.Ref) -> list[str]:
-    """Problems of both kinds, for a gate of one service."""
-    return [*await guard_catalogs(context, ref), *(await guard_fences(context, ref)).problems]
+    """Problems of every kind, for a gate of one service."""
+    return [
+        *await guard_catalogs(context, ref),
+        *(await guard_fences(context, ref)).problems,
+        *await guard_servers(context, ref),
+    ]

@@ -7,7 +7,7 @@ import asyncpg
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
-from activities.guards import guard_fences
+from activities.guards import guard_fences, guard_servers
 from activities.registration import implements
 from cutover.control import reports, summaries
 from cutover.errors import CutoverError
@@ -66,6 +66,15 @@ class MonitoringActivities:
         detail = found.problems[0] if wrong else f"{found.tables} fences stand"
         return Reading(value=wrong, limit=0, breached=wrong > 0, detail=detail)
 
+    async def _servers(self, ref: m.Ref) -> Reading:
+        """How much is said against the servers being the ones that the evidence came from."""
+        try:
+            problems = await guard_servers(self.context, ref)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+            return thresholds.unreadable(0, type(error).__name__)
+        detail = problems[0] if problems else "both servers are the ones that are noted"
+        return Reading(value=len(problems), limit=0, breached=bool(problems), detail=detail)
+
     @implements(s.SAMPLE)
     async def sample(self, request: m.SampleRequest) -> m.Readings:
         """One look at all thresholds and fences; what cannot be read is breached."""
@@ -84,7 +93,7 @@ class MonitoringActivities:
             reads=request.reads,
             window=window,
         )
-        values = {**taken.values, "fences": await self._fences(ref)}
+        values = {**taken.values, "fences": await self._fences(ref), "servers": await self._servers(ref)}
         for name, reading in values.items():
             outcome = "breached" if reading.breached else "not_applicable" if reading.not_applicable else "ok"
             labels = {"service": service, "name": name, "outcome": outcome}

@@ -37,7 +37,7 @@ def doctor(
     ] = False,
     accept_server: Annotated[
         bool,
-        typer.Option("--accept-server", help="The databases' servers of now are the right ones (after a failover)."),
+        typer.Option("--accept-server", help="After a failover: the servers of now are the right ones."),
     ] = False,
     by: Annotated[str, typer.Option("--by", help="Who accepts (default: your login).", show_default=False)] = "",
     reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the audit log.")] = "",
@@ -45,7 +45,8 @@ def doctor(
 ) -> None:
     """Look at fences, streams, switches and gates of every service, and say what to do.
 
-    Changes nothing, but with --rebuild-stream, --accept-ddl and --accept-server. Exit status 1 where something is not in order.
+    Changes nothing, but with --rebuild-stream, --accept-ddl and --accept-server. Exit status 1 where something is not
+    in order.
     """
     if steps:
         if as_json:

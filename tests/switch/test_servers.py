@@ -2,12 +2,14 @@
 
 import pytest
 
+from activities.models import SampleRequest
+from activities.monitoring import MonitoringActivities
 from cutover.control import reports
 from cutover.errors import GateClosed
 from cutover.postgres import fence
 from cutover.switch import gates, reverse, servers
 from cutover.switch.environment import SwitchEnvironment
-from tests.switch.conftest import TABLES, verify
+from tests.switch.conftest import TABLES, Work, verify
 from tests.switch.test_section import switch, writable
 
 
@@ -52,3 +54,13 @@ async def test_accepting_the_server_voids_the_evidence_and_new_passes_open_the_g
     audited = await env.control.fetchrow("SELECT actor, detail FROM control.audit WHERE action = 'server.accepted'")
     assert audited is not None
     assert audited["actor"] == "alice"
+
+
+async def test_a_watching_worker_tells_of_a_failover(env: SwitchEnvironment, work: Work) -> None:
+    await promoted(env)
+    readings = await work.run(MonitoringActivities(work.context).sample, SampleRequest(ref=work.ref))
+    (servers_now,) = [one for one in readings.readings if one.name == "servers"]
+    assert servers_now.breached
+    (alert,) = await work.alerts("failover")
+    assert alert.severity == "critical"
+    assert "--accept-server" in alert.text
