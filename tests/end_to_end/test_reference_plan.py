@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
+from cutover.alerts.store import recent
 from cutover.switch.steps import STEPS
 from examples.ai_trader.demo import Demo, Options
 from examples.ai_trader.demo_fleet import Fleet
@@ -99,7 +100,10 @@ async def test_the_reference_plan_moves_every_service_and_loses_nothing(ground: 
     assert sampler.gaps(GAP) == [], sampler
     assert sum(sampler.unanswered.values()) <= sampler.samples / 50, sampler
     assert sampler.overviews >= len(sampler.looks) / 20, sampler
-    async with connected(ground.settings) as (client, _):
+    async with connected(ground.settings) as (client, control):
         assert await leaks(client, ground.home.password()) == []
+        # nobody has touched a schema or a fence: whatever is told of them is untrue
+        told = await recent(control, "ai-trader", limit=10_000)
+        assert [row.alert.text for row in told if row.alert.kind in ("ddl", "fence")] == []
     assert unseen_telemetry(demo.fleet) == []
     assert logs_with_secrets(demo.fleet, ground.home.password()) == []
