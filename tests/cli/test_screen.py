@@ -67,7 +67,7 @@ def test_services_show_lag_differences_and_cases_with_the_command() -> None:
         "orders", "ready", "monolith", "monolith", "3", "0.25 s", "4", "2", "12 s ago",
     ]  # fmt: skip
     assert "users[x]" in text
-    assert "2 rows differ and wait for a person or the next pass: cutover conflicts list shop" in text
+    assert "cases that wait for a person or the next pass: 2; see cutover conflicts list shop" in text
     assert text.splitlines()[0] == "shop · soak · WAITING"
 
 
