@@ -150,7 +150,7 @@ def _head(found: Overview) -> list[RenderableType]:
     if found.services:
         parts.append(_services(found.services))
     if found.cases:
-        text = f"{found.cases} rows differ and wait for a person or the next pass: {found.cases_command}"
+        text = f"cases that wait for a person or the next pass: {found.cases}; see {found.cases_command}"
         parts.append(Text(text, style="bold yellow"))
     return parts
 

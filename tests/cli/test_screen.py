@@ -1,5 +1,7 @@
 """The screen: what it shows of services, gates and outages, and how it fits a terminal."""
 
+import asyncio
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,7 +67,7 @@ def test_services_show_lag_differences_and_cases_with_the_command() -> None:
         "orders", "ready", "monolith", "monolith", "3", "0.25 s", "4", "2", "12 s ago",
     ]  # fmt: skip
     assert "users[x]" in text
-    assert "2 rows differ and wait for a person or the next pass: cutover conflicts list shop" in text
+    assert "cases that wait for a person or the next pass: 2; see cutover conflicts list shop" in text
     assert text.splitlines()[0] == "shop · soak · WAITING"
 
 
@@ -174,6 +176,29 @@ async def test_an_outage_during_the_watch_is_shown_and_the_next_look_goes_on(mon
     assert recovered.trouble == ""
     assert recovered.found is not None
     assert recovered.found.services[0].epoch == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_the_watch_looks_again_until_it_is_stopped(terminal: bool) -> None:
+    looks = []
+
+    class Looking(Watching):
+        async def look(self) -> Screen:
+            looks.append(1)
+            self.found = Overview("shop", [run(f"look{len(looks)}")])
+            return Screen(self.found)
+
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100, height=20)
+    watching = asyncio.create_task(command._watch(Looking(None, None, "shop"), 0.01, console))  # type: ignore[arg-type]
+    while len(looks) < 4:
+        assert not watching.done()
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    assert "migration/shop/look1" in out.getvalue()
+    assert "migration/shop/look3" in out.getvalue()
 
 
 def test_an_age_has_one_unit() -> None:

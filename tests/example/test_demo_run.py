@@ -74,8 +74,12 @@ with Ground.at(Path(sys.argv[1])).alone():
 
 
 def test_a_second_demo_in_the_same_home_is_refused_and_touches_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def touched(*_: Any) -> None:
+        raise AssertionError("the first demo's stack was touched")
+
+    monkeypatch.setattr(Ground, "stack", touched)
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
