@@ -103,7 +103,7 @@ async def test_the_reference_plan_moves_every_service_and_loses_nothing(ground: 
     async with connected(ground.settings) as (client, control):
         assert await leaks(client, ground.home.password()) == []
         # nobody has touched a schema or a fence: whatever is told of them is untrue
-        told = await recent(control, "ai-trader", limit=10_000)
-        assert [row.alert.text for row in told if row.alert.kind in ("ddl", "fence")] == []
+        alerts = await recent(control, "ai-trader", limit=10_000)
+        assert [row.alert.text for row in alerts if row.alert.kind in ("ddl", "fence")] == []
     assert unseen_telemetry(demo.fleet) == []
     assert logs_with_secrets(demo.fleet, ground.home.password()) == []
