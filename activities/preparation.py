@@ -5,7 +5,7 @@ from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.registration import implements
-from cutover.control import evidence, tasks
+from cutover.control import evidence, plans, tasks
 from cutover.errors import GateClosed
 from cutover.plan import checklist
 from cutover.plan.models import Plan
@@ -26,20 +26,28 @@ class PreparationActivities:
 
     @implements(s.PREFLIGHT)
     async def preflight(self, ref: m.Ref) -> m.PreflightResult:
-        """All checks over all services; the blocking findings in words."""
-        found = await run_preflight(await self.context.plan(ref), self.context.settings.database)
+        """All checks over all services; the blocking findings in words. It changes nothing.
+
+        Tables that another migration has are told first: then the other findings may be that one's doing.
+        """
+        context, plan = self.context, await self.context.plan(ref)
+        taken = await plans.taken(context.control, plan, await context.monolith_name(plan))
+        found = await run_preflight(plan, context.settings.database, bindir=context.client_programs)
         blocking = [one for one in found if one.severity == "blocking"]
+        words = [taken] * bool(taken) + [f"{one.where}: {one.what}" for one in blocking]
         return m.PreflightResult(
-            blocking=len(blocking),
+            blocking=len(words),
             advice=len(found) - len(blocking),
-            findings=[f"{one.where}: {one.what}"[:200] for one in blocking[:FINDINGS_SHOWN]],
+            findings=[one[:200] for one in words[:FINDINGS_SHOWN]],
         )
 
     @implements(s.CREATE_SCHEMA)
     async def create_schema(self, ref: m.Ref) -> m.Facts:
         """The service's tables as they are at the monolith, empty."""
         pair = await self.context.pair(ref)
-        report = await schema.apply_schema(pair.monolith, pair.target, pair.tables, service=pair.service)
+        report = await schema.apply_schema(
+            pair.monolith, pair.target, pair.tables, service=pair.service, bindir=self.context.client_programs
+        )
         return m.Facts(facts={"created": len(report.created), "keys left out": len(report.left_out_keys)})
 
     @implements(s.COMPARE_SCHEMAS)

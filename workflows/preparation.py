@@ -37,8 +37,8 @@ class PreparationWorkflow(Run[Start]):
     async def run(self, start: Any = None) -> str:
         await self.begin()
         self.say("preflight to finish", phase="preflight")
-        await self.do("claiming the tables", s.CLAIM_TABLES, self.ref)
         await self.step("preflight", self._preflight)
+        await self.do("claiming the tables", s.CLAIM_TABLES, self.ref)
         for service in self.rules.services:
             self.say(f"{service.name} to be prepared", phase=f"preparing {service.name}")
             ref = self.ref.model_copy(update={"service": service.name})

@@ -10,24 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cutover.cli import failing
-from cutover.devstack.binaries import postgres_bin
-from cutover.errors import ConfigError, CutoverError
+from cutover.devstack.binaries import client_programs
+from cutover.errors import CutoverError
 from cutover.plan.load import load
 from cutover.preflight.findings import Finding, is_blocked
 from cutover.preflight.run import preflight as run_preflight
 from cutover.settings import Settings
 
 BLOCKED = 1
-
-
-def client_programs(settings: Settings) -> Path | None:
-    """The folder of pg_dump: `CUTOVER_PG_BIN`, else the development package's where it is installed, else the PATH."""
-    if folder := settings.get("CUTOVER_PG_BIN"):
-        return Path(folder)
-    try:
-        return postgres_bin()
-    except ConfigError:
-        return None
 
 
 def preflight(
