@@ -34,7 +34,6 @@ from cutover.telemetry.meters import instruments
 TASK_QUEUE = "cutover"
 #: What is recorded before the stream starts: the clients' last ten minutes.
 BASELINE_WINDOW = timedelta(minutes=10)
-BEYOND_BASELINE = ("ready", "switched", "deprecated", "rolled-back", "released", "archived")
 LAG_SECONDS = 10.0
 CATCHUP = timedelta(minutes=1)
 
@@ -47,13 +46,17 @@ class ReplicationActivities:
 
     @implements(s.RECORD_BASELINE)
     async def record_baseline(self, ref: m.Ref) -> m.Facts:
-        """What the clients saw before anything changed for them. Not taken again once the stream runs."""
+        """What the clients saw before anything changed for them. Not taken again once the stream has been started.
+
+        A service gets its first stage when the backfill is done; until then the stream itself tells that it runs.
+        """
         service = self.context.service(ref)
         rows = await stages.get_stages(self.context.control, ref.migration)
-        if service in rows and rows[service].stage in BEYOND_BASELINE:
-            return m.Facts()
-        await baseline.record(self.context.control, ref.migration, service, BASELINE_WINDOW)
-        return m.Facts()
+        stream = await self.context.stream(ref, "forward")
+        if service in rows or await stream.exists():
+            return m.Facts(facts={"baseline": "taken before the stream was started"})
+        taken = await baseline.record(self.context.control, ref.migration, service, BASELINE_WINDOW)
+        return m.Facts(facts={"operations measured": len(taken)})
 
     @implements(s.START_STREAM)
     async def start_stream(self, ref: m.Ref) -> m.Facts:
