@@ -10,14 +10,17 @@ from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.archive import service as old_tables
 from cutover.control import evidence, plans, reports, switches
+from cutover.flags import store as flags
 from cutover.monitor import thresholds
-from cutover.postgres import epoch, fence
-from cutover.postgres.databases import Direction
+from cutover.postgres import applier, epoch, fence, own_schema
+from cutover.postgres.databases import Direction, Side
 from cutover.reconcile.changed import ChangedKeys
+from cutover.switch import crossing
 
 #: Reports older than this do not prove that both sides are alike at the end.
 FULL_PASS_SECONDS = 600.0
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
+SIDES: tuple[Side, ...] = ("monolith", "service")
 
 
 class CleanupActivities:
@@ -46,27 +49,37 @@ class CleanupActivities:
         return await as_evidence(context.control, request, problems, measures, facts)
 
     async def _latency(self, ref: m.Ref, facts: dict[str, m.Scalar]) -> list[str]:
-        """A breach is a problem; a service without traffic has nothing to compare, and says so."""
+        """A problem unless it is within its limit, or declared not applicable: what cannot be read does not pass."""
         context, service = self.context, self.context.service(ref)
         sample = await thresholds.sample(
             context.control, await context.pair(ref), await context.plan(ref), service, None, primary="service"
         )
         reading = sample.values["write_latency_increase"]
         facts[f"write latency of {service}"] = reading.detail[:120]
-        return [f"{service}: write latency: {reading.detail}"] if reading.breached and reading.value is not None else []
+        return [] if reading.passes else [f"{service}: write latency: {reading.detail}"]
 
     @implements(s.DROP_MACHINERY)
     async def drop_machinery(self, ref: m.Ref) -> m.Facts:
-        """Streams, slots of changed keys, and the service side's fences. The monolith's tables keep theirs."""
+        """Loose keys, streams, slots of changed keys, origins, and all that is ours at the service's side.
+
+        The monolith's tables keep their fences until they are dropped; the flags stay until the record is written.
+        """
         context, pair = self.context, await self.context.pair(ref)
+        plan = await context.plan(ref)
+        # before the reverse stream goes: what is followed now is still in the archive's tables
+        followed = await crossing.end(plan, pair.service, context.control, context.settings.database)
         for direction in DIRECTIONS:
             await ChangedKeys(pair, direction, context.control).drop()
             stream = await context.stream(ref, direction)
             await stream.drop()
+        for side in SIDES:
+            async with pair.at(side).session("cutover-cleanup") as connection:
+                await applier.drop_origins(connection, pair.service)
         async with pair.target.session("cutover-cleanup") as connection:
             await fence.remove(connection, pair.tables)
             await epoch.remove(connection, pair.service)
-        return m.Facts()
+            kept = await own_schema.drop_if_unused(connection)
+        return m.Facts(facts={"deleted parents followed": followed, "schema cutover": kept[:200] or "gone"})
 
     async def _folder(self, ref: m.Ref) -> Path:
         plan = await self.context.plan(ref)
@@ -114,13 +127,14 @@ class CleanupActivities:
         dropped = await old_tables.drop(pair)
         async with pair.monolith.session("cutover-cleanup") as connection:
             await epoch.remove(connection, pair.service)
-        return m.Facts(facts={"tables": dropped})
+            kept = await own_schema.drop_if_unused(connection)
+        return m.Facts(facts={"tables": dropped, "schema cutover": kept[:200] or "gone"})
 
     @implements(s.RECORD_MIGRATION)
     async def record_migration(self, ref: m.Ref) -> m.Facts:
-        """What the migration did, kept as evidence; tables given back.
+        """What the migration did and what it leaves to the application, kept as evidence; flags and claims removed.
 
-        The flags keep their last value: an instance without a route would go to the monolith.
+        Instances stay where they are: the last route of a service stands for good.
         """
         control, plan = self.context.control, await self.context.plan(ref)
         ended = await switches.outcomes(control, ref.migration)
@@ -132,6 +146,10 @@ class CleanupActivities:
             "rows": sum(one.rows_source for one in newest),
             "differences": sum(one.differences for one in newest),
         }
+        for key in await crossing.definitions(control, ref.migration):
+            facts[f"foreign key {key.name}, the application's own from now on"] = key.words[:300]
+        for service in plan.services:
+            await flags.drop(control, ref.migration, service, actor="cleanup")
         taken = evidence.Evidence(ref.migration, None, "record", ref.plan_hash, {"measures": {}, "facts": facts}, True)
         await evidence.record(control, taken)
         await plans.release_tables(control, ref.migration, by="cleanup")

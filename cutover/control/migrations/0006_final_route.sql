@@ -1,0 +1,21 @@
+-- Where a service reads and writes for good, once cleanup has removed its flags: an instance that starts later
+-- must not take a service without flags for one that has not been moved yet.
+
+CREATE TABLE control.final_route (
+    migration    text NOT NULL,
+    service      text NOT NULL,
+    epoch        bigint NOT NULL,
+    primary_side text NOT NULL CHECK (primary_side IN ('monolith', 'service')),
+    revision     bigint NOT NULL,
+    removed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration, service)
+);
+COMMENT ON TABLE control.final_route IS 'The last route of services whose flags were removed: reads and writes stay at primary_side';
+
+CREATE VIEW control.standing_route AS
+    SELECT migration, service, epoch, primary_side, read_from_new, write_to_new_primary, pause_id, pause_started_at,
+           pause_limit_ms, revision, changed_at FROM control.route
+    UNION ALL
+    SELECT migration, service, epoch, primary_side, primary_side = 'service', primary_side = 'service', NULL, NULL,
+           NULL, revision, removed_at FROM control.final_route;
+COMMENT ON VIEW control.standing_route IS 'What instances follow: the flags, or the last route of a service that has none any more';
