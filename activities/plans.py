@@ -6,7 +6,7 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
-from cutover.control import plans, stages, tasks
+from cutover.control import checks, plans, stages, tasks
 from cutover.flags import store as flags
 from cutover.plan.calendar import next_opening
 from cutover.plan.models import Plan
@@ -86,6 +86,7 @@ class PlanActivities:
         context, plan = self.context, await self.context.plan(ref)
         await plans.claim_tables(context.control, plan, await context.monolith_name(plan))
         await tasks.ensure(context.control, plan)
+        await checks.ensure(context.control, plan)
         for service in plan.services:
             await flags.ensure(context.control, ref.migration, service)
 

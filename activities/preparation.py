@@ -1,21 +1,19 @@
-"""Phase 1: preflight, schemas, roles, fences, loose keys, fingerprints, the checklist's automatic items."""
+"""Phase 1: preflight, schemas, roles, fences, loose keys, fingerprints, the gate `prepared`."""
 
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.registration import implements
+from cutover.checklist.preparation import FINGERPRINTS
 from cutover.control import evidence, plans, tasks
 from cutover.errors import GateClosed
-from cutover.plan import checklist
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence, fingerprint, roles, schema
 from cutover.preflight.run import preflight as run_preflight
 from cutover.switch import crossing
 
 FINDINGS_SHOWN = 10
-#: Gate name under which a service's catalog fingerprints are kept.
-FINGERPRINTS = "fingerprints"
 
 
 class PreparationActivities:
@@ -100,24 +98,6 @@ class PreparationActivities:
         )
         await evidence.record(self.context.control, taken)
         return m.Facts(facts={name: text[:12] for name, text in facts.items()})
-
-    @implements(s.CHECKLIST)
-    async def checklist(self, ref: m.Ref) -> m.Checklist:
-        """The strategy's automatic items of Preparation, each with what shows it."""
-        plan = await self.context.plan(ref)
-        alike, different = await self._schemas(plan, ref)
-        tables = sum(len(service.tables) for service in plan.services.values())
-        shown = {
-            "service_schemas": (not different, f"{tables} tables in {len(plan.services)} databases"),
-            "schemas_match_source": (not different, "; ".join(different[:3]) or f"{alike} schemas alike"),
-            "reconciliation_dashboard": (True, "reports go to control.report; shown by `cutover status`"),
-        }
-        items = []
-        for item in checklist.items("preparation", "automatic"):
-            if item.key in shown:
-                ok, words = shown[item.key]
-                items.append(m.ChecklistItem(key=item.key, text=item.text, ok=ok, evidence=words[:300]))
-        return m.Checklist(items=items)
 
     async def _schemas(self, plan: Plan, ref: m.Ref) -> tuple[int, list[str]]:
         alike, different = 0, []

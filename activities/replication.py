@@ -20,9 +20,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities import models as m
 from activities import passes
 from activities import signatures as s
+from activities.checking import check
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.registration import implements
+from cutover.checklist.run import problems_of
 from cutover.control import stages, tasks
 from cutover.errors import ConfigError
 from cutover.monitor import baseline
@@ -150,7 +152,7 @@ class ReplicationActivities:
 
     @implements(s.MEASURE_READY)
     async def measure_ready(self, request: m.GateRequest) -> m.GateEvidence:
-        """Zero confirmed differences on fresh reports, a live stream, no open human item of the phase."""
+        """Zero confirmed differences on fresh reports, a live stream, no open item of the phase."""
         context, ref = self.context, request.ref
         problems: list[str] = []
         facts: dict[str, m.Scalar] = {}
@@ -169,6 +171,7 @@ class ReplicationActivities:
         lag = await stream.lag(LAG_SECONDS)
         if lag.seconds is None:
             problems.append(f"a marker took longer than {LAG_SECONDS:g} s: the stream lags")
+        problems += problems_of(await check(context, ref, "dual_write"))
         pending = await tasks.pending(context.control, ref.migration, "dual_write")
         problems += [f"task {one.name!r} is not confirmed" for one in pending if one.service == ref.service]
         return await as_evidence(context.control, request, problems, {"differences": float(total)}, facts)

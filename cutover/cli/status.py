@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
+from cutover.cli.checklist import Checklist, read_checklist
 from cutover.cli.connection import control, temporal
 from cutover.cli.failing import print_json, run
 from cutover.cli.runs import open_runs
@@ -54,6 +55,7 @@ class Overview:
     runs: list[Status] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     services: list[ServiceLine] = field(default_factory=list)
+    checklist: Checklist = field(default_factory=Checklist)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +63,7 @@ class Overview:
             "runs": [one.model_dump(mode="json") for one in self.runs],
             "runs_without_answer": self.silent,
             "services": [asdict(one) for one in self.services],
+            "checklist": self.checklist.as_json(),
         }
 
 
@@ -89,6 +92,7 @@ async def overview(client: Client, opened: Control, migration: str, *, passes: b
                 oldest_pass_seconds=max((r.age for r in last), default=None),
             )
         )
+    found.checklist = await read_checklist(opened, migration)
     return found
 
 
@@ -125,6 +129,8 @@ def render(found: Overview) -> RenderableType:
                 "-" if line.oldest_pass_seconds is None else f"{line.oldest_pass_seconds:.0f} s ago",
             )
         parts.append(table)
+    if found.checklist.total:
+        parts.append(found.checklist.panel())
     for one in found.runs:
         parts.append(_run_panel(one))
     for workflow_id in found.silent:

@@ -9,8 +9,10 @@ import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
 from activities import models as m
+from activities.checking import ChecklistActivities
 from activities.cleanup import CleanupActivities
 from activities.context import Context
+from activities.monitoring import MonitoringActivities
 from activities.plans import PlanActivities
 from activities.preparation import PreparationActivities
 from activities.replication import ReplicationActivities
@@ -74,6 +76,8 @@ class Ground:
         self.context = Context(settings, control)
         self.preparation = PreparationActivities(self.context)
         self.plans = PlanActivities(self.context)
+        self.checking = ChecklistActivities(self.context)
+        self.monitoring = MonitoringActivities(self.context)
         self.replication = ReplicationActivities(self.context)
         self.switching = SwitchActivities(self.context)
         self.cleanup = CleanupActivities(self.context)
