@@ -163,6 +163,13 @@ class Facts(Model):
     facts: dict[str, Scalar] = {}
 
 
+class ChecklistRequest(Model):
+    """The automatic items of a phase: those of the reference's service, or those of the whole migration."""
+
+    ref: Ref
+    phase: str = "preparation"
+
+
 class ChecklistItem(Model):
     """An automatic item of the checklist with its evidence in words."""
 
@@ -173,7 +180,7 @@ class ChecklistItem(Model):
 
 
 class Checklist(Model):
-    """All automatic items of a phase."""
+    """Automatic items of a phase."""
 
     items: list[ChecklistItem] = []
 

@@ -6,11 +6,10 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
-from cutover.control import plans, stages, tasks
+from cutover.control import checks, plans, stages, tasks
 from cutover.flags import store as flags
 from cutover.plan.calendar import next_opening
 from cutover.plan.models import Plan
-from cutover.postgres import catalog
 from cutover.telemetry.meters import instruments
 
 HOUR = timedelta(hours=1)
@@ -85,12 +84,9 @@ class PlanActivities:
     async def claim_tables(self, ref: m.Ref) -> None:
         """Take the tables of this monolith, and make the rows that all later steps update."""
         context, plan = self.context, await self.context.plan(ref)
-        monolith = context.settings.database(plan.monolith.database)
-        async with monolith.session("cutover-preparation") as connection:
-            facts = await catalog.server_facts(connection)
-            name = await connection.fetchval("SELECT current_database()")
-        await plans.claim_tables(context.control, plan, f"{facts.system_identifier}/{name}")
+        await plans.claim_tables(context.control, plan, await context.monolith_name(plan))
         await tasks.ensure(context.control, plan)
+        await checks.ensure(context.control, plan)
         for service in plan.services:
             await flags.ensure(context.control, ref.migration, service)
 

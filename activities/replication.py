@@ -20,10 +20,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities import models as m
 from activities import passes
 from activities import signatures as s
+from activities.checking import check
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.guards import guarded
 from activities.registration import implements
+from cutover.checklist.run import problems_of
 from cutover.control import stages, tasks
 from cutover.errors import ConfigError
 from cutover.monitor import baseline
@@ -35,7 +37,6 @@ from cutover.telemetry.meters import instruments
 TASK_QUEUE = "cutover"
 #: What is recorded before the stream starts: the clients' last ten minutes.
 BASELINE_WINDOW = timedelta(minutes=10)
-BEYOND_BASELINE = ("ready", "switched", "deprecated", "rolled-back", "released", "archived")
 LAG_SECONDS = 10.0
 CATCHUP = timedelta(minutes=1)
 
@@ -48,13 +49,17 @@ class ReplicationActivities:
 
     @implements(s.RECORD_BASELINE)
     async def record_baseline(self, ref: m.Ref) -> m.Facts:
-        """What the clients saw before anything changed for them. Not taken again once the stream runs."""
+        """What the clients saw before anything changed for them. Not taken again once the stream has been started.
+
+        A service gets its first stage when the backfill is done; until then the stream itself tells that it runs.
+        """
         service = self.context.service(ref)
         rows = await stages.get_stages(self.context.control, ref.migration)
-        if service in rows and rows[service].stage in BEYOND_BASELINE:
-            return m.Facts()
-        await baseline.record(self.context.control, ref.migration, service, BASELINE_WINDOW)
-        return m.Facts()
+        stream = await self.context.stream(ref, "forward")
+        if service in rows or await stream.exists():
+            return m.Facts(facts={"baseline": "taken before the stream was started"})
+        taken = await baseline.record(self.context.control, ref.migration, service, BASELINE_WINDOW)
+        return m.Facts(facts={"operations measured": len(taken)})
 
     @implements(s.START_STREAM)
     async def start_stream(self, ref: m.Ref) -> m.Facts:
@@ -148,7 +153,7 @@ class ReplicationActivities:
 
     @implements(s.MEASURE_READY)
     async def measure_ready(self, request: m.GateRequest) -> m.GateEvidence:
-        """Zero confirmed differences on fresh reports, a live stream, no open human item of the phase."""
+        """Zero confirmed differences on fresh reports, a live stream, no open item of the phase."""
         context, ref = self.context, request.ref
         problems = await guarded(context, ref)
         facts: dict[str, m.Scalar] = {}
@@ -167,6 +172,7 @@ class ReplicationActivities:
         lag = await stream.lag(LAG_SECONDS)
         if lag.seconds is None:
             problems.append(f"a marker took longer than {LAG_SECONDS:g} s: the stream lags")
+        problems += problems_of(await check(context, ref, "dual_write"))
         pending = await tasks.pending(context.control, ref.migration, "dual_write")
         problems += [f"task {one.name!r} is not confirmed" for one in pending if one.service == ref.service]
         return await as_evidence(context.control, request, problems, {"differences": float(total)}, facts)

@@ -42,6 +42,7 @@ RECORD_DECISION = Signature("record_decision", m.Decision, Nothing)
 RAISE_ALERT = Signature("raise_alert", m.AlertRequest, Nothing)
 OPEN_TASKS = Signature("open_tasks", m.TaskQuery, m.Tasks)
 COMPLETE_TASK = Signature("complete_task", m.TaskDone, Nothing)
+CHECKLIST = Signature("checklist", m.ChecklistRequest, m.Checklist, "measure")
 
 # preparation
 PREFLIGHT = Signature("preflight", m.Ref, m.PreflightResult, "measure")
@@ -51,7 +52,6 @@ CREATE_ROLES = Signature("create_roles", m.Ref, m.Facts)
 INSTALL_FENCES = Signature("install_fences", m.Ref, m.Facts)
 CAPTURE_LOOSE_KEYS = Signature("capture_loose_keys", m.Ref, m.Facts)
 TAKE_FINGERPRINTS = Signature("take_fingerprints", m.Ref, m.Facts)
-CHECKLIST = Signature("checklist", m.Ref, m.Checklist, "measure")
 MEASURE_PREPARED = Signature("measure_prepared", m.GateRequest, m.GateEvidence, "measure")
 
 # replication

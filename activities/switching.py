@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities import models as m
 from activities import signatures as s
+from activities.checking import check
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.guards import guard_fences, guarded
@@ -15,6 +16,7 @@ from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
+from cutover.checklist.run import problems_of
 from cutover.control import approvals, stages
 from cutover.errors import ApprovalLapsed, GateClosed
 from cutover.flags import instances
@@ -116,13 +118,15 @@ class SwitchActivities:
 
     @implements(s.MEASURE_WRITE)
     async def measure_write(self, request: m.GateRequest) -> m.GateEvidence:
-        """Step 1 of the write switch, on reports that are fresh."""
+        """Step 1 of the write switch, on reports that are fresh, after a soak that was watched all along."""
         await fresh_reports(self.context, request.ref)
         await guarded(self.context, request.ref)  # tells people, and gives late partitions their fences
         with self._span("gates", request.ref, request.to_side):
             found = await gates.measure(await self._environment(request.ref), request.to_side)
+        watched = await check(self.context, request.ref, "switchover", ["error_rates_monitored"])
         facts: dict[str, m.Scalar] = dict(found.facts)
-        return await as_evidence(self.context.control, request, found.problems, found.measures, facts)
+        problems = [*found.problems, *problems_of(watched)]
+        return await as_evidence(self.context.control, request, problems, found.measures, facts)
 
     @implements(s.PREPARE_REVERSE)
     async def prepare_reverse(self, order: m.SwitchOrder) -> None:
@@ -214,3 +218,6 @@ class SwitchActivities:
         """Step 12: the new direction proved once more, the old stream dropped."""
         with self._span("finish", order.ref, order.to_side):
             await finish.finish(await self._environment(order.ref), await self._request(order))
+        if order.to_side == "service":
+            # kept for the checklist; the end of deprecation asks for all items of the phase
+            await check(self.context, order.ref, "switchover", ["rollback_command_ready"])

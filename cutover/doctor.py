@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 
-from cutover.control import switches
+from cutover.control import stages, switches
 from cutover.control.database import Control
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
@@ -38,6 +38,8 @@ async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
     """Looks at both databases and the control database; never raises for what it finds."""
     found = Examination(pair.service)
     for look in (_sides, _catalogs, _switch, _stream):
+        if "cleanup" in found.facts:
+            break
         try:
             await look(plan, pair, control, found)
         except CutoverError as error:
@@ -48,7 +50,11 @@ async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
 
 
 async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
-    """Invariant 1, from the databases themselves."""
+    """Invariant 1, from the databases themselves; a service that cleanup has taken over has no fences to look at."""
+    row_of = (await stages.get_stages(control, pair.migration)).get(pair.service)
+    if row_of is not None and row_of.stage in ("released", "archived"):
+        found.facts["cleanup"] = f"{row_of.stage}: the way back was given up; fences and streams of this side are gone"
+        return
     route = await flags.get(control, pair.migration, pair.service)
     found.facts["flags"] = f"writes at the {route.primary_side}, epoch {route.epoch}"
     open_sides: list[Side] = []

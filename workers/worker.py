@@ -13,6 +13,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.checking import ChecklistActivities
 from activities.cleanup import CleanupActivities
 from activities.context import Context
 from activities.messages import MessageActivities
@@ -106,6 +107,7 @@ def activity_objects(context: Context, webhook: Webhook | None) -> tuple[object,
     """One instance of every activity class."""
     return (
         PlanActivities(context),
+        ChecklistActivities(context),
         MessageActivities(context, webhook),
         PreparationActivities(context),
         ReplicationActivities(context),

@@ -55,7 +55,8 @@ class CleanupWorkflow(Run[Start]):
             for service in self.rules.services:
                 await self.do(f"renaming the tables of {service.name}", s.RENAME_TABLES, self._ref(service.name))
         await self._drop()
-        await self.do("writing the record of the migration", s.RECORD_MIGRATION, self.ref)
+        record = await self.do("writing the record of the migration", s.RECORD_MIGRATION, self.ref)
+        self.progress.update({f"record: {name}": value for name, value in record.facts.items()})
         await self.set_stage("cleaned")
         await self.end("nothing: cleaned up")
         return "cleaned"
@@ -115,7 +116,8 @@ class CleanupWorkflow(Run[Start]):
         ref = self._ref(service)
         self.say(f"{service} to be retired", phase=f"retiring {service}")
         await self.do(f"deleting the schedules of {service}", s.DELETE_SCHEDULES, ref)
-        await self.do(f"dropping streams, slots, capture and fences of {service}", s.DROP_MACHINERY, ref)
+        dropped = await self.do(f"dropping loose keys, streams, slots and fences of {service}", s.DROP_MACHINERY, ref)
+        self.progress.update({f"{service}: {name}": value for name, value in dropped.facts.items()})
         archive = await self.do(f"archiving the tables of {service}", s.ARCHIVE_TABLES, ref)
         restored = "restore tested" if archive.restored else "restore NOT tested"
         self.progress[f"archive of {service}"] = (

@@ -6,7 +6,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
-    from activities.models import GateEvidence, Ref, TaskDone, TaskQuery
+    from activities.models import ChecklistRequest, GateEvidence, Ref, TaskDone, TaskQuery
     from workflows.failures import StepFailed
     from workflows.gates import TASK_PREFIX, Gate, OpenGate
     from workflows.messages import Start
@@ -37,15 +37,15 @@ class PreparationWorkflow(Run[Start]):
     async def run(self, start: Any = None) -> str:
         await self.begin()
         self.say("preflight to finish", phase="preflight")
-        await self.do("claiming the tables", s.CLAIM_TABLES, self.ref)
         await self.step("preflight", self._preflight)
+        await self.do("claiming the tables", s.CLAIM_TABLES, self.ref)
         for service in self.rules.services:
             self.say(f"{service.name} to be prepared", phase=f"preparing {service.name}")
             ref = self.ref.model_copy(update={"service": service.name})
             for text, signature in SERVICE_STEPS:
                 await self.do(text.format(service.name), signature, ref)
         self.say("the checklist to be looked through", phase="checklist")
-        await self.step("automatic checklist", self._automatic_items)
+        await self.step("automatic checklist", lambda: automatic_items(self, "preparation", self.ref))
         await open_tasks(self, "preparation", self.ref)
         await self.gate(
             Gate("prepared", "Everything is prepared; start copying and writing to both sides?", 1, s.MEASURE_PREPARED)
@@ -64,13 +64,16 @@ class PreparationWorkflow(Run[Start]):
                 "Refused", f"{result.blocking} blocking findings (see `cutover preflight FILE`): {listed}"[:500]
             )
 
-    async def _automatic_items(self) -> None:
-        checklist = await self.call(s.CHECKLIST, self.ref)
-        for item in checklist.items:
-            self.progress[f"{'✓' if item.ok else '✗'} {item.text}"] = item.evidence
-        failed = [item.text for item in checklist.items if not item.ok]
-        if failed:
-            raise StepFailed("Refused", f"checklist items do not hold: {'; '.join(failed)}"[:500])
+
+async def automatic_items(run: Run[Any], phase: str, ref: Ref) -> None:
+    """Have the phase's automatic items checked; StepFailed names those that do not hold, and why."""
+    checklist = await run.call(s.CHECKLIST, ChecklistRequest(ref=ref, phase=phase))
+    for item in checklist.items:
+        run.progress.pop(f"{'✗' if item.ok else '✓'} {item.text}", None)
+        run.progress[f"{'✓' if item.ok else '✗'} {item.text}"] = item.evidence
+    failed = [f"{item.text} ({item.evidence})" for item in checklist.items if not item.ok]
+    if failed:
+        raise StepFailed("Refused", f"checklist items do not hold: {'; '.join(failed)}"[:500])
 
 
 async def open_tasks(run: Run[Any], phase: str, ref: Ref, service: str | None = None) -> None:

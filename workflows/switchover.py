@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.failures import RollbackRequested, StepFailed
     from workflows.gates import Gate
     from workflows.messages import Action, Approval, Message, RefusedMessage, ServiceStart
-    from workflows.preparation import open_tasks
+    from workflows.preparation import automatic_items, open_tasks
     from workflows.run import Run
     from workflows.soak import SoakBreached, Soaking
     from workflows.summaries import Summarising
@@ -209,7 +209,17 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
                 await self.end_summaries()
                 await self.hand_on(resume="deprecation")
         await self.may_proceed()
+        await self.step("automatic checklist", self._automatic_items)
         await self.set_stage("deprecated")
+
+    async def _automatic_items(self) -> None:
+        """Of the whole phase. A summary or sample that is missing just now is taken, before anybody is asked."""
+        try:
+            await automatic_items(self, "switchover", self.ref)
+        except StepFailed:
+            await self.call(s.SUMMARISE, self.ref)
+            await self._look_around()
+            await automatic_items(self, "switchover", self.ref)
 
     async def _await_hand_over(self) -> None:
         """Rollback stays possible until a person gives the way back up in cleanup."""

@@ -9,22 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cutover.cli.failing import plainly, print_json, run
-from cutover.devstack.binaries import postgres_bin
-from cutover.errors import ConfigError, Exit
+from cutover.devstack.binaries import client_programs
+from cutover.errors import Exit
 from cutover.plan.load import load
 from cutover.preflight.findings import Finding, is_blocked
 from cutover.preflight.run import preflight as run_preflight
 from cutover.settings import Settings
-
-
-def client_programs(settings: Settings) -> Path | None:
-    """The folder of pg_dump: `CUTOVER_PG_BIN`, else the development package's where it is installed, else the PATH."""
-    if folder := settings.get("CUTOVER_PG_BIN"):
-        return Path(folder)
-    try:
-        return postgres_bin()
-    except ConfigError:
-        return None
 
 
 @plainly()

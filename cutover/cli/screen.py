@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from cutover.cli.checklist import Checklist
 from workflows.status import GateStatus, Status
 
 _STYLE = {
@@ -54,6 +55,7 @@ class Overview:
     runs: list[Status] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     services: list[ServiceLine] = field(default_factory=list)
+    checklist: Checklist = field(default_factory=Checklist)
 
     @property
     def cases(self) -> int:
@@ -70,6 +72,7 @@ class Overview:
             "runs": [one.model_dump(mode="json") for one in self.runs],
             "runs_without_answer": self.silent,
             "services": [asdict(one) for one in self.services],
+            "checklist": self.checklist.as_json(),
             "cases": self.cases,
             "cases_command": self.cases_command,
         }
@@ -187,6 +190,8 @@ def _rest(found: Overview) -> list[RenderableType]:
     if not found.runs and not found.silent:
         command = f"cutover start migration {found.migration}"
         parts.append(Text(f"no open run of {found.migration}; start it with: {command}"))
+    if found.checklist.total:
+        parts.append(found.checklist.panel())
     return parts
 
 

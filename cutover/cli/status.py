@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
+from cutover.cli.checklist import read_checklist
 from cutover.cli.connection import control, temporal
 from cutover.cli.failing import judged, plainly, print_json, run
 from cutover.cli.runs import open_runs
@@ -68,6 +69,7 @@ async def look_at_services(opened: Control, found: Overview) -> None:
             )
         )
     found.services = lines
+    found.checklist = await read_checklist(opened, found.migration)
 
 
 def _lag(runs: list[Status], migration: str, service: str) -> float | None:

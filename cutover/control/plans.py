@@ -130,6 +130,12 @@ async def bind(control: Control, migration: str, plan_hash: str, by: str, *, ado
         await audit.append(connection, Entry(by, "plan.adopted" if running else "plan.bound", migration, None, detail))
 
 
+async def taken(control: Control, plan: Plan, monolith: str) -> str:
+    """In words, which of the plan's tables of that monolith another migration has taken; empty: none. Reads only."""
+    async with control.connection() as connection:
+        return await _taken(connection, plan, monolith)
+
+
 async def claim_tables(control: Control, plan: Plan, monolith: str, *, by: str = "preparation") -> None:
     """Take the plan's tables of that monolith (system identifier and database, as one text). Idempotent.
 
@@ -148,23 +154,29 @@ async def claim_tables(control: Control, plan: Plan, monolith: str, *, by: str =
             plan.migration,
             [wanted[table] for table in tables],
         )
-        taken = await connection.fetch(
-            "SELECT table_name, migration FROM control.claim"
-            " WHERE monolith = $1 AND table_name = ANY ($2::text[]) AND migration <> $3 ORDER BY table_name",
-            monolith,
-            tables,
-            plan.migration,
-        )
-        if taken:
-            names = ", ".join(row["table_name"] for row in taken)
-            others = ", ".join(sorted({row["migration"] for row in taken}))
-            raise Conflict(
-                f"{plan.migration}: table(s) {names} of this monolith belong to migration {others}: "
-                f"finish or abandon that one, or take the tables out of this plan"
-            )
+        if refusal := await _taken(connection, plan, monolith):
+            raise Conflict(refusal)
         if made:
             detail = {"tables": sorted(row["table_name"] for row in made)}
             await audit.append(connection, Entry(by, "tables.claimed", plan.migration, None, detail))
+
+
+async def _taken(connection: Connection, plan: Plan, monolith: str) -> str:
+    rows = await connection.fetch(
+        "SELECT table_name, migration FROM control.claim"
+        " WHERE monolith = $1 AND table_name = ANY ($2::text[]) AND migration <> $3 ORDER BY table_name",
+        monolith,
+        [str(TableName.parse(table)) for service in plan.services.values() for table in service.tables],
+        plan.migration,
+    )
+    if not rows:
+        return ""
+    names = ", ".join(row["table_name"] for row in rows)
+    others = ", ".join(sorted({row["migration"] for row in rows}))
+    return (
+        f"{plan.migration}: table(s) {names} of this monolith belong to migration {others}: "
+        f"finish or abandon that one, or take the tables out of this plan"
+    )
 
 
 async def release_tables(control: Control, migration: str, *, by: str) -> int:

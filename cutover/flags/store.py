@@ -26,6 +26,7 @@ _COLUMNS = (
     " pause_limit_ms, revision, changed_at"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM control.route"  # noqa: S608 (constant text)
+_STANDING = f"SELECT {_COLUMNS} FROM control.standing_route"  # noqa: S608 (constant text)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def route_from(row: asyncpg.Record) -> Route:
 
 
 async def find(control: Control, migration: str, service: str) -> Route | None:
-    """The route, or None before `ensure`."""
-    row = await control.fetchrow(f"{_SELECT} WHERE migration = $1 AND service = $2", migration, service)
+    """The route, or None before `ensure`. After `drop` it is the last one, for good."""
+    row = await control.fetchrow(f"{_STANDING} WHERE migration = $1 AND service = $2", migration, service)
     return route_from(row) if row else None
 
 
@@ -92,18 +93,22 @@ async def get(control: Control, migration: str, service: str) -> Route:
 
 
 async def all(control: Control, migration: str) -> dict[str, Route]:
-    """Every route of the migration by its service."""
-    rows = await control.fetch(f"{_SELECT} WHERE migration = $1 ORDER BY service", migration)
+    """Every route of the migration by its service, those without flags any more among them."""
+    rows = await control.fetch(f"{_STANDING} WHERE migration = $1 ORDER BY service", migration)
     return {row["service"]: route_from(row) for row in rows}
 
 
 async def ensure(
     control: Control, migration: str, service: str, *, epoch: int = 0, actor: str = "preparation"
 ) -> Route:
-    """The route; made, with everything at the monolith, if it is not there. Never changes one that is there."""
+    """The route; made, with everything at the monolith, if it is not there. Never changes one that is there.
+
+    A service whose flags were removed keeps its last route, and gets no flags again.
+    """
     async with control.transaction() as connection:
         made = await connection.fetchval(
-            "INSERT INTO control.route (migration, service, epoch) VALUES ($1, $2, $3)"
+            "INSERT INTO control.route (migration, service, epoch) SELECT $1, $2, $3"
+            " WHERE NOT EXISTS (SELECT FROM control.final_route WHERE migration = $1 AND service = $2)"
             " ON CONFLICT DO NOTHING RETURNING 1",
             migration,
             service,
@@ -254,8 +259,17 @@ async def flip(
         )
 
 
+async def left(control: Control, migration: str) -> list[str]:
+    """The services of the migration that still have flags."""
+    rows = await control.fetch("SELECT service FROM control.route WHERE migration = $1 ORDER BY service", migration)
+    return [row["service"] for row in rows]
+
+
 async def drop(control: Control, migration: str, service: str, *, actor: str) -> None:
-    """Remove the flags at cleanup. Idempotent. Raises Refused while a pause stands."""
+    """Remove the flags at cleanup; their last route stands for good. Idempotent. Raises Refused while a pause stands.
+
+    One transaction: an instance that asks at any moment is told where the service is.
+    """
     async with control.transaction() as connection:
         row = await connection.fetchrow(
             f"{_SELECT} WHERE migration = $1 AND service = $2 FOR UPDATE", migration, service
@@ -264,6 +278,15 @@ async def drop(control: Control, migration: str, service: str, *, actor: str) ->
             return
         if row["pause_id"] is not None:
             raise Refused(f"{service}: a pause stands; the flags can be removed after it")
+        await connection.execute(
+            "INSERT INTO control.final_route (migration, service, epoch, primary_side, revision)"
+            " VALUES ($1, $2, $3, $4, $5)",
+            migration,
+            service,
+            row["epoch"],
+            row["primary_side"],
+            row["revision"],
+        )
         await connection.execute("DELETE FROM control.route WHERE migration = $1 AND service = $2", migration, service)
         detail = {"epoch": row["epoch"], "primary_side": row["primary_side"]}
         await audit.append(connection, Entry(actor, "route.dropped", migration, service, detail))

@@ -78,7 +78,7 @@ async def install(connection: asyncpg.Connection, service: str, side: Side) -> N
 
 
 async def remove(connection: asyncpg.Connection, service: str) -> None:
-    """Takes the service's rows and marker table away; the schema goes with its last service."""
+    """Takes the service's rows and marker table away; the schema itself is `own_schema`'s."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
         if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):

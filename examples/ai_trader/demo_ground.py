@@ -20,7 +20,6 @@ from cutover.cli.connection import temporal
 from cutover.control import plans
 from cutover.control.database import Control
 from cutover.devstack.accounts import own_folder
-from cutover.devstack.binaries import postgres_bin
 from cutover.devstack.home import PORT_BASE, Home
 from cutover.devstack.stack import Stack
 from cutover.devstack.temporal import Say
@@ -49,8 +48,6 @@ def own_environment(environ: Mapping[str, str], home: Path, port_base: int) -> d
         "CUTOVER_DEV_HOME": str(home),
         PORT_BASE: str(port_base),
         "CUTOVER_ENV_FILE": str(home / "env"),
-        # pg_dump has to be as new as the servers, which the machine's own need not be.
-        "PATH": os.pathsep.join([str(postgres_bin()), environ.get("PATH", os.defpath)]),
         # A profile file of the person's names their server.
         "TEMPORAL_CONFIG_FILE": os.devnull,
     }

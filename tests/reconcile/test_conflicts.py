@@ -10,6 +10,7 @@ import pytest
 from cutover.control import audit, reports
 from cutover.control import conflicts as cases
 from cutover.control.reports import Difference
+from cutover.errors import ConfigError
 from cutover.plan.models import Table
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile import conflicts
@@ -302,3 +303,11 @@ async def test_a_repair_beside_a_running_stream_does_not_stop_it(world: World, l
     assert (report.differences, report.unsettled, report.rows_source) == (0, 0, report.rows_target)
     errors = await world.right.fetchval("SELECT sum(apply_error_count) FROM pg_stat_subscription_stats")
     assert errors in (0, None)
+
+
+async def test_a_rule_by_a_column_that_cannot_date_a_row_says_so(world: World) -> None:
+    await different(world)
+    found = await differences(world)
+    for column, words in (("gone", "there is no such column"), ("doc", "its type jsonb does not date a row")):
+        with pytest.raises(ConfigError, match=rf"`timestamp: {column}` of its conflict rule: {words}"):
+            await repair(world, Table(conflict="last-write-wins", timestamp=column), found)

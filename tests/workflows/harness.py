@@ -136,5 +136,6 @@ async def running(environment: WorkflowEnvironment, world: World, queue: str = "
             yield harness
         finally:
             async for found in client.list_workflows(f"TaskQueue = '{harness.queue}' AND ExecutionStatus = 'Running'"):
-                with suppress(RPCError):  # it has ended, and the list does not know yet
+                # the list may be a moment late: a run that has just ended is left alone
+                with suppress(RPCError):
                     await client.get_workflow_handle(found.id, run_id=found.run_id).terminate("the test is over")

@@ -203,3 +203,19 @@ async def test_what_people_said_survives_continue_as_new(make: Make) -> None:
     assert (await harness.handle(run).describe()).run_id != first.result_run_id
     assert "not a string" in status.refused[0].text
     assert status.plan_hash == "hash-1"
+
+
+async def test_an_automatic_item_that_does_not_hold_parks_the_preparation_with_its_evidence(make: Make) -> None:
+    harness = await make(FIRST)
+    harness.world.unchecked["preparation"] = "trades: column price differs"
+    run = ids.preparation(harness.plan)
+    await harness.start(PreparationWorkflow, run)
+    status = await harness.parked(run)
+    assert "checks of preparation (trades: column price differs)" in status.attention
+    assert harness.world.count("claim_tables") == 1
+    names = [name for name, _ in harness.world.calls]
+    assert names.index("preflight") < names.index("claim_tables") < names.index("create_schema")
+    harness.world.unchecked.clear()
+    await harness.update(run, "retry", by="ann")
+    await prepare(harness)
+    assert await harness.handle(run).result() == "prepared"

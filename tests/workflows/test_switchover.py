@@ -259,3 +259,17 @@ async def test_a_cancellation_in_the_soak_sends_the_reads_back(make: Make) -> No
     with pytest.raises(WorkflowFailureError):
         await harness.handle(run).result()
     assert not harness.world.read_new[SERVICE]
+
+
+async def test_a_deprecation_does_not_end_before_the_items_of_its_phase_hold(make: Make) -> None:
+    harness, run = await switched(make, deprecation=2 * HOUR)
+    harness.world.unchecked["switchover"] = "no summary row since its writes moved"
+    await harness.advance(run, 3 * HOUR)
+    status = await harness.parked(run)
+    assert "no summary row since its writes moved" in status.attention
+    assert status.rollback is not None
+    assert harness.world.count("checklist") == 2, "what is missing just now is taken first, and looked at again"
+    assert harness.world.stages_of[SERVICE] == "switched"
+    harness.world.unchecked.clear()
+    await harness.update(run, "retry", by="carol")
+    await harness.stage(SERVICE, "deprecated")

@@ -59,6 +59,7 @@ class World:
         self.tasks_done: list[m.TaskDone] = []
         self.samples = 0
         self.blocking = 0
+        self.unchecked: dict[str, str] = {}
         self.differences = 0
         self.on: dict[str, Callable[[], Any]] = {}
 
@@ -138,8 +139,11 @@ class World:
     def preflight(self, ref: m.Ref) -> m.PreflightResult:
         return m.PreflightResult(blocking=self.blocking, findings=["wal_level is replica"] * self.blocking)
 
-    def checklist(self, ref: m.Ref) -> m.Checklist:
-        return m.Checklist(items=[m.ChecklistItem(key="schemas", text="schemas match", ok=True, evidence="9 tables")])
+    def checklist(self, request: m.ChecklistRequest) -> m.Checklist:
+        text, failing = f"checks of {request.phase}", self.unchecked.get(request.phase, "")
+        return m.Checklist(
+            items=[m.ChecklistItem(key="checks", text=text, ok=not failing, evidence=failing or "9 tables")]
+        )
 
     def start_stream(self, ref: m.Ref) -> m.Facts:
         self.backfills[str(ref.service)] += 1
