@@ -8,9 +8,11 @@ from activities.registration import implements
 from cutover.checklist.preparation import FINGERPRINTS
 from cutover.control import evidence, plans, tasks
 from cutover.errors import GateClosed
+from cutover.flags import store as flags
 from cutover.monitor import catalogs
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence, roles, schema
+from cutover.postgres.databases import Side
 from cutover.preflight.run import preflight as run_preflight
 from cutover.switch import crossing
 
@@ -68,15 +70,21 @@ class PreparationActivities:
 
     @implements(s.INSTALL_FENCES)
     async def install_fences(self, ref: m.Ref) -> m.Facts:
-        """Open at the monolith, closed at the service's database: a rogue writer there is refused from today on."""
+        """Closed at the side that is not the primary: a rogue writer there is refused from today on.
+
+        Run again later, a fence that is missing is made for the primary of then.
+        """
         pair = await self.context.pair(ref)
+        route = await flags.find(self.context.control, pair.migration, pair.service)
+        primary = route.primary_side if route else "monolith"
         made = 0
-        async with pair.monolith.session("cutover-fence") as connection:
-            await epoch.install(connection, pair.service, "monolith")
-            made += await fence.install(connection, pair.service, pair.tables, closed=False)
-        async with pair.target.session("cutover-fence") as connection:
-            await epoch.install(connection, pair.service, "service")
-            made += await fence.install(connection, pair.service, pair.tables, closed=True)
+        sides: tuple[Side, ...] = ("monolith", "service")
+        for side in sides:
+            async with pair.at(side).session("cutover-fence") as connection:
+                await epoch.install(connection, pair.service, side)
+                made += await fence.install(connection, pair.service, pair.tables, closed=side != primary)
+                if route is not None and route.epoch:
+                    await fence.make_always(connection, pair.tables)
         return m.Facts(facts={"fences made": made})
 
     @implements(s.CAPTURE_LOOSE_KEYS)
