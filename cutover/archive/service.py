@@ -29,7 +29,9 @@ async def archive(pair: Pair, folder: Path, plan_hash: str, progress: Callable[[
     """
     if (path := folder / manifest.NAME).is_file():
         found = manifest.read_manifest(path)
-        if not manifest.verify(found) and found.facts.get("plan_hash") == plan_hash:
+        # another plan may be adopted after the tables were renamed: they were archived once, by the former one
+        ours = found.facts.get("plan_hash") == plan_hash or await _renamed(pair)
+        if ours and not manifest.verify(found):
             return _archived(found)
     entries = [await export.export_table(pair.monolith, table, folder, progress=progress) for table in pair.tables]
     path = manifest.write_manifest(folder, entries, migration=pair.migration, service=pair.service, plan_hash=plan_hash)
@@ -40,6 +42,12 @@ async def archive(pair: Pair, folder: Path, plan_hash: str, progress: Callable[[
         path.unlink()  # so that the next run exports anew
         raise Refused(f"{pair.service}: the archive does not come back as it went: {'; '.join(problems[:5])}")
     return _archived(written)
+
+
+async def _renamed(pair: Pair) -> bool:
+    """Whether every table has been renamed, which only follows a whole archive."""
+    async with pair.monolith.session("cutover-retire") as connection:
+        return all([await retire.retired_name(connection, table) for table in pair.tables])
 
 
 def _archived(found: manifest.Manifest) -> Archived:
