@@ -36,6 +36,10 @@ class Context:
             self._plans[key] = loaded
         return self._plans[key]
 
+    async def require_in_force(self, ref: Ref) -> None:
+        """Raises PlanReplaced where a person has adopted another plan: the run takes that one over first."""
+        await plans.require(self.control, ref.migration, ref.plan_hash)
+
     def service(self, ref: Ref) -> str:
         if not ref.service:
             raise Refused("this step is about one service; none was named")

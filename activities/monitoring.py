@@ -51,6 +51,7 @@ class MonitoringActivities:
     async def sample(self, request: m.SampleRequest) -> m.Readings:
         """One look at all thresholds; what cannot be read is breached."""
         context, ref = self.context, request.ref
+        await context.require_in_force(ref)
         primary, direction = await context.primary(ref), await context.direction(ref)
         facts, lag = await self._stream(ref, direction)
         service = context.service(ref)

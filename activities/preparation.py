@@ -5,7 +5,7 @@ from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.registration import implements
-from cutover.control import evidence, tasks
+from cutover.control import evidence, plans, tasks
 from cutover.errors import GateClosed
 from cutover.plan import checklist
 from cutover.plan.models import Plan
@@ -39,6 +39,7 @@ class PreparationActivities:
     async def create_schema(self, ref: m.Ref) -> m.Facts:
         """The service's tables as they are at the monolith, empty."""
         pair = await self.context.pair(ref)
+        await plans.begin_service(self.context.control, ref.migration, ref.plan_hash, pair.service)
         report = await schema.apply_schema(pair.monolith, pair.target, pair.tables, service=pair.service)
         return m.Facts(facts={"created": len(report.created), "keys left out": len(report.left_out_keys)})
 

@@ -139,9 +139,13 @@ class SwitchActivities:
         return m.Facts(facts={"keys that stay away": len(problems)})
 
     async def _permitted(self, order: m.SwitchOrder) -> None:
-        """The approvals of the write gate once more, by the control database's clock. A way back needs none."""
+        """The approvals of the write gate once more, by the control database's clock, under the plan in force.
+
+        A way back needs none, and is not held up by another plan.
+        """
         if order.to_side == "monolith":
             return
+        await self.context.require_in_force(order.ref)
         ref, plan = order.ref, await self.context.plan(order.ref)
         standing = await approvals.valid(
             self.context.control,

@@ -5,6 +5,7 @@
     ├── ConfigError               the surroundings are wrong: no DSN, no binary, a port in use
     ├── Refused                   what was asked for is not allowed now; asking again will not help
     │   ├── GateClosed            a gate's evidence or approval does not hold
+    │   ├── PlanReplaced          a person adopted another plan; what was asked for was asked under the former
     │   ├── StaleAttempt          a newer attempt of the same switch has taken over
     │   └── Conflict              somebody else's object or run stands in the way
     ├── NotYet                    expected to pass by itself: a lag, a lock, a lease; try again later
@@ -32,6 +33,10 @@ class Refused(CutoverError):
 
 class GateClosed(Refused):
     """A gate's evidence or approval does not hold."""
+
+
+class PlanReplaced(Refused):
+    """The migration goes by another plan now, which a person adopted in place of the one that was named."""
 
 
 class StaleAttempt(Refused):
