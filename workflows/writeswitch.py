@@ -17,19 +17,23 @@ with workflow.unsafe.imports_passed_through():
 class WriteSwitch(Run[Any]):
     """Forward with evidence and approvals, back without either."""
 
+    #: The plan under which the write gate was passed: its approvals stand for nothing under another one.
+    approved_under: str = ""
+
     async def write_gate(self) -> str:
         """Wait for evidence and the plan's number of approvals; the code they saw."""
         self.phase = "write gate"
         opened = await self.gate(self._gate())
+        self.approved_under = self.plan_hash
         return opened.code
 
     def _gate(self) -> Gate:
         return Gate(
             "write",
             f"Make the new database of {self.service} the writable one?",
-            self.rules.approvals_required,
-            s.MEASURE_WRITE,
+            measure=s.MEASURE_WRITE,
             needs_evidence=True,
+            by_plan=True,
         )
 
     async def switch_writes(self, to_side: SideName, approved: str) -> SwitchReport:
@@ -40,7 +44,7 @@ class WriteSwitch(Run[Any]):
             switch_id = f"{self.service}-{workflow.uuid4()}"
             order = SwitchOrder(ref=self.ref, switch_id=switch_id, to_side=to_side, evidence=approved)
             await self.do("making the stream of the way back ready", s.PREPARE_REVERSE, order)
-            report = await self.do("the fenced section", s.FENCED_SECTION, order)
+            report = await self.step("the fenced section", lambda: self._section(order))  # noqa: B023
             self.progress["last write switch"] = (
                 f"to {to_side}: {report.result}, pause {report.pause_ms:.0f} ms, writes {report.write_pause_ms:.0f} ms"
                 + (f", {report.reason}" if report.reason else "")
@@ -48,6 +52,9 @@ class WriteSwitch(Run[Any]):
             if report.result == "done":
                 await self.finish_switch(to_side, order.switch_id)
                 return report
+            if self._outdated(approved):
+                approved = await self.write_gate()
+                continue
             text = f"undone, writes go on where they were: {report.reason or 'no reason given'}"
             pauses = timeouts.SWITCH_RETRY_PAUSES
             if undone < len(pauses):
@@ -59,6 +66,15 @@ class WriteSwitch(Run[Any]):
                 undone = 0
             if approved:
                 approved = await self._still_approved(approved)
+
+    def _outdated(self, approved: str) -> bool:
+        return bool(approved) and self.approved_under != self.plan_hash
+
+    async def _section(self, order: SwitchOrder) -> SwitchReport:
+        """The fenced section, unless its approvals were given to a plan that was replaced since."""
+        if self._outdated(order.evidence):
+            return SwitchReport(result="undone", switch_id=order.switch_id, reason="another plan was adopted")
+        return await self.call(s.FENCED_SECTION, order, summary="the fenced section")
 
     async def _still_approved(self, approved: str) -> str:
         """Approvals outlive an undone attempt unless the evidence got worse; then the gate opens again."""
