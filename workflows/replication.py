@@ -84,7 +84,11 @@ class ReplicationWorkflow(Run[ServiceStart]):
 
     async def _replicate(self) -> None:
         self.say("the copy to be made", phase="backfill")
-        await self.do("baseline of the clients' statistics", s.RECORD_BASELINE, self.ref)
+        # without it the soak cannot tell whether writes became slower, which counts as a breach there
+        await self.optional(
+            "baseline of the clients' statistics",
+            lambda: self.call(s.RECORD_BASELINE, self.ref, summary="baseline of the clients' statistics"),
+        )
         await self.do("starting the stream", s.START_STREAM, self.ref)
         await self.step("backfill", self._backfill)
         await self.do("arming the fences", s.ARM_FENCES, self.ref)
@@ -93,7 +97,8 @@ class ReplicationWorkflow(Run[ServiceStart]):
         self.scheduled = True
         self.say("a first full pass over every table", phase="first reconciliation")
         for table in self._tables():
-            await self.step(f"first full pass over {table}", lambda: self._reconcile(table))  # noqa: B023
+            # the gate `ready` runs a pass of its own over a table without a fresh one
+            await self.optional(f"first full pass over {table}", lambda: self._reconcile(table))  # noqa: B023
 
     def _tables(self) -> list[str]:
         rules = self.rules.service(self.service)
