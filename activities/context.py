@@ -53,6 +53,10 @@ class Context:
             name = await connection.fetchval("SELECT current_database()")
         return f"{facts.system_identifier}/{name}"
 
+    async def require_in_force(self, ref: Ref) -> None:
+        """Raises PlanReplaced where a person has adopted another plan: the run takes that one over first."""
+        await plans.require(self.control, ref.migration, ref.plan_hash)
+
     def service(self, ref: Ref) -> str:
         if not ref.service:
             raise Refused("this step is about one service; none was named")

@@ -79,6 +79,7 @@ class MonitoringActivities:
     async def sample(self, request: m.SampleRequest) -> m.Readings:
         """One look at all thresholds and fences; what cannot be read is breached."""
         context, ref = self.context, request.ref
+        await context.require_in_force(ref)
         primary, direction = await context.primary(ref), await context.direction(ref)
         window = max(thresholds.WINDOW, timedelta(seconds=request.window_seconds))
         lag = await self._lag(ref, direction)

@@ -6,14 +6,17 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
-from cutover.control import checks, plans, stages, tasks
+from cutover.control import adoption, checks, plans, stages, tasks
 from cutover.flags import store as flags
 from cutover.plan.calendar import next_opening
+from cutover.plan.explain import changes
 from cutover.plan.models import Plan
 from cutover.telemetry.meters import instruments
 
 HOUR = timedelta(hours=1)
 WATCH = timedelta(minutes=10)
+#: Characters of what differs between two plans that a run shows.
+CHANGES_SHOWN = 400
 
 
 def rules_of(plan: Plan) -> m.Rules:
@@ -52,14 +55,25 @@ class PlanActivities:
 
     @implements(s.BIND_PLAN)
     async def bind_plan(self, request: m.BindRequest) -> m.Rules:
-        """Bind the migration to the plan in force. Raises Refused where none is registered, or another is bound."""
+        """Bind the migration to the plan in force. Raises Refused where none is registered, or another is bound.
+
+        Where a person has adopted another plan in place of the one that is asked for, that one, with what it replaces.
+        """
         control = self.context.control
-        plan = await plans.load(control, request.plan, request.plan_hash or None)
-        await plans.bind(control, request.plan, plan.hash, request.workflow_id or "workflow")
-        return rules_of(plan)
+        asked = await plans.load(control, request.plan, request.plan_hash or None)
+        bound = await plans.bind(control, request.plan, asked.hash, request.workflow_id or "workflow")
+        if bound == asked.hash:
+            return rules_of(asked)
+        plan = await plans.load(control, request.plan, bound)
+        by = await adoption.adopter(control, request.plan, bound)
+        words = "; ".join(str(one) for one in changes(asked, plan))
+        return rules_of(plan).model_copy(
+            update={"former": rules_of(asked), "adopted_by": by, "changes": words[:CHANGES_SHOWN]}
+        )
 
     @implements(s.STAGES)
     async def stages(self, ref: m.Ref) -> m.Stages:
+        await self.context.require_in_force(ref)
         rows = await stages.get_stages(self.context.control, ref.migration)
         own = rows.get(None)
         return m.Stages(
@@ -69,6 +83,7 @@ class PlanActivities:
 
     @implements(s.SET_STAGE)
     async def set_stage(self, change: m.StageChange) -> None:
+        """`prepared` is what the plan in force makes of it; what else has happened is told under any plan."""
         await stages.set_stage(
             self.context.control,
             change.ref.migration,
@@ -76,6 +91,7 @@ class PlanActivities:
             change.stage,  # type: ignore[arg-type]  # checked against the known stages by set_stage itself
             {"detail": change.detail, "plan_hash": change.ref.plan_hash},
             actor=change.actor,
+            by_plan=change.ref.plan_hash if change.stage == "prepared" else "",
         )
         labels = {"migration": change.ref.migration, "service": change.ref.service or "", "stage": change.stage}
         instruments().migration_phase_info.set(1, labels)
@@ -83,6 +99,7 @@ class PlanActivities:
     @implements(s.CLAIM_TABLES)
     async def claim_tables(self, ref: m.Ref) -> None:
         """Take the tables of this monolith, and make the rows that all later steps update."""
+        await self.context.require_in_force(ref)
         context, plan = self.context, await self.context.plan(ref)
         await plans.claim_tables(context.control, plan, await context.monolith_name(plan))
         await tasks.ensure(context.control, plan)
@@ -93,6 +110,7 @@ class PlanActivities:
     @implements(s.CALENDAR)
     async def calendar(self, request: m.CalendarRequest) -> m.Calendar:
         """The windows of the services that are left, one after the other in the plan's order."""
+        await self.context.require_in_force(request.ref)
         plan = await self.context.plan(request.ref)
         moment, windows = request.at, []
         for name, service in plan.services.items():

@@ -46,6 +46,7 @@ class PreparationActivities:
     async def create_schema(self, ref: m.Ref) -> m.Facts:
         """The service's tables as they are at the monolith, empty."""
         pair = await self.context.pair(ref)
+        await plans.begin_service(self.context.control, ref.migration, ref.plan_hash, pair.service)
         report = await schema.apply_schema(
             pair.monolith, pair.target, pair.tables, service=pair.service, bindir=self.context.client_programs
         )

@@ -184,7 +184,8 @@ class ReplicationActivities:
 
 
 def _replacement(schedule: Schedule) -> Callable[[ScheduleUpdateInput], Awaitable[ScheduleUpdate]]:
-    async def update(_: ScheduleUpdateInput) -> ScheduleUpdate:
+    async def update(former: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule.state = former.description.schedule.state  # one that a person has paused stays paused
         return ScheduleUpdate(schedule)
 
     return update

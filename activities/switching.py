@@ -160,14 +160,16 @@ class SwitchActivities:
         return m.Facts(facts={"keys that stay away": len(problems)})
 
     async def _permitted(self, order: m.SwitchOrder) -> None:
-        """The fences, and the write gate's approvals once more by the control database's clock. A way back needs none.
+        """The fences, and the write gate's approvals once more, by the control database's clock and the plan in force.
 
-        A fence that somebody has lifted would make rows that no stream carried the truth of the new side.
+        A fence that somebody has lifted would make rows that no stream carried the truth of the new side. A way back
+        needs no approval, and is not held up by another plan.
         """
         if problems := (await guard_fences(self.context, order.ref)).problems:
             raise GateClosed(f"{order.ref.service}: {'; '.join(problems[:3])}")
         if order.to_side == "monolith":
             return
+        await self.context.require_in_force(order.ref)
         ref, plan = order.ref, await self.context.plan(order.ref)
         standing = await approvals.valid(
             self.context.control,

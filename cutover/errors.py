@@ -6,6 +6,7 @@
     ├── Refused                   what was asked for is not allowed now; asking again will not help
     │   ├── GateClosed            a gate's evidence or approval does not hold
     │   │   └── ApprovalLapsed    what had been approved is not approved any more at the flip
+    │   ├── PlanReplaced          a person adopted another plan; what was asked for was asked under the former
     │   ├── StaleAttempt          a newer attempt of the same switch has taken over
     │   └── Conflict              somebody else's object or run stands in the way
     ├── NotYet                    expected to pass by itself: a lag, a lock, a lease; try again later
@@ -57,6 +58,10 @@ class GateClosed(Refused):
 
 class ApprovalLapsed(GateClosed):
     """Approvals expired or were withdrawn between the gate and the flip; the gate has to be approved again."""
+
+
+class PlanReplaced(Refused):
+    """The migration goes by another plan now, which a person adopted in place of the one that was named."""
 
 
 class StaleAttempt(Refused):

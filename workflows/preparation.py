@@ -7,7 +7,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
     from activities.models import ChecklistRequest, GateEvidence, Ref, TaskDone, TaskQuery
-    from workflows.failures import StepFailed
+    from workflows.failures import StartOver, StepFailed
     from workflows.gates import TASK_PREFIX, Gate, OpenGate
     from workflows.messages import Start
     from workflows.run import Run
@@ -36,6 +36,17 @@ class PreparationWorkflow(Run[Start]):
     @workflow.run
     async def run(self, start: Any = None) -> str:
         await self.begin()
+        while True:
+            try:
+                return await self._prepare()
+            except StartOver:
+                # all its steps can be run again, and services that have not begun may have other tables now
+                self.say("the preparation to start over, by the adopted plan", state="RUNNING")
+
+    async def after_adoption(self) -> None:
+        raise StartOver
+
+    async def _prepare(self) -> str:
         self.say("preflight to finish", phase="preflight")
         await self.step("preflight", self._preflight)
         await self.do("claiming the tables", s.CLAIM_TABLES, self.ref)
@@ -79,7 +90,14 @@ async def automatic_items(run: Run[Any], phase: str, ref: Ref) -> None:
 async def open_tasks(run: Run[Any], phase: str, ref: Ref, service: str | None = None) -> None:
     """Wait until people have acknowledged their tasks: each by gate `task:<key>`, or all by gate `tasks`."""
     ref = ref.model_copy(update={"service": service})
+    while not await _tasks_done(run, phase, ref):
+        pass
+
+
+async def _tasks_done(run: Run[Any], phase: str, ref: Ref) -> bool:
+    """One list of tasks to its end; False where another plan was taken over, which may have other tasks."""
     found = await run.do(f"reading the open tasks of {phase}", s.OPEN_TASKS, TaskQuery(ref=ref, phase=phase))
+    under = run.plan_hash
     pending: dict[str, OpenGate] = {}
     for task in found.tasks:
         length = f", {task.duration}" if task.duration else ""
@@ -87,21 +105,30 @@ async def open_tasks(run: Run[Any], phase: str, ref: Ref, service: str | None = 
         opened = OpenGate(Gate(TASK_PREFIX + task.key, question), workflow.now(), GateEvidence(code=""))
         pending[task.key] = opened
         run.gates[opened.gate.name] = opened
-    while pending:
-        await run.may_proceed()
-        names = ", ".join(f"{key} ({run.gates[TASK_PREFIX + key].gate.question})" for key in pending)
-        run.say(
-            f"{len(pending)} task(s) of people, each by approving gate 'task:NAME', all by gate 'tasks': {names}",
-            state="WAITING",
-        )
-        await run.wait(lambda: any(one.enough or one.rejected for one in pending.values()))
-        for key, opened in list(pending.items()):
-            if opened.rejected is not None:
-                rejection, opened.rejected = opened.rejected, None
-                await run.park(f"task {key!r}", f"rejected by {rejection.by}: {rejection.reason}")
-            elif opened.enough:
-                approval = next(iter(opened.approvals.values()))
-                done = TaskDone(ref=ref, task=key, by=approval.by, reason=approval.reason)
-                await run.do(f"recording task {key!r}", s.COMPLETE_TASK, done)
-                run.progress[f"✓ {opened.gate.question}"] = approval.by
-                del run.gates[opened.gate.name], pending[key]
+    try:
+        while pending:
+            await run.may_proceed()
+            if run.plan_hash != under:
+                return False
+            names = ", ".join(f"{key} ({run.gates[TASK_PREFIX + key].gate.question})" for key in pending)
+            run.say(
+                f"{len(pending)} task(s) of people, each by approving gate 'task:NAME', all by gate 'tasks': {names}",
+                state="WAITING",
+            )
+            await run.wait(
+                lambda: run.plan_hash != under or any(one.enough or one.rejected for one in pending.values())
+            )
+            for key, opened in list(pending.items()):
+                if opened.rejected is not None:
+                    rejection, opened.rejected = opened.rejected, None
+                    await run.park(f"task {key!r}", f"rejected by {rejection.by}: {rejection.reason}")
+                elif opened.enough:
+                    approval = next(iter(opened.approvals.values()))
+                    done = TaskDone(ref=ref, task=key, by=approval.by, reason=approval.reason)
+                    await run.do(f"recording task {key!r}", s.COMPLETE_TASK, done)
+                    run.progress[f"✓ {opened.gate.question}"] = approval.by
+                    del run.gates[opened.gate.name], pending[key]
+    finally:
+        for key in pending:
+            run.gates.pop(TASK_PREFIX + key, None)
+    return run.plan_hash == under

@@ -18,7 +18,8 @@ with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
     from activities.models import FlagChange, SampleRequest, SwitchReport
     from workflows import timeouts
-    from workflows.failures import RollbackRequested, StepFailed
+    from workflows.deadlines import DEPRECATION
+    from workflows.failures import PLAN_REPLACED, RollbackRequested, StepFailed
     from workflows.gates import Gate
     from workflows.messages import Action, Approval, Message, RefusedMessage, ServiceStart
     from workflows.preparation import automatic_items, open_tasks
@@ -27,7 +28,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.summaries import Summarising
     from workflows.writeswitch import WriteSwitch
 
-DEPRECATION = "rollback possible at least until"
 MAY_START = ("ready", "rolled-back", "switched", "deprecated")
 
 
@@ -197,9 +197,8 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
 
     async def _deprecate(self) -> None:
         """Keep the monolith current for as long as the plan says, looking around every hour."""
-        end = self.deadline(DEPRECATION, self.rules.deprecation)
         self.say("the deprecation to end", phase="deprecation")
-        while workflow.now() < end:
+        while workflow.now() < (end := self.deadline(DEPRECATION)):
             self.say(f"the deprecation to last until {end.isoformat(timespec='seconds')}", state="WAITING")
             await self.wait(
                 lambda: False, min(timeouts.summary_interval(self.rules.hour), end - workflow.now()), "deprecation"
@@ -240,6 +239,9 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         try:
             sample = await self.call(s.SAMPLE, SampleRequest(ref=self.ref))
         except StepFailed as failed:
+            if failed.kind == PLAN_REPLACED:
+                self.plan_news = True
+                return
             await self.alert("watch-failed", "warning", failed.text, best_effort=True)
             return
         self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"

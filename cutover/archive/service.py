@@ -39,7 +39,9 @@ async def archive(pair: Pair, folder: Path, plan_hash: str, progress: Callable[[
     """
     if (path := folder / manifest.NAME).is_file():
         found = manifest.read_manifest(path)
-        good = found.facts.get("plan_hash") == plan_hash and found.facts.get(RESTORE_TEST) == PASSED
+        # another plan may be adopted after the tables were renamed: they were archived once, by the former one
+        ours = found.facts.get("plan_hash") == plan_hash or await _renamed(pair)
+        good = ours and found.facts.get(RESTORE_TEST) == PASSED
         if good and not await asyncio.to_thread(manifest.verify, found):
             return _archived(found)
     entries = [await export.export_table(pair.monolith, table, folder, progress=progress) for table in pair.tables]
@@ -54,6 +56,12 @@ async def archive(pair: Pair, folder: Path, plan_hash: str, progress: Callable[[
     # said only now: an archive whose test was cut short is exported and tested again
     manifest.write_manifest(folder, entries, **facts, **{RESTORE_TEST: PASSED})
     return _archived(written)
+
+
+async def _renamed(pair: Pair) -> bool:
+    """Whether every table has been renamed, which only follows a whole archive."""
+    async with pair.monolith.session("cutover-retire") as connection:
+        return all([await retire.retired_name(connection, table) for table in pair.tables])
 
 
 def _archived(found: manifest.Manifest) -> Archived:

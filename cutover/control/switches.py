@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import asyncpg
 
-from cutover.control import audit
+from cutover.control import audit, plans
 from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
 from cutover.errors import StaleAttempt
@@ -154,7 +154,11 @@ async def begin(
     from_epoch: int,
     plan_hash: str,
 ) -> SwitchRow:
-    """A new switch: settled → fencing, with an epoch that was never used before."""
+    """A new switch: settled → fencing, with an epoch that was never used before.
+
+    Raises PlanReplaced where the way forward was approved under a plan that is no longer the one in force: looked at
+    in the same transaction, so that no adoption comes between the last look and the first effect.
+    """
     async with control.acting(
         "cutover",
         "switch.begin",
@@ -162,6 +166,8 @@ async def begin(
         service=before.service,
         detail={"switch_id": switch_id, "to": to_side, "token": before.token},
     ) as connection:
+        if to_side == "service":
+            await plans.hold(connection, before.migration, plan_hash)
         record = await connection.fetchrow(
             "UPDATE control.switch SET switch_id = $4, state = 'fencing', from_side = $5, to_side = $6, "  # noqa: S608
             "from_epoch = $7, to_epoch = greatest(to_epoch, $7) + 1, plan_hash = $8, detail = '{}', "

@@ -7,7 +7,7 @@ from typing import cast
 import asyncpg
 
 from cutover.control import audit
-from cutover.control.audit import Entry
+from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
 from cutover.errors import Refused
 from cutover.plan.models import Phase, Plan
@@ -34,35 +34,40 @@ async def ensure(control: Control, plan: Plan, *, by: str = "preparation") -> No
 
     A task that left the plan is no longer waited for, and keeps its row. Idempotent.
     """
+    async with control.transaction() as connection:
+        await ensure_on(connection, plan, by)
+
+
+async def ensure_on(connection: Connection, plan: Plan, by: str) -> None:
+    """`ensure` inside the caller's transaction."""
     names = list(plan.tasks)
     tasks = [plan.tasks[name] for name in names]
-    async with control.transaction() as connection:
-        added = await connection.fetch(
-            "INSERT INTO control.task AS t (migration, name, phase, owner, duration, description, service)"
-            " SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::interval[], $6::text[], $7::text[])"
-            " ON CONFLICT (migration, name) DO UPDATE SET phase = excluded.phase, owner = excluded.owner,"
-            "  duration = excluded.duration, description = excluded.description, service = excluded.service,"
-            "  current = true"
-            " WHERE (t.phase, t.owner, t.duration, t.description, t.service, t.current) IS DISTINCT FROM"
-            "  (excluded.phase, excluded.owner, excluded.duration, excluded.description, excluded.service, true)"
-            " RETURNING name",
-            plan.migration,
-            names,
-            [task.phase for task in tasks],
-            [task.owner for task in tasks],
-            [task.duration for task in tasks],
-            [task.description for task in tasks],
-            [task.service or "" for task in tasks],
-        )
-        dropped = await connection.fetch(
-            "UPDATE control.task SET current = false WHERE migration = $1 AND kind = 'human' AND current"
-            " AND name <> ALL ($2::text[]) RETURNING name",
-            plan.migration,
-            names,
-        )
-        if added or dropped:
-            detail = {"set": sorted(row["name"] for row in added), "dropped": sorted(row["name"] for row in dropped)}
-            await audit.append(connection, Entry(by, "tasks.ensured", plan.migration, None, detail))
+    added = await connection.fetch(
+        "INSERT INTO control.task AS t (migration, name, phase, owner, duration, description, service)"
+        " SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::interval[], $6::text[], $7::text[])"
+        " ON CONFLICT (migration, name) DO UPDATE SET phase = excluded.phase, owner = excluded.owner,"
+        "  duration = excluded.duration, description = excluded.description, service = excluded.service,"
+        "  current = true"
+        " WHERE (t.phase, t.owner, t.duration, t.description, t.service, t.current) IS DISTINCT FROM"
+        "  (excluded.phase, excluded.owner, excluded.duration, excluded.description, excluded.service, true)"
+        " RETURNING name",
+        plan.migration,
+        names,
+        [task.phase for task in tasks],
+        [task.owner for task in tasks],
+        [task.duration for task in tasks],
+        [task.description for task in tasks],
+        [task.service or "" for task in tasks],
+    )
+    dropped = await connection.fetch(
+        "UPDATE control.task SET current = false WHERE migration = $1 AND kind = 'human' AND current"
+        " AND name <> ALL ($2::text[]) RETURNING name",
+        plan.migration,
+        names,
+    )
+    if added or dropped:
+        detail = {"set": sorted(row["name"] for row in added), "dropped": sorted(row["name"] for row in dropped)}
+        await audit.append(connection, Entry(by, "tasks.ensured", plan.migration, None, detail))
 
 
 async def complete(control: Control, migration: str, task: str, by: str, evidence: str = "") -> TaskRow:

@@ -142,3 +142,45 @@ async def test_register_shows_changes_and_tells_a_running_migration_that_they_ar
     result = await register("--yes", "--adopt")
     assert result.exit_code == 0, result.output
     assert (await plans.load(control, "shop")).approvals.required == 3
+
+
+async def test_adopting_shows_first_what_changes_and_refuses_what_cannot(
+    control: Control, control_db: Database, file: Path
+) -> None:
+    env = {"CUTOVER_DSN_CONTROL": control_db.dsn, "TEMPORAL_ADDRESS": "127.0.0.1:1"}
+
+    async def adopt(*arguments: str, answer: str = "") -> Result:
+        options = ("--by", "carol", "--adopt", *arguments)
+        return await asyncio.to_thread(run, "register", file, *options, env=env, answer=answer)
+
+    first = load_text(MINIMAL)
+    await plans.register(control, first, "alice")
+    await plans.bind(control, "shop", first.hash, "workflow")
+    await plans.claim_tables(control, first, "7001/monolith")
+    await plans.begin_service(control, "shop", first.hash, "orders")
+    await asyncio.to_thread(file.write_text, MINIMAL + "approvals: {required: 3}\n")
+
+    result = await adopt("--dry-run")
+    assert result.exit_code == 0
+    assert "~ approvals.required: 2 → 3" in result.output
+    facts = json.loads((await adopt("--dry-run", "--json")).stdout)
+    assert facts["changes"] == [{"path": "approvals.required", "before": "2", "after": "3"}]
+    assert (facts["former"], facts["obstacles"]) == (first.hash, [])
+    assert (await adopt(answer="n\n")).exit_code == 1
+    assert (await plans.load(control, "shop")).hash == first.hash
+    assert await control.fetchval("SELECT count(*) FROM control.plan") == 1
+
+    result = await adopt(answer="y\n")
+    assert result.exit_code == 0, result.output
+    assert "in force: shop" in result.output
+    assert "not every open run could be told" in result.output
+    assert "does not answer" in result.output
+    assert (await plans.load(control, "shop")).approvals.required == 3
+    again = json.loads((await adopt("--json")).stdout)
+    assert (again["active"], again["changes"], again["approvals_voided"]) == (True, [], 0)
+
+    await asyncio.to_thread(file.write_text, MINIMAL.replace("orders_db", "elsewhere_db"))
+    result = await adopt("--yes")
+    assert result.exit_code == 1
+    assert "services.orders.database: it has begun with orders_db, it cannot become elsewhere_db" in result.output
+    assert await control.fetchval("SELECT count(*) FROM control.plan") == 2

@@ -145,6 +145,33 @@ async def test_a_failed_child_parks_the_programme_and_retry_starts_it_again(make
     await harness.until(child, lambda one: one.phase == "dual-write")
 
 
+async def test_a_baseline_or_first_pass_that_fails_may_be_skipped_and_the_stream_may_not(make: Make) -> None:
+    harness = await make(FIRST)
+    harness.world.stage = "prepared"
+    harness.world.faults["record_baseline"] = [refused("no statistics")]
+    harness.world.faults["start_stream"] = [refused("wal_level is replica")]
+    harness.world.faults["reconcile_table"] = [refused("no primary key")]
+    run = ids.replication(harness.plan, FIRST)
+    await harness.start(ReplicationWorkflow, run, service=FIRST)
+
+    async def parked_at(step: str) -> set[str]:
+        status = await harness.until(run, lambda one: step in one.attention and one.state == "NEEDS_ATTENTION", step)
+        return {one.does for one in status.commands}
+
+    assert "Leave this step out" in await parked_at("baseline")
+    assert "skip: baseline" in await harness.update(run, "skip", by="ann", reason="no client uses the library yet")
+    assert "Leave this step out" not in await parked_at("starting the stream")
+    with pytest.raises(WorkflowUpdateFailedError) as refusal:
+        await harness.update(run, "skip", by="ann")
+    assert "starting the stream cannot be skipped" in str(refusal.value.cause)
+    await harness.update(run, "retry", by="ann")
+    assert "Leave this step out" in await parked_at("first full pass")
+    await harness.update(run, "skip", by="ann")
+    await harness.until(run, lambda one: one.phase == "dual-write")
+    assert [one.action for one in harness.world.decisions] == ["skip", "retry", "skip"]
+    assert harness.world.count("record_baseline") == 1
+
+
 async def test_replication_refuses_before_the_preparation(make: Make) -> None:
     harness = await make(FIRST)
     handle = await harness.start(ReplicationWorkflow, ids.replication(harness.plan, FIRST), service=FIRST)

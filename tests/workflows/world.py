@@ -22,6 +22,11 @@ def unreachable(text: str = "database 'control' cannot be reached: ConnectionErr
     return ApplicationError(text, type="Unreachable")
 
 
+def replaced(text: str = "the migration goes by another plan now") -> ApplicationError:
+    """What the error translation makes of `PlanReplaced`."""
+    return ApplicationError(text, type="PlanReplaced", non_retryable=True)
+
+
 class World:
     """Stages, flags and gates of one migration; every activity is a method of its signature's name."""
 
@@ -40,6 +45,7 @@ class World:
             m.TaskRules(key="runbook", owner="platform", phase="preparation"),
             m.TaskRules(key="docs", owner="all", phase="cleanup"),
         ]
+        self.former: dict[str, m.Rules] = {}
         self.stage = "registered"
         self.stages_of: dict[str, str] = {}
         self.primary: dict[str, m.SideName] = defaultdict(lambda: "monolith")
@@ -92,12 +98,29 @@ class World:
     def bind_plan(self, request: m.BindRequest) -> m.Rules:
         if request.plan != self.plan:
             raise refused(f"no plan {request.plan!r} is registered: cutover plan register FILE")
-        return self.rules
+        former = self.former.get(request.plan_hash)
+        if former is None:
+            return self.rules
+        return self.rules.model_copy(update={"former": former, "adopted_by": "carol", "changes": "~ a: 1 → 2"})
+
+    def adopt(self, **rules: Any) -> None:
+        """A person adopts another plan; no run is told."""
+        self.former[self.rules.plan_hash] = self.rules
+        number = len(self.former) + 1
+        self.rules = self.rules.model_copy(update={"plan_hash": f"hash-{number}", **rules})
+
+    def require(self, ref: m.Ref) -> None:
+        """As the real activities that look at the plan in force."""
+        if ref.plan_hash != self.rules.plan_hash:
+            raise replaced()
 
     def stages(self, ref: m.Ref) -> m.Stages:
+        self.require(ref)
         return m.Stages(migration=self.stage, services=dict(self.stages_of))
 
     def set_stage(self, change: m.StageChange) -> None:
+        if change.stage == "prepared":
+            self.require(change.ref)
         if change.ref.service:
             self.stages_of[change.ref.service] = change.stage
         else:
@@ -105,6 +128,7 @@ class World:
 
     def calendar(self, request: m.CalendarRequest) -> m.Calendar:
         """A service a day, in the plan's order."""
+        self.require(request.ref)
         order = [one.name for one in self.rules.services if one.name in request.services]
         return m.Calendar(
             windows=[
@@ -118,6 +142,8 @@ class World:
         )
 
     def record_decision(self, decision: m.Decision) -> None:
+        if decision.action == "approve":
+            self.require(decision.ref)
         self.decisions.append(decision)
 
     def raise_alert(self, alert: m.AlertRequest) -> None:
@@ -145,6 +171,10 @@ class World:
             items=[m.ChecklistItem(key="checks", text=text, ok=not failing, evidence=failing or "9 tables")]
         )
 
+    def create_schema(self, ref: m.Ref) -> m.Facts:
+        self.require(ref)
+        return m.Facts()
+
     def start_stream(self, ref: m.Ref) -> m.Facts:
         self.backfills[str(ref.service)] += 1
         return m.Facts()
@@ -158,6 +188,7 @@ class World:
         return m.PassResult(table=request.table, rows_source=300, rows_target=300, missing=self.differences)
 
     def sample_thresholds(self, request: m.SampleRequest) -> m.Readings:
+        self.require(request.ref)
         self.samples += 1
         names = ("write_latency", "mismatch_rate", "secondary_failures", "reconciliation_lag")
         return m.Readings(
@@ -180,6 +211,8 @@ class World:
         return m.Acknowledged(acked=4)
 
     def fenced_section(self, order: m.SwitchOrder) -> m.SwitchReport:
+        if order.to_side == "service":
+            self.require(order.ref)
         service = str(order.ref.service)
         before = self.primary[service]
         if self.undone:
@@ -203,8 +236,10 @@ class World:
     # --- gates -----------------------------------------------------------------------------------
 
     def _gate(self, request: m.GateRequest) -> m.GateEvidence:
+        self.require(request.ref)
         problems = list(self.problems[request.gate])
-        code = self.codes.get(request.gate, f"k7{request.gate[:2]}")
+        later = "" if request.ref.plan_hash == "hash-1" else request.ref.plan_hash[-1]
+        code = self.codes.get(request.gate, f"k7{request.gate[:2]}{later}")
         why = self.worse.pop(request.gate, "") if request.against else ""
         return m.GateEvidence(
             code=code, ok=not problems, problems=problems, facts={"differences": 0}, worse=bool(why), why=why
