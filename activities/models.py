@@ -323,6 +323,16 @@ class Position(Model):
     primary_side: SideName = "monolith"
     read_from_new: bool = False
     epoch: int = 0
+    #: A switch that was begun and not ended, by its id; "" for none.
+    unfinished: str = ""
+    unfinished_to: SideName = "service"
+
+
+class Standing(Model):
+    """Whether something that people decide stands, and in words what is missing."""
+
+    ok: bool = True
+    detail: str = ""
 
 
 class SwitchOrder(Model):

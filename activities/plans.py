@@ -6,7 +6,8 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
-from cutover.control import adoption, checks, plans, stages, tasks
+from cutover.control import adoption, approvals, checks, plans, stages, tasks
+from cutover.errors import GateClosed
 from cutover.flags import store as flags
 from cutover.plan.calendar import next_opening
 from cutover.plan.explain import changes
@@ -14,6 +15,11 @@ from cutover.plan.models import Plan
 from cutover.telemetry.meters import instruments
 
 HOUR = timedelta(hours=1)
+#: The gate of the cleanup run whose approvals end every way back (workflows/cleanup.py).
+WAY_BACK_GATE = "give-up-way-back"
+#: The gate itself looked at the approvals' age when it opened.
+FOR_GOOD = timedelta(days=36500)
+RELEASED = ("released", "archived")
 WATCH = timedelta(minutes=10)
 #: Characters of what differs between two plans that a run shows.
 CHANGES_SHOWN = 400
@@ -83,7 +89,12 @@ class PlanActivities:
 
     @implements(s.SET_STAGE)
     async def set_stage(self, change: m.StageChange) -> None:
-        """`prepared` is what the plan in force makes of it; what else has happened is told under any plan."""
+        """`prepared` is what the plan in force makes of it; what else has happened is told under any plan.
+
+        `released` ends a service's way back: without the people's approvals of that nobody can write it.
+        """
+        if change.stage == "released" and not (standing := await self._given_up(change.ref)).ok:
+            raise GateClosed(standing.detail)
         await stages.set_stage(
             self.context.control,
             change.ref.migration,
@@ -95,6 +106,25 @@ class PlanActivities:
         )
         labels = {"migration": change.ref.migration, "service": change.ref.service or "", "stage": change.stage}
         instruments().migration_phase_info.set(1, labels)
+
+    @implements(s.GIVEN_UP)
+    async def given_up(self, ref: m.Ref) -> m.Standing:
+        """Whether people have given up the way back, whoever says so in a message."""
+        return await self._given_up(ref)
+
+    async def _given_up(self, ref: m.Ref) -> m.Standing:
+        control, plan = self.context.control, await self.context.plan(ref)
+        stage = (await stages.get_stages(control, ref.migration)).get(ref.service or "")
+        if stage is not None and stage.stage in RELEASED:
+            return m.Standing()
+        standing = await approvals.valid(control, ref.migration, None, WAY_BACK_GATE, plan.hash, None, FOR_GOOD)
+        if len(standing) >= plan.approvals.required:
+            return m.Standing()
+        return m.Standing(
+            ok=False,
+            detail=f"the way back of {ref.service or ref.migration} was not given up: {len(standing)} of "
+            f"{plan.approvals.required} approvals of gate {WAY_BACK_GATE!r} (cutover start cleanup {ref.migration})",
+        )
 
     @implements(s.CLAIM_TABLES)
     async def claim_tables(self, ref: m.Ref) -> None:

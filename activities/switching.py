@@ -17,7 +17,7 @@ from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.checklist.run import problems_of
-from cutover.control import approvals, stages
+from cutover.control import approvals, stages, switches
 from cutover.errors import ApprovalLapsed, GateClosed
 from cutover.flags import instances
 from cutover.flags import store as flags
@@ -69,7 +69,10 @@ class SwitchActivities:
         route = await flags.find(self.context.control, ref.migration, service)
         if route is None:
             return m.Position(stage=row.stage if row else "")
+        begun = await switches.under_way(self.context.control, ref.migration, service)
         return m.Position(
+            unfinished=begun.switch_id if begun else "",
+            unfinished_to=begun.to_side if begun else "service",
             stage=row.stage if row else "",
             primary_side=route.primary_side,
             read_from_new=route.read_from_new,

@@ -57,7 +57,7 @@ class OpenGate:
 
     @property
     def enough(self) -> bool:
-        return len(self.approvals) >= self.gate.required
+        return self.rejected is None and len(self.approvals) >= self.gate.required
 
     def judge(self, message: Approval) -> str:
         """ "" when the approval would count, "again" for one that is there already. Raises RefusedMessage."""

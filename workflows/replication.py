@@ -171,10 +171,19 @@ class ReplicationWorkflow(Run[ServiceStart]):
             interval = max(self.rules.watch_every, timedelta(seconds=1))
             self.say("cleanup to release the service; watching the stream and its thresholds", state="WAITING")
             if await self.wait(lambda: self.released or self.adopted, interval, "watching"):
+                if self.released:
+                    await self._confirm_release()
                 continue
             await self._look_around()
             if workflow.info().is_continue_as_new_suggested():
                 await self.hand_on(resume="watch")
+
+    async def _confirm_release(self) -> None:
+        """Anybody can send a signal; what counts is that people have given up the way back."""
+        standing = await self.call(s.GIVEN_UP, self.ref)
+        if not standing.ok:
+            self.released = False
+            self.refuse("released", f"released: {standing.detail}")
 
     def told_to_stay(self) -> bool:
         return self.released

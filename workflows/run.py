@@ -13,7 +13,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures
-    from activities.models import AlertRequest, Decision, GateRequest, Ref, StageChange
+    from activities.models import AlertRequest, Decision, GateRequest, Readings, Ref, StageChange
     from activities.signatures import Signature
     from workflows import deadlines, ids, timeouts
     from workflows.calling import Calling
@@ -191,6 +191,12 @@ class Run(Calling, Generic[StartT]):
                 raise
             workflow.logger.warning("an alert could not be raised: %s", error)
 
+    async def heed_failover(self, sample: Readings) -> None:
+        """Park where a server is another one than the evidence came from: a person has to look (design 5.6)."""
+        found = next((one for one in sample.readings if one.name == "servers" and one.breached), None)
+        if found is not None and found.value is not None:
+            await self.park("failover", found.detail)
+
     # --- gates -----------------------------------------------------------------------------------
 
     async def gate(self, gate: Gate) -> OpenGate:
@@ -223,6 +229,8 @@ class Run(Calling, Generic[StartT]):
                 return
             seen = opened.code
             again = await self.remeasure(gate, seen)
+            # measuring may take hours: a rejection or an expiry in the meantime counts
+            opened.expire(workflow.now(), self.rules.approvals_expire)
             if not opened.enough:
                 continue
             opened.evidence = again

@@ -16,7 +16,7 @@ from temporalio.exceptions import is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
-    from activities.models import FlagChange, SampleRequest, SwitchReport
+    from activities.models import FlagChange, Position, SampleRequest, SwitchOrder, SwitchReport
     from workflows import timeouts
     from workflows.deadlines import DEPRECATION
     from workflows.failures import PLAN_REPLACED, RollbackRequested, StepFailed
@@ -58,10 +58,15 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             self._register_back()
         else:
             resume = await self._where_to_begin()
-        if resume in ("deprecation", "hand-over"):
+        if resume in ("found", "deprecation", "hand-over"):
             self.begin_summaries()
         while resume != "released":
             try:
+                if resume == "found":
+                    # The switch was made, and its run ended before it could say so.
+                    await self.finish_switch("service", f"found-{workflow.uuid4()}")
+                    await self.set_stage("switched", "found switched")
+                    resume = "deprecation"
                 if resume == "read":
                     await self._way_forward()
                     resume = "deprecation"
@@ -87,7 +92,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
 
     async def _where_to_begin(self) -> str:
         """Refuse without stage `ready`; a run started again after a cancellation goes on where the service stands."""
-        position = await self.do("reading where the service stands", s.POSITION, self.ref)
+        position = await self._position()
         if position.stage in ("released", "archived"):
             self.fail(f"{self.service} was handed over to cleanup; nothing is left to switch", "GateClosed")
         self.require(
@@ -100,11 +105,16 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         self._register_back()
         if position.stage == "deprecated":
             return "hand-over"
-        if position.stage != "switched":
-            # The switch was made, and its run ended before it could say so.
-            await self.finish_switch("service", f"found-{position.epoch}")
-            await self.set_stage("switched", "found switched")
-        return "deprecation"
+        return "deprecation" if position.stage == "switched" else "found"
+
+    async def _position(self) -> Position:
+        """Where the service stands; a switch that an earlier run left half done is ended first, one way or another."""
+        position = await self.do("reading where the service stands", s.POSITION, self.ref)
+        if not position.unfinished:
+            return position
+        order = SwitchOrder(ref=self.ref, switch_id=position.unfinished, to_side=position.unfinished_to)
+        await self.do("ending the switch that an earlier run left half done", s.FENCED_SECTION, order)
+        return await self.do("reading where the service stands", s.POSITION, self.ref)
 
     # --- forward ---------------------------------------------------------------------------------
 
@@ -232,6 +242,12 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
                 if workflow.info().is_continue_as_new_suggested():
                     await self.end_summaries()
                     await self.hand_on(resume="hand-over")
+                continue
+            standing = await self.call(s.GIVEN_UP, self.ref)
+            if not standing.ok:
+                # anybody can send a signal; what counts is what people approved
+                self.handed_over = None
+                self.refuse("hand_over", f"hand_over: {standing.detail}")
         self.may_hand_over = False
 
     async def _look_around(self) -> None:
@@ -246,6 +262,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             return
         self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
         self.progress["reverse lag seconds"] = sample.lag_seconds
+        await self.heed_failover(sample)
         if sample.breached:
             names = ", ".join(sample.breached)
             await self.alert("threshold", "warning", f"breached: {names}", subject=names, best_effort=True)

@@ -10,8 +10,8 @@ from tests.replay.scenarios import outage, task
 from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
 from workflows import ids
+from workflows.failures import APPROVAL_LAPSED
 from workflows.switchover import SwitchoverWorkflow
-from workflows.writeswitch import APPROVAL_LAPSED
 
 MINUTE = timedelta(minutes=1)
 
