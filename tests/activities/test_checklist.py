@@ -1,6 +1,7 @@
 """Automatic items of the checklist: they hold by what the databases say, with evidence kept, and open again."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from temporalio.exceptions import ApplicationError
@@ -206,6 +207,12 @@ async def test_the_switchovers_items_need_a_way_back_and_summaries_since_the_swi
     assert "rollback_command_ready" in {k for k, v in (await look(ground, "switchover", service)).items() if v}
 
 
+def cut_short(folder: Path, name: str) -> None:
+    """The file's last bytes are lost."""
+    file = next(folder.rglob(name))
+    file.write_bytes(file.read_bytes()[:-10])
+
+
 async def test_the_cleanups_items_are_what_is_left_and_what_is_archived(ground: Ground) -> None:
     await ground.prepare()
     await ground.replicate()
@@ -228,12 +235,7 @@ async def test_the_cleanups_items_are_what_is_left_and_what_is_archived(ground: 
     assert "still has flags" in (await look(ground, "cleanup"))["feature_flags_removed"]
     await ground.do(ground.cleanup.record_migration, ground.ref())
     assert (await row(ground, "feature_flags_removed")).done_at is not None
-    file = next(
-        (ground.plan.cleanup.archive_dir and __import__("pathlib").Path(ground.plan.cleanup.archive_dir)).rglob(
-            "*outcomes*.gz"
-        )
-    )
-    file.write_bytes(file.read_bytes()[:-10])
+    cut_short(Path(ground.plan.cleanup.archive_dir), "*outcomes*.gz")
     assert "checksum" in (await look(ground, "cleanup", service))["tables_archived"]
 
 
