@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from cutover.alerts.store import recent
+from cutover.cli.checklist import read_checklist
 from cutover.control.database import Control
 from cutover.dualwrite import RoutedPool
 from cutover.monitor.thresholds import MINIMUM_OPERATIONS
 from cutover.settings import CONTROL, Settings
 from examples.ai_trader.demo_fleet import Fleet
-from examples.ai_trader.demo_ground import Ground, register_plan
+from examples.ai_trader.demo_ground import Ground, connected, register_plan
 from tests.waiting import until
 from workflows.status import GateStatus, Status
 
@@ -184,6 +185,10 @@ async def test_a_whole_run_is_driven_by_the_temporal_command_alone(
             there = {row["id"] for row in await connection.fetch(f"SELECT id FROM {table}")}
             assert set(ids) <= there, f"acknowledged rows of {table} are not there"
             assert len(set(ids)) == len(ids)
+    async with connected(settings) as (_, control):
+        items = await read_checklist(control, "ai-trader")
+    assert items.total > 30
+    assert items.open == [], "an item of the strategy's lists was not answered"
 
 
 def _drive(terminal: Terminal) -> None:
