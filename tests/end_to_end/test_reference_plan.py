@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
+from cutover.alerts.store import recent
 from cutover.cli.runs import open_runs
 from cutover.switch.steps import STEPS
 from examples.ai_trader.demo import Demo, Options
@@ -123,7 +124,10 @@ async def test_the_reference_plan_moves_every_service_and_loses_nothing(ground: 
     (sampler,) = samplers
     assert sampler.samples > 200
     assert sorted(set(sampler.wrong)) == []
-    async with connected(ground.settings) as (client, _):
+    async with connected(ground.settings) as (client, control):
         assert await leaks(client, ground.home.password()) == []
+        # nobody has touched a schema or a fence: whatever is told of them is untrue
+        alerts = await recent(control, "ai-trader", limit=10_000)
+        assert [row.alert.text for row in alerts if row.alert.kind in ("ddl", "fence")] == []
     assert unseen_telemetry(demo.fleet) == []
     assert logs_with_secrets(demo.fleet, ground.home.password()) == []

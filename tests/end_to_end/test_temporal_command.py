@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from cutover.alerts.store import recent
+from cutover.control.database import Control
 from cutover.dualwrite import RoutedPool
 from cutover.monitor.thresholds import MINIMUM_OPERATIONS
 from cutover.settings import CONTROL, Settings
@@ -170,6 +172,13 @@ async def test_a_whole_run_is_driven_by_the_temporal_command_alone(
         (ended,) = await asyncio.gather(selling, return_exceptions=True)
     assert isinstance(ended, asyncio.CancelledError), ended
     assert fleet.failed() == []
+    control = await Control.open(settings.database(CONTROL))
+    try:
+        # nobody has touched a schema or a fence: whatever is told of them is untrue
+        told = await recent(control, "ai-trader", limit=10_000)
+    finally:
+        await control.close()
+    assert [row.alert.text for row in told if row.alert.kind in ("ddl", "fence")] == []
     async with settings.database(DATABASE).session("test") as connection:
         for table, ids in shop.acknowledged.items():
             there = {row["id"] for row in await connection.fetch(f"SELECT id FROM {table}")}
