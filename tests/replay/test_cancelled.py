@@ -13,6 +13,7 @@ Event = dict[str, Any]
 OWN_COMMANDS_END = "EVENT_TYPE_WORKFLOW_TASK_COMPLETED"
 #: Each costs a replay of all that is before it; the last task, where the run waits, is always among them.
 CUTS = 5
+SIGNAL_ANSWERED = "EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED"
 CLOSING = (
     "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED",
     "EVENT_TYPE_WORKFLOW_EXECUTION_FAILED",
@@ -85,3 +86,35 @@ async def test_a_run_takes_a_cancellation_wherever_it_comes(path: Path) -> None:
 async def each(histories: list[WorkflowHistory]) -> Any:
     for history in histories:
         yield history
+
+
+def cancelled_with_the_answer(events: list[Event], answer: int) -> list[Event]:
+    """The history up to a request to cancel that comes in one workflow task with the answer to a signal."""
+    *before, cancel, scheduled, started = cancelled_after(events, answer)
+    attributes = "workflowTaskStartedEventAttributes"
+    first = answer + 1
+    return [
+        *before,
+        cancel,
+        {**events[answer], "eventId": str(first + 1)},
+        {**scheduled, "eventId": str(first + 2)},
+        {
+            **started,
+            "eventId": str(first + 3),
+            attributes: {**started[attributes], "scheduledEventId": str(first + 2)},
+        },
+    ]
+
+
+async def test_a_cancellation_that_comes_with_the_answer_to_a_signal_is_taken(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = next(one for one in HISTORIES if one.stem == "switchover-deprecation")
+    events: list[Event] = json.loads(path.read_text())["events"]
+    answers = [at for at, one in enumerate(events) if one["eventType"] == SIGNAL_ANSWERED]
+    assert answers
+    for answer in answers:
+        cut = {"events": cancelled_with_the_answer(events, answer)}
+        await replayer().replay_workflow(WorkflowHistory.from_json(path.stem, json.dumps(cut)))
+    # the task that is refused is the last one of its history: the replayer tells of it in the log alone
+    assert "Failing workflow task" not in "".join(capfd.readouterr())
