@@ -4,6 +4,7 @@ A concrete run has `@workflow.init` and calls `begin` first. All waiting goes th
 messages are recorded, and a rollback, a cancellation or an adopted plan is heard wherever a run waits.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -294,10 +295,16 @@ class Run(Calling, Generic[StartT]):
         """Signal another run; False when it is not running."""
         if workflow_id == workflow.info().workflow_id:
             return False
+        sending = asyncio.ensure_future(workflow.get_external_workflow_handle(workflow_id).signal(signal, payload))
         try:
-            await workflow.get_external_workflow_handle(workflow_id).signal(signal, payload)
+            # a cancellation that reached the signal together with its answer would be taken for nondeterminism
+            await asyncio.shield(sending)
         except ApplicationError:
             return False
+        except asyncio.CancelledError:
+            await workflow.wait([sending])
+            sending.exception()  # the answer is of no use any more
+            raise
         return True
 
     async def hand_on(self, **changes: Any) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from temporalio.client import WorkflowHistory
 
 from tests.replay.conftest import HISTORIES, failures
@@ -13,6 +14,7 @@ Event = dict[str, Any]
 OWN_COMMANDS_END = "EVENT_TYPE_WORKFLOW_TASK_COMPLETED"
 #: Each costs a replay of all that is before it.
 CUTS = 8
+SIGNAL_ANSWERED = "EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED"
 CLOSING = (
     "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED",
     "EVENT_TYPE_WORKFLOW_EXECUTION_FAILED",
@@ -91,3 +93,34 @@ async def test_a_cut_that_the_code_could_not_have_made_is_noticed() -> None:
     (cut,) = cuts(next(path for path in HISTORIES if path.stem == "preparation-gate"))
     changed = WorkflowHistory.from_json("changed", cut.to_json().replace('"bind_plan"', '"another_activity"'))
     assert set(await failures([changed])) == {"changed"}
+
+
+def cancelled_with_the_answer(events: list[Event], answer: int) -> list[Event]:
+    """The history up to a request to cancel that comes in one workflow task with the answer to a signal."""
+    *before, cancel, scheduled, started = cancelled_after(events, answer)
+    attributes = "workflowTaskStartedEventAttributes"
+    first = answer + 1
+    return [
+        *before,
+        cancel,
+        {**events[answer], "eventId": str(first + 1)},
+        {**scheduled, "eventId": str(first + 2)},
+        {
+            **started,
+            "eventId": str(first + 3),
+            attributes: {**started[attributes], "scheduledEventId": str(first + 2)},
+        },
+    ]
+
+
+async def test_a_cancellation_that_comes_with_the_answer_to_a_signal_is_taken(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = next(one for one in HISTORIES if one.stem == "switchover-deprecation")
+    events: list[Event] = json.loads(path.read_text())["events"]
+    answers = [at for at, one in enumerate(events) if one["eventType"] == SIGNAL_ANSWERED]
+    assert answers
+    made = [{"events": cancelled_with_the_answer(events, answer)} for answer in answers]
+    assert not await failures(WorkflowHistory.from_json(path.stem, json.dumps(cut)) for cut in made)
+    # the task that is refused is the last one of its history: the replayer tells of it in the log alone
+    assert "Failing workflow task" not in "".join(capfd.readouterr())
