@@ -137,7 +137,11 @@ async def later_runs(recorder: Recorder) -> None:
     """Runs that go on where another one of the same service has ended."""
     async with recorder.harness("ready") as h:
         h.world.primary[SERVICE] = "service"
-        await recorder.keep(h, await begun(h), "switchover-found-switched")
+        run = await begun(h)
+        await recorder.keep(h, run, "switchover-found-switched")
+        h.world.breached = ["servers"]
+        await h.advance(run, 2 * HOUR)
+        await recorder.keep(h, run, "switchover-failover")
     for stage, name, length in (("switched", "deprecation", 24 * HOUR), ("deprecated", "hand-over", None)):
         async with recorder.harness(stage, hasty=True, deprecation=length or 2 * HOUR) as h:
             h.world.primary[SERVICE] = "service"

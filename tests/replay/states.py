@@ -37,12 +37,12 @@ class State:
 
 
 PAUSED = ("run.may_proceed: wait",)
-OUTAGE = ("run.call: workflow.wait_condition",)
+OUTAGE = ("calling.call: workflow.wait_condition",)
 PARKED = ("run._step: park",)
 APPROVALS = ("run._await_approvals: wait",)
 EVIDENCE = ("run._await_evidence: wait",)
 HOURLY = ("summaries._hourly: workflow.sleep",)  # beside the run's own waits
-TASKS = ("preparation.open_tasks: wait",)
+TASKS = ("preparation._tasks_done: wait",)
 AWAY = "cannot be reached"
 
 
@@ -71,10 +71,10 @@ PREPARATION = (
     refused("preparation-refused", "cutover plan register"),
     parked("preparation-parked", "preflight: 1 blocking", *PARKED, phase="preflight"),
     paused("preparation"),
-    State("preparation-tasks", r"^2 task\(s\)", "checklist", at=(*TASKS, "preparation.run: tasks of preparation")),
-    parked("preparation-task-rejected", "task 'staging': rejected", "preparation.open_tasks: park"),
+    State("preparation-tasks", r"^2 task\(s\)", "checklist", at=(*TASKS, "preparation._prepare: tasks of preparation")),
+    parked("preparation-task-rejected", "task 'staging': rejected", "preparation._tasks_done: park"),
     State("preparation-gate-closed", "evidence of gate 'prepared'", at=EVIDENCE),
-    State("preparation-gate", "approval of gate 'prepared'", at=(*APPROVALS, "preparation.run: gate prepared")),
+    State("preparation-gate", "approval of gate 'prepared'", at=(*APPROVALS, "preparation._prepare: gate prepared")),
     done("preparation"),
 )
 
@@ -158,6 +158,7 @@ SWITCHOVER = (
     ),
     State("switchover-deprecation-resumed", "the deprecation to last", "deprecation"),
     State("switchover-found-switched", "the deprecation to last", "deprecation"),
+    parked("switchover-failover", "failover", "run.heed_failover: park", phase="deprecation"),
     State("switchover-rollback-unreachable", AWAY, "rolling back|write switch", at=OUTAGE),
     parked("switchover-rollback-parked", "putting foreign keys back", *PARKED),
     State(
@@ -194,7 +195,7 @@ CLEANUP = (
     State("cleanup-tasks", r"task\(s\)", at=(*TASKS, "cleanup.run: tasks of cleanup")),
     paused("cleanup"),
     State("cleanup-rename-gate", "approval of gate 'rename'", at=(*APPROVALS, "cleanup.run: gate rename")),
-    State("cleanup-quiet", "to stay unused until", "quiet", at=("cleanup._drop: sleep",)),
+    State("cleanup-quiet", "to stay unused until", "quiet", at=("cleanup._drop: wait",)),
     State("cleanup-drop-gate-closed", "evidence of gate 'drop' to hold", "quiet", at=EVIDENCE),
     State("cleanup-drop-gate", "approvals of gate 'drop'", "quiet", at=(*APPROVALS, "cleanup._drop: gate drop")),
     done("cleanup"),
@@ -226,7 +227,7 @@ MIGRATION = (
         "switchover",
         at=(*TASKS, "migration._switchovers: tasks of switchover"),
     ),
-    State("migration-calendar", "the switchover window of", "switchover", at=("migration._await_window: sleep",)),
+    State("migration-calendar", "the switchover window of", "switchover", at=("migration._await_window: wait",)),
     parked("migration-calendar-parked", "the calendar names no window", "migration._await_window: park"),
     State("migration-switchover", "stage 'deprecated'", "switchover of .*", at=("migration._until: wait",)),
     State("migration-rolled-back", "which was rolled back", "switchover of .*", at=("migration._until: wait",)),
@@ -249,6 +250,7 @@ NO_STATE = {
     "run.wait: workflow.wait_condition": "the primitive under every other point",
     "run.sleep: wait": "the same",
     "run.park: wait": "the same, of every park",
+    "run.tell: workflow.wait": "for the server's answer to a signal, when a cancellation has come",
     "run.hand_on: workflow.wait_condition": "for handlers in flight, of which none waits",
     "run.end: workflow.wait_condition": "the same",
     "migration._ensure: park": "only where the server refuses to start a child for another reason than a twin",

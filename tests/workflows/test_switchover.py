@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 
+from activities.models import Standing
 from tests.workflows.conftest import Make
 from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
@@ -273,3 +274,27 @@ async def test_a_deprecation_does_not_end_before_the_items_of_its_phase_hold(mak
     harness.world.unchecked.clear()
     await harness.update(run, "retry", by="carol")
     await harness.stage(SERVICE, "deprecated")
+
+
+async def test_a_hand_over_that_people_did_not_approve_changes_nothing(make: Make) -> None:
+    harness, run = await switched(make)
+    harness.world.standing = Standing(ok=False, detail="0 of 2 approvals")
+    await harness.advance(run, 25 * HOUR)
+    await harness.until(run, lambda one: one.phase == "deprecated")
+    await harness.signal(run, "hand_over", by="mallory")
+    await harness.until(run, lambda one: any("0 of 2 approvals" in refusal.text for refusal in one.refused))
+    assert harness.world.stages_of[SERVICE] == "deprecated"
+    await harness.signal(run, "rollback", by="dora")
+    await harness.at_gate(run, "switch-again")
+    assert harness.world.primary[SERVICE] == "monolith"
+
+
+async def test_a_switch_that_an_earlier_run_left_half_done_is_ended_first(make: Make) -> None:
+    harness = await make(SERVICE)
+    harness.world.stages_of[SERVICE] = "ready"
+    harness.world.unfinished = "left-over"
+    run = ids.switchover(harness.plan, SERVICE)
+    await harness.start(SwitchoverWorkflow, run, service=SERVICE)
+    await harness.at_gate(run, "read")
+    (order,) = [argument for name, argument in harness.world.calls if name == "fenced_section"]
+    assert order.switch_id == "left-over"

@@ -64,6 +64,8 @@ class World:
         self.alerts: list[m.AlertRequest] = []
         self.tasks_done: list[m.TaskDone] = []
         self.samples = 0
+        self.unfinished = ""
+        self.standing = m.Standing()
         self.blocking = 0
         self.unchecked: dict[str, str] = {}
         self.differences = 0
@@ -190,7 +192,7 @@ class World:
     def sample_thresholds(self, request: m.SampleRequest) -> m.Readings:
         self.require(request.ref)
         self.samples += 1
-        names = ("write_latency", "mismatch_rate", "secondary_failures", "reconciliation_lag")
+        names = ("write_latency", "mismatch_rate", "secondary_failures", "reconciliation_lag", "servers")
         return m.Readings(
             readings=[m.Reading(name=one, value=0.5, limit=0.1, breached=one in self.breached) for one in names],
             lag_seconds=0.1,
@@ -204,7 +206,11 @@ class World:
             primary_side=self.primary[service],
             read_from_new=self.read_new[service],
             epoch=self.epochs[service],
+            unfinished=self.unfinished,
         )
+
+    def given_up(self, ref: m.Ref) -> m.Standing:
+        return self.standing
 
     def set_read_flag(self, change: m.FlagChange) -> m.Acknowledged:
         self.read_new[str(change.ref.service)] = change.read_from_new
@@ -215,6 +221,9 @@ class World:
             self.require(order.ref)
         service = str(order.ref.service)
         before = self.primary[service]
+        if order.switch_id == self.unfinished:
+            self.unfinished = ""
+            return m.SwitchReport(result="undone", switch_id=order.switch_id, reason="recovered")
         if self.undone:
             return m.SwitchReport(result="undone", switch_id=order.switch_id, reason=self.undone.pop(0))
         self.primary[service] = order.to_side
