@@ -123,8 +123,8 @@ class SwitchActivities:
     async def measure_write(self, request: m.GateRequest) -> m.GateEvidence:
         """Step 1 of the write switch, on reports that are fresh, after a soak that was watched all along."""
         await fresh_reports(self.context, request.ref)
-        await guarded(self.context, request.ref)  # tells people, and gives late partitions their fences
         with self._span("gates", request.ref, request.to_side):
+            await guarded(self.context, request.ref)  # tells people, and gives late partitions their fences
             found = await gates.measure(await self._environment(request.ref), request.to_side)
         watched = await check(self.context, request.ref, "switchover", ["error_rates_monitored"])
         facts: dict[str, m.Scalar] = dict(found.facts)
@@ -163,13 +163,19 @@ class SwitchActivities:
         return m.Facts(facts={"keys that stay away": len(problems)})
 
     async def _permitted(self, order: m.SwitchOrder) -> None:
-        """The fences, and the write gate's approvals once more, by the control database's clock and the plan in force.
+        """Approvals and fences once more, right before a switch begins.
 
-        A fence that somebody has lifted would make rows that no stream carried the truth of the new side. A way back
-        needs no approval, and is not held up by another plan.
+        A fence that somebody has lifted would make rows that no stream carried the truth of the new side.
         """
+        await self._approved(order)
         if problems := (await guard_fences(self.context, order.ref)).problems:
             raise GateClosed(f"{order.ref.service}: {'; '.join(problems[:3])}")
+
+    async def _approved(self, order: m.SwitchOrder) -> None:
+        """The approvals of the write gate, by the control database's clock and under the plan in force.
+
+        A way back needs none, and is not held up by another plan.
+        """
         if order.to_side == "monolith":
             return
         await self.context.require_in_force(order.ref)

@@ -68,6 +68,9 @@ async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -
             found.facts[f"epoch at the {side}"] = f"{row.epoch}, writable: {row.primary_side}"
         if any(state in ("open", "missing", "broken") for state in states.values()):
             open_sides.append(side)
+    if any("missing" in found.facts[f"fence at the {side}"] for side in ("monolith", "service")):
+        remedy = f"cutover start preparation {pair.migration}"
+        found.problems.append(f"fences are missing: a worker makes them with its next sample, or {remedy}")
     found.problems += (await fences.look(control, pair, mend=False)).problems
     if len(open_sides) == 2:
         found.problems.append("BOTH sides are writable: stop the writers of the side that is not the primary now")

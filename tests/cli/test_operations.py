@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
-from cutover.cli import operations
+from cutover.cli import doctor, operations
 from cutover.cli.conflicts import Decide
 from cutover.control import audit, conflicts, reports
 from cutover.control.reports import Difference, TableReport
@@ -163,7 +163,7 @@ async def test_doctor_reads_both_databases_and_says_what_is_wrong(
             await connection.execute("CREATE TABLE trades (id int PRIMARY KEY); CREATE TABLE positions (id int)")
     env = {"CUTOVER_DSN_MONOLITH": monolith_db.dsn, "CUTOVER_DSN_TRADING_ENGINE_DB": service_db.dsn}
     said = await desk.type("doctor", desk.plan, "--service", SERVICE, status=1, env=env)
-    assert "its fence is missing" in said.output
+    assert "has no fence, so it takes writes" in said.output
     (facts,) = json.loads(
         (await desk.type("doctor", desk.plan, "--service", SERVICE, "--json", status=1, env=env)).stdout
     )
@@ -183,7 +183,7 @@ async def test_rebuild_stream_prints_json_and_nothing_else_where_asked(
     async def rebuilt(_env: Any, say: Callable[[str], None]) -> None:
         say("dropping and making anew")
 
-    monkeypatch.setattr(operations, "rebuild", rebuilt)
+    monkeypatch.setattr(doctor, "rebuild", rebuilt)
     env = {"CUTOVER_DSN_MONOLITH": "postgresql://m/m", "CUTOVER_DSN_TRADING_ENGINE_DB": "postgresql://t/t"}
     options = ("doctor", desk.plan, "--service", SERVICE, "--rebuild-stream")
     said = await desk.type(*options, "--yes", "--json", env=env)

@@ -214,12 +214,12 @@ async def test_every_activity_that_a_run_waits_by_says_that_the_plan_was_replace
         acts.set_stage(m.StageChange(ref=ref.model_copy(update={"service": None}), stage="prepared")),
         MonitoringActivities(context).sample(m.SampleRequest(ref=ref)),
         as_evidence(control, m.GateRequest(ref=ref, gate="write"), [], {}, {}),
-        switching._permitted(order),
+        switching._approved(order),
     ):
         with pytest.raises(Exception, match="goes by plan") as refused:
             await call
         assert getattr(refused.value, "type", type(refused.value).__name__) == "PlanReplaced"
-    await switching._permitted(order.model_copy(update={"to_side": "monolith"}))
+    await switching._approved(order.model_copy(update={"to_side": "monolith"}))
     assert await PreparationActivities(context).context.plan(ref) == first
     rules = await acts.bind_plan(m.BindRequest(plan=M, plan_hash=first.hash, workflow_id="a run"))
     assert (rules.plan_hash, rules.soak, rules.adopted_by) == (changed.hash, timedelta(hours=2), "carol")

@@ -11,7 +11,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.context import Context
 from activities.models import Ref
 from cutover.alerts.store import Alert, recent
-from cutover.control import plans, stages
+from cutover.control import checks, plans, stages
 from cutover.control.database import Control
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
@@ -124,6 +124,7 @@ class Work:
 async def work(env: SwitchEnvironment) -> Work:
     """A worker's context for that service, its plan registered and its catalogs taken."""
     await plans.register(env.control, env.plan, "test")
+    await checks.ensure(env.control, env.plan)
     await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
     await stages.set_stage(env.control, "test", env.pair.service, "ready")
     dsns = {
