@@ -10,6 +10,7 @@ import pytest
 from cutover.control import conflicts, switches
 from cutover.errors import Conflict, StaleAttempt
 from cutover.flags import store as flags
+from cutover.monitor import catalogs
 from cutover.postgres import epoch, fence
 from cutover.postgres.applier import applier_session
 from cutover.postgres.databases import Side, other
@@ -266,6 +267,7 @@ async def test_at_no_instant_are_two_sides_writable(env: SwitchEnvironment) -> N
 
 
 async def test_an_open_case_closes_the_write_gate_and_the_command_is_named(env: SwitchEnvironment) -> None:
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
     assert (await gates.measure(env, "service")).problems == []
     case = await conflicts.open_case(
         env.control, migration="test", service=env.pair.service, table="trades", key_json='["1"]', kind="mismatched",
