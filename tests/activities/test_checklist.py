@@ -7,7 +7,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities import models as m
-from cutover.checklist import switching
+from cutover.checklist import streaming, switching
 from cutover.checklist.run import CHECKS, check
 from cutover.checklist.subject import Subject
 from cutover.cli.checklist import read_checklist
@@ -87,7 +87,9 @@ async def test_an_answer_is_kept_with_its_audit_row_and_status_lists_what_is_ope
     assert await tasks.pending(control, migration) == []
 
 
-async def test_the_dual_write_items_need_a_stream_that_carries_and_a_report_of_each_table(ground: Ground) -> None:
+async def test_the_dual_write_items_need_a_stream_that_carries_and_a_report_of_each_table(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await ground.prepare()
     first, service = ground.services[0], ground.services[1]
     missing = await look(ground, "dual_write", service)
@@ -104,6 +106,7 @@ async def test_the_dual_write_items_need_a_stream_that_carries_and_a_report_of_e
     assert "its report is 36" in late["dashboard_operational"]
     assert late["data_validation_scripts"] == ""
     await ground.environment(service).stream("forward").stop()
+    monkeypatch.setattr(streaming, "MARKER_SECONDS", 0.2)  # it would be waited for in vain
     stopped = await look(ground, "dual_write", service)
     assert "is disabled" in stopped["cdc_replicating_correctly"]
 
@@ -185,7 +188,9 @@ async def test_a_sample_is_noted(ground: Ground) -> None:
     assert found.newest_age is not None
 
 
-async def test_the_switchovers_items_need_a_way_back_and_summaries_since_the_switch(ground: Ground) -> None:
+async def test_the_switchovers_items_need_a_way_back_and_summaries_since_the_switch(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await ground.prepare()
     await ground.replicate()
     service = ground.services[0]
@@ -204,6 +209,7 @@ async def test_the_switchovers_items_need_a_way_back_and_summaries_since_the_swi
     assert (await look(ground, "switchover", service))["hourly_consistency_reports"] == ""
     await ground.control.execute("UPDATE control.summary SET recorded_at = recorded_at + interval '1 hour'")
     await ground.environment(service).stream("reverse").stop()
+    monkeypatch.setattr(streaming, "MARKER_SECONDS", 0.2)  # it would be waited for in vain
     assert "rollback_command_ready" in {k for k, v in (await look(ground, "switchover", service)).items() if v}
 
 

@@ -18,6 +18,7 @@ from workflows.replication import ReplicationWorkflow
 
 FIRST, SECOND = "trading_engine", "analytics"
 HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
 
 
@@ -55,7 +56,7 @@ async def switch(harness: Harness, service: str) -> None:
     run = ids.switchover(harness.plan, service)
     await harness.approve(run, "read", "ann")
     await harness.until(run, lambda one: one.phase == "soak")
-    await harness.advance(run, HOUR + timedelta(minutes=1))
+    await harness.advance(run, 5 * MINUTE)
     await harness.approve(run, "write", "ann", "ben")
     await harness.stage(service, "switched")
     await harness.until(run, lambda one: one.phase == "deprecation")
@@ -66,7 +67,10 @@ async def switch(harness: Harness, service: str) -> None:
 @pytest.mark.slow
 async def test_the_programme_runs_from_preparation_to_cleanup_over_its_real_days(make: Make) -> None:
     # The calendar alone is compressed: a parent's clock stands while its children run (see the toolchain notes).
-    harness = await make(FIRST, SECOND, compress=200_000.0, watch_every=12 * HOUR)
+    # What is done hourly or by the minute has tests of its own; each jump in time costs a moment here.
+    harness = await make(
+        FIRST, SECOND, compress=200_000.0, watch_every=12 * HOUR, hour=6 * HOUR, soak=4 * MINUTE, soak_samples=5
+    )
     plan = harness.plan
     main = ids.migration(plan)
     await harness.start(MigrationWorkflow, main)

@@ -277,7 +277,7 @@ async def test_a_deprecation_does_not_end_before_the_items_of_its_phase_hold(mak
 
 
 async def test_a_hand_over_that_people_did_not_approve_changes_nothing(make: Make) -> None:
-    harness, run = await switched(make)
+    harness, run = await switched(make, hour=6 * HOUR)
     harness.world.standing = Standing(ok=False, detail="0 of 2 approvals")
     await harness.advance(run, 25 * HOUR)
     await harness.until(run, lambda one: one.phase == "deprecated")
