@@ -1,23 +1,28 @@
 """Phase 4: evidence for giving up the way back, the machinery dropped, archive, rename, drop, the record."""
 
-from pathlib import Path
-
 from activities import models as m
 from activities import signatures as s
+from activities.checking import check
 from activities.context import Context
 from activities.evidence import as_evidence
+from activities.guards import guarded
 from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.archive import service as old_tables
+from cutover.checklist.cleanup import FULL_PASS_SECONDS
+from cutover.checklist.run import problems_of
 from cutover.control import evidence, plans, reports, switches
-from cutover.monitor import thresholds
-from cutover.postgres import epoch, fence
-from cutover.postgres.databases import Direction
+from cutover.errors import GateClosed
+from cutover.flags import store as flags
+from cutover.postgres import applier, epoch, fence, own_schema
+from cutover.postgres.databases import Direction, Side
 from cutover.reconcile.changed import ChangedKeys
+from cutover.switch import crossing
 
-#: Reports older than this do not prove that both sides are alike at the end.
-FULL_PASS_SECONDS = 600.0
+#: What the post-migration checklist asks for before the way back may be given up.
+VERIFIED = ("data_verified", "full_reconciliation", "benchmarks_match_baseline")
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
+SIDES: tuple[Side, ...] = ("monolith", "service")
 
 
 class CleanupActivities:
@@ -40,43 +45,46 @@ class CleanupActivities:
             for report in await fresh_reports(context, ref, newer_than=FULL_PASS_SECONDS):
                 measures["differences"] += report.differences
                 facts[f"rows of {report.table}"] = report.rows_source
-                if report.differences or not report.complete:
-                    problems.append(f"{service}.{report.table}: {report.differences} rows differ")
-            problems += await self._latency(ref, facts)
+            problems += [f"{service}: {problem}" for problem in await guarded(context, ref)]
+        problems += problems_of(await check(context, request.ref, "cleanup", VERIFIED))
         return await as_evidence(context.control, request, problems, measures, facts)
-
-    async def _latency(self, ref: m.Ref, facts: dict[str, m.Scalar]) -> list[str]:
-        """A breach is a problem; a service without traffic has nothing to compare, and says so."""
-        context, service = self.context, self.context.service(ref)
-        sample = await thresholds.sample(
-            context.control, await context.pair(ref), await context.plan(ref), service, None, primary="service"
-        )
-        reading = sample.values["write_latency_increase"]
-        facts[f"write latency of {service}"] = reading.detail[:120]
-        return [f"{service}: write latency: {reading.detail}"] if reading.breached and reading.value is not None else []
 
     @implements(s.DROP_MACHINERY)
     async def drop_machinery(self, ref: m.Ref) -> m.Facts:
-        """Streams, slots of changed keys, and the service side's fences. The monolith's tables keep theirs."""
+        """Loose keys, streams, slots of changed keys, origins, and all that is ours at the service's side.
+
+        The monolith's tables keep their fences until they are dropped; the flags stay until the record is written.
+        """
         context, pair = self.context, await self.context.pair(ref)
+        plan = await context.plan(ref)
+        # before the reverse stream goes: what is followed now is still in the archive's tables
+        followed = await crossing.end(plan, pair.service, context.control, context.settings.database)
         for direction in DIRECTIONS:
             await ChangedKeys(pair, direction, context.control).drop()
             stream = await context.stream(ref, direction)
             await stream.drop()
+        for side in SIDES:
+            async with pair.at(side).session("cutover-cleanup") as connection:
+                await applier.drop_origins(connection, pair.service)
         async with pair.target.session("cutover-cleanup") as connection:
             await fence.remove(connection, pair.tables)
             await epoch.remove(connection, pair.service)
-        return m.Facts()
+            kept = await own_schema.drop_if_unused(connection)
+        await self._require(ref, "dual_write_disabled")
+        return m.Facts(facts={"deleted parents followed": followed, "schema cutover": kept[:200] or "gone"})
 
-    async def _folder(self, ref: m.Ref) -> Path:
-        plan = await self.context.plan(ref)
-        return Path(plan.cleanup.archive_dir) / ref.migration / self.context.service(ref)
+    async def _require(self, ref: m.Ref, item: str) -> None:
+        """Raises GateClosed where the item of the checklist does not hold after the step that is to fulfil it."""
+        if problems := problems_of(await check(self.context, ref, "cleanup", [item])):
+            raise GateClosed("; ".join(problems[:5]))
 
     @implements(s.ARCHIVE_TABLES)
     async def archive_tables(self, ref: m.Ref) -> m.ArchiveResult:
         """Export with manifest and checksums, and a restore test of it."""
         pair = await self.context.pair(ref)
-        result = await old_tables.archive(pair, await self._folder(ref), ref.plan_hash)
+        folder = old_tables.folder(await self.context.plan(ref), pair.service)
+        result = await old_tables.archive(pair, folder, ref.plan_hash)
+        await self._require(ref, "tables_archived")
         return m.ArchiveResult(
             folder=result.folder.name,
             tables=result.tables,
@@ -114,13 +122,14 @@ class CleanupActivities:
         dropped = await old_tables.drop(pair)
         async with pair.monolith.session("cutover-cleanup") as connection:
             await epoch.remove(connection, pair.service)
-        return m.Facts(facts={"tables": dropped})
+            kept = await own_schema.drop_if_unused(connection)
+        return m.Facts(facts={"tables": dropped, "schema cutover": kept[:200] or "gone"})
 
     @implements(s.RECORD_MIGRATION)
     async def record_migration(self, ref: m.Ref) -> m.Facts:
-        """What the migration did, kept as evidence; tables given back.
+        """What the migration did and what it leaves to the application, kept as evidence; flags and claims removed.
 
-        The flags keep their last value: an instance without a route would go to the monolith.
+        Instances stay where they are: the last route of a service stands for good.
         """
         control, plan = self.context.control, await self.context.plan(ref)
         ended = await switches.outcomes(control, ref.migration)
@@ -132,6 +141,11 @@ class CleanupActivities:
             "rows": sum(one.rows_source for one in newest),
             "differences": sum(one.differences for one in newest),
         }
+        for key in await crossing.definitions(control, ref.migration):
+            facts[f"foreign key {key.name}, the application's own from now on"] = key.words[:300]
+        for service in plan.services:
+            await flags.drop(control, ref.migration, service, actor="cleanup")
+        await self._require(ref, "feature_flags_removed")
         taken = evidence.Evidence(ref.migration, None, "record", ref.plan_hash, {"measures": {}, "facts": facts}, True)
         await evidence.record(control, taken)
         await plans.release_tables(control, ref.migration, by="cleanup")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from activities import models as m
-from cutover.control import evidence
+from cutover.control import evidence, plans
 from cutover.control.database import Control
 
 
@@ -14,8 +14,12 @@ async def as_evidence(
     measures: Mapping[str, float],
     facts: Mapping[str, m.Scalar],
 ) -> m.GateEvidence:
-    """Record what was measured. `measures`: higher is worse; they alone decide whether it got worse."""
+    """Record what was measured. `measures`: higher is worse; they alone decide whether it got worse.
+
+    Raises PlanReplaced where a person has adopted another plan: evidence of the former one opens nothing.
+    """
     ref = request.ref
+    await plans.require(control, ref.migration, ref.plan_hash)
     measured = {"measures": dict(measures), "facts": dict(facts), "problems": list(problems)}
     taken = evidence.Evidence(ref.migration, ref.service, request.gate, ref.plan_hash, measured, not problems)
     code = await evidence.record(control, taken)

@@ -2,11 +2,13 @@
 
 from typing import Literal, cast
 
+from temporalio import activity
+
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
-from cutover.alerts.store import Alert, raise_alert
+from cutover.alerts.store import ALWAYS, Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.control import approvals, tasks
 from cutover.plan.durations import format_duration
@@ -83,5 +85,11 @@ class MessageActivities:
         """To the table, the log and the webhook, with a link to the run's page."""
         page, namespace = self.context.settings.temporal_ui, self.context.settings.temporal_namespace
         link = f"{page}/namespaces/{namespace}/workflows/{request.workflow_id.replace('/', '%2F')}" if page else ""
-        alert = Alert(request.kind, request.severity, request.ref.migration, request.ref.service, request.text, link)
+        subject = request.subject
+        if request.kind in ALWAYS and not subject:
+            # one event: only another attempt of this very activity is a repetition of it
+            info = activity.info()
+            subject = f"{info.workflow_run_id}/{info.activity_id}"
+        ref = request.ref
+        alert = Alert(request.kind, request.severity, ref.migration, ref.service, request.text, link, subject)
         await raise_alert(self.context.control, alert, webhook=self.webhook)

@@ -91,13 +91,14 @@ class Decision(Model):
 
 
 class AlertRequest(Model):
-    """An alert; deduplicated by kind, service and text."""
+    """An alert; deduplicated by kind, service and subject (a step, a table). A rollback always alerts."""
 
     ref: Ref
     kind: str
     severity: Literal["info", "warning", "critical"]
     text: str
     workflow_id: str = ""
+    subject: str = ""
 
 
 class TaskQuery(Model):
@@ -162,6 +163,13 @@ class Facts(Model):
     facts: dict[str, Scalar] = {}
 
 
+class ChecklistRequest(Model):
+    """The automatic items of a phase: those of the reference's service, or those of the whole migration."""
+
+    ref: Ref
+    phase: str = "preparation"
+
+
 class ChecklistItem(Model):
     """An automatic item of the checklist with its evidence in words."""
 
@@ -172,7 +180,7 @@ class ChecklistItem(Model):
 
 
 class Checklist(Model):
-    """All automatic items of a phase."""
+    """Automatic items of a phase."""
 
     items: list[ChecklistItem] = []
 
@@ -315,6 +323,16 @@ class Position(Model):
     primary_side: SideName = "monolith"
     read_from_new: bool = False
     epoch: int = 0
+    #: A switch that was begun and not ended, by its id; "" for none.
+    unfinished: str = ""
+    unfinished_to: SideName = "service"
+
+
+class Standing(Model):
+    """Whether something that people decide stands, and in words what is missing."""
+
+    ok: bool = True
+    detail: str = ""
 
 
 class SwitchOrder(Model):

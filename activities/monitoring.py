@@ -2,15 +2,19 @@
 
 from datetime import timedelta
 
+import asyncpg
+
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
+from activities.guards import guard_fences, guard_servers
 from activities.registration import implements
-from cutover.control import reports, summaries
+from cutover.control import reports, summaries, watching
 from cutover.errors import CutoverError
 from cutover.flags import instances
 from cutover.monitor import thresholds
-from cutover.monitor.samples import StreamFacts
+from cutover.monitor.samples import Reading, StreamFacts
+from cutover.monitor.work import stream_facts
 from cutover.postgres.databases import CONNECTION_ERRORS, Direction
 from cutover.telemetry.meters import instruments
 
@@ -22,52 +26,80 @@ class MonitoringActivities:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        #: Apply errors at the last look, by migration, service and direction: the server only counts upwards.
-        self._errors: dict[tuple[str, str, Direction], int] = {}
 
-    async def _stream(self, ref: m.Ref, direction: Direction) -> tuple[StreamFacts | None, float | None]:
-        """What stands for secondary failures on `logical`: new apply errors; and the lag in seconds."""
+    async def _lag(self, ref: m.Ref, direction: Direction) -> float | None:
+        """The lag in seconds by a marker; None where it could not be measured."""
         try:
             stream = await self.context.stream(ref, direction)
-            health = await stream.health()
-            measured = await stream.lag(LAG_SECONDS) if health.ok else None
+            if not (await stream.health()).ok:
+                return None
+            measured = await stream.lag(LAG_SECONDS)
         except (*CONNECTION_ERRORS, CutoverError):
-            return None, None
-        service = self.context.service(ref)
-        lag = measured.seconds if measured else None
-        if measured is not None:
-            labels = {"service": service, "direction": direction}
-            instruments().migration_replication_lag_bytes.set(measured.bytes, labels)
-            if lag is not None:
-                instruments().migration_replication_lag.set(lag, labels)
-        key = (ref.migration, service, direction)
-        failures = max(0, health.apply_errors - self._errors.get(key, health.apply_errors))
-        self._errors[key] = health.apply_errors
-        if not health.ok:
-            failures = max(failures, 1)
-        return StreamFacts(attempts=max(failures, 1), failures=failures), lag
+            return None
+        labels = {"service": self.context.service(ref), "direction": direction}
+        instruments().migration_replication_lag_bytes.set(measured.bytes, labels)
+        if measured.seconds is not None:
+            instruments().migration_replication_lag.set(measured.seconds, labels)
+        return measured.seconds
+
+    async def _work(self, ref: m.Ref, direction: Direction, window: timedelta) -> StreamFacts | str:
+        """What stands for writes at the secondary, or in words why the stream could not be asked."""
+        context = self.context
+        try:
+            stream = await context.stream(ref, direction)
+            return await stream_facts(context.control, await context.pair(ref), direction, stream, window)
+        except CutoverError as error:
+            return str(error)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            # its text may hold an address, or a value
+            return f"a database ended the connection ({type(error).__name__})"
+
+    async def _fences(self, ref: m.Ref) -> Reading:
+        """How many tables have a fence that does not stand; while a switch is under way nothing is said."""
+        try:
+            found = await guard_fences(self.context, ref)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+            return thresholds.unreadable(0, type(error).__name__)
+        if not found.settled:
+            return Reading(value=None, limit=0, not_applicable=True, detail="no fences to look at, or a switch at work")
+        wrong = len(found.problems)
+        detail = found.problems[0] if wrong else f"{found.tables} fences stand"
+        return Reading(value=wrong, limit=0, breached=wrong > 0, detail=detail)
+
+    async def _servers(self, ref: m.Ref) -> Reading:
+        """How much is said against the servers being the ones that the evidence came from."""
+        try:
+            problems = await guard_servers(self.context, ref)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+            return thresholds.unreadable(0, type(error).__name__)
+        detail = problems[0] if problems else "both servers are the ones that are noted"
+        return Reading(value=len(problems), limit=0, breached=bool(problems), detail=detail)
 
     @implements(s.SAMPLE)
     async def sample(self, request: m.SampleRequest) -> m.Readings:
-        """One look at all thresholds; what cannot be read is breached."""
+        """One look at all thresholds and fences; what cannot be read is breached."""
         context, ref = self.context, request.ref
+        await context.require_in_force(ref)
         primary, direction = await context.primary(ref), await context.direction(ref)
-        facts, lag = await self._stream(ref, direction)
+        window = max(thresholds.WINDOW, timedelta(seconds=request.window_seconds))
+        lag = await self._lag(ref, direction)
         service = context.service(ref)
         taken = await thresholds.sample(
             context.control,
             await context.pair(ref),
             await context.plan(ref),
             service,
-            facts,
+            await self._work(ref, direction, window),
             primary=primary,
             reads=request.reads,
-            window=max(thresholds.WINDOW, timedelta(seconds=request.window_seconds)),
+            window=window,
         )
-        for name, reading in taken.values.items():
+        values = {**taken.values, "fences": await self._fences(ref), "servers": await self._servers(ref)}
+        for name, reading in values.items():
             outcome = "breached" if reading.breached else "not_applicable" if reading.not_applicable else "ok"
             labels = {"service": service, "name": name, "outcome": outcome}
             instruments().migration_threshold_readings.add(1, labels)
+        await watching.note(context.control, ref.migration, service, soak=request.reads, breached=taken.breached)
         open_now = await reports.open_differences(context.control, ref.migration, service)
         return m.Readings(
             readings=[
@@ -80,7 +112,7 @@ class MonitoringActivities:
                     not_applicable=reading.not_applicable,
                     detail=reading.detail[:200],
                 )
-                for name, reading in taken.values.items()
+                for name, reading in values.items()
             ],
             lag_seconds=round(lag, 3) if lag is not None else None,
             differences=len(open_now),
@@ -92,7 +124,7 @@ class MonitoringActivities:
         context = self.context
         service, plan = context.service(ref), await context.plan(ref)
         primary, direction = await context.primary(ref), await context.direction(ref)
-        _, lag = await self._stream(ref, direction)
+        lag = await self._lag(ref, direction)
         found = await reports.latest_of_all(context.control, ref.migration, service, direction=direction)
         facts: dict[str, m.Scalar] = {
             "writable": primary,

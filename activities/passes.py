@@ -6,7 +6,7 @@ from temporalio import activity
 
 from activities.context import Context
 from activities.models import Ref
-from cutover.control import reports
+from cutover.control import conflicts, reports
 from cutover.control.reports import TableReport
 from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
@@ -38,6 +38,10 @@ async def pass_over(context: Context, ref: Ref, table: str, *, pass_id: str) -> 
     def tell(progress: Progress) -> None:
         activity.heartbeat(progress.rows_source, progress.rows_target)
 
+    changed = ChangedKeys(pair, direction, context.control)
+    async with changed:
+        # what is known to have changed before the pass begins is cleared by it
+        await changed.drain(polite=True)
     report = await run_pass(
         pair,
         direction,
@@ -49,7 +53,8 @@ async def pass_over(context: Context, ref: Ref, table: str, *, pass_id: str) -> 
         progress=tell,
         pass_id=pass_id,
     )
-    await ChangedKeys(pair, direction, context.control).verified(report)
+    await changed.verified(report)
+    await conflicts.close_settled(context.control, report)
     _count(report)
     return report
 

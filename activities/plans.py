@@ -6,15 +6,23 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
-from cutover.control import plans, stages, tasks
+from cutover.control import adoption, approvals, checks, plans, stages, tasks
+from cutover.errors import GateClosed
 from cutover.flags import store as flags
 from cutover.plan.calendar import next_opening
+from cutover.plan.explain import changes
 from cutover.plan.models import Plan
-from cutover.postgres import catalog
 from cutover.telemetry.meters import instruments
 
 HOUR = timedelta(hours=1)
+#: The gate of the cleanup run whose approvals end every way back (workflows/cleanup.py).
+WAY_BACK_GATE = "give-up-way-back"
+#: The gate itself looked at the approvals' age when it opened.
+FOR_GOOD = timedelta(days=36500)
+RELEASED = ("released", "archived")
 WATCH = timedelta(minutes=10)
+#: Characters of what differs between two plans that a run shows.
+CHANGES_SHOWN = 400
 
 
 def rules_of(plan: Plan) -> m.Rules:
@@ -53,14 +61,25 @@ class PlanActivities:
 
     @implements(s.BIND_PLAN)
     async def bind_plan(self, request: m.BindRequest) -> m.Rules:
-        """Bind the migration to the plan in force. Raises Refused where none is registered, or another is bound."""
+        """Bind the migration to the plan in force. Raises Refused where none is registered, or another is bound.
+
+        Where a person has adopted another plan in place of the one that is asked for, that one, with what it replaces.
+        """
         control = self.context.control
-        plan = await plans.load(control, request.plan, request.plan_hash or None)
-        await plans.bind(control, request.plan, plan.hash, request.workflow_id or "workflow")
-        return rules_of(plan)
+        asked = await plans.load(control, request.plan, request.plan_hash or None)
+        bound = await plans.bind(control, request.plan, asked.hash, request.workflow_id or "workflow")
+        if bound == asked.hash:
+            return rules_of(asked)
+        plan = await plans.load(control, request.plan, bound)
+        by = await adoption.adopter(control, request.plan, bound)
+        words = "; ".join(str(one) for one in changes(asked, plan))
+        return rules_of(plan).model_copy(
+            update={"former": rules_of(asked), "adopted_by": by, "changes": words[:CHANGES_SHOWN]}
+        )
 
     @implements(s.STAGES)
     async def stages(self, ref: m.Ref) -> m.Stages:
+        await self.context.require_in_force(ref)
         rows = await stages.get_stages(self.context.control, ref.migration)
         own = rows.get(None)
         return m.Stages(
@@ -70,6 +89,12 @@ class PlanActivities:
 
     @implements(s.SET_STAGE)
     async def set_stage(self, change: m.StageChange) -> None:
+        """`prepared` is what the plan in force makes of it; what else has happened is told under any plan.
+
+        `released` ends a service's way back: without the people's approvals of that nobody can write it.
+        """
+        if change.stage == "released" and not (standing := await self._given_up(change.ref)).ok:
+            raise GateClosed(standing.detail)
         await stages.set_stage(
             self.context.control,
             change.ref.migration,
@@ -77,26 +102,45 @@ class PlanActivities:
             change.stage,  # type: ignore[arg-type]  # checked against the known stages by set_stage itself
             {"detail": change.detail, "plan_hash": change.ref.plan_hash},
             actor=change.actor,
+            by_plan=change.ref.plan_hash if change.stage == "prepared" else "",
         )
         labels = {"migration": change.ref.migration, "service": change.ref.service or "", "stage": change.stage}
         instruments().migration_phase_info.set(1, labels)
 
+    @implements(s.GIVEN_UP)
+    async def given_up(self, ref: m.Ref) -> m.Standing:
+        """Whether people have given up the way back, whoever says so in a message."""
+        return await self._given_up(ref)
+
+    async def _given_up(self, ref: m.Ref) -> m.Standing:
+        control, plan = self.context.control, await self.context.plan(ref)
+        stage = (await stages.get_stages(control, ref.migration)).get(ref.service or "")
+        if stage is not None and stage.stage in RELEASED:
+            return m.Standing()
+        standing = await approvals.valid(control, ref.migration, None, WAY_BACK_GATE, plan.hash, None, FOR_GOOD)
+        if len(standing) >= plan.approvals.required:
+            return m.Standing()
+        return m.Standing(
+            ok=False,
+            detail=f"the way back of {ref.service or ref.migration} was not given up: {len(standing)} of "
+            f"{plan.approvals.required} approvals of gate {WAY_BACK_GATE!r} (cutover start cleanup {ref.migration})",
+        )
+
     @implements(s.CLAIM_TABLES)
     async def claim_tables(self, ref: m.Ref) -> None:
         """Take the tables of this monolith, and make the rows that all later steps update."""
+        await self.context.require_in_force(ref)
         context, plan = self.context, await self.context.plan(ref)
-        monolith = context.settings.database(plan.monolith.database)
-        async with monolith.session("cutover-preparation") as connection:
-            facts = await catalog.server_facts(connection)
-            name = await connection.fetchval("SELECT current_database()")
-        await plans.claim_tables(context.control, plan, f"{facts.system_identifier}/{name}")
+        await plans.claim_tables(context.control, plan, await context.monolith_name(plan))
         await tasks.ensure(context.control, plan)
+        await checks.ensure(context.control, plan)
         for service in plan.services:
             await flags.ensure(context.control, ref.migration, service)
 
     @implements(s.CALENDAR)
     async def calendar(self, request: m.CalendarRequest) -> m.Calendar:
         """The windows of the services that are left, one after the other in the plan's order."""
+        await self.context.require_in_force(request.ref)
         plan = await self.context.plan(request.ref)
         moment, windows = request.at, []
         for name, service in plan.services.items():

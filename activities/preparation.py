@@ -1,21 +1,22 @@
-"""Phase 1: preflight, schemas, roles, fences, loose keys, fingerprints, the checklist's automatic items."""
+"""Phase 1: preflight, schemas, roles, fences, loose keys, fingerprints, the gate `prepared`."""
 
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.registration import implements
-from cutover.control import evidence, tasks
+from cutover.checklist.preparation import FINGERPRINTS
+from cutover.control import evidence, plans, tasks
 from cutover.errors import GateClosed
-from cutover.plan import checklist
+from cutover.flags import store as flags
+from cutover.monitor import catalogs
 from cutover.plan.models import Plan
-from cutover.postgres import epoch, fence, fingerprint, roles, schema
+from cutover.postgres import epoch, fence, roles, schema
+from cutover.postgres.databases import Side
 from cutover.preflight.run import preflight as run_preflight
 from cutover.switch import crossing
 
 FINDINGS_SHOWN = 10
-#: Gate name under which a service's catalog fingerprints are kept.
-FINGERPRINTS = "fingerprints"
 
 
 class PreparationActivities:
@@ -26,20 +27,29 @@ class PreparationActivities:
 
     @implements(s.PREFLIGHT)
     async def preflight(self, ref: m.Ref) -> m.PreflightResult:
-        """All checks over all services; the blocking findings in words."""
-        found = await run_preflight(await self.context.plan(ref), self.context.settings.database)
+        """All checks over all services; the blocking findings in words. It changes nothing.
+
+        Tables that another migration has are told first: then the other findings may be that one's doing.
+        """
+        context, plan = self.context, await self.context.plan(ref)
+        taken = await plans.taken(context.control, plan, await context.monolith_name(plan))
+        found = await run_preflight(plan, context.settings.database, bindir=context.client_programs)
         blocking = [one for one in found if one.severity == "blocking"]
+        words = [taken] * bool(taken) + [f"{one.where}: {one.what}" for one in blocking]
         return m.PreflightResult(
-            blocking=len(blocking),
+            blocking=len(words),
             advice=len(found) - len(blocking),
-            findings=[f"{one.where}: {one.what}"[:200] for one in blocking[:FINDINGS_SHOWN]],
+            findings=[one[:200] for one in words[:FINDINGS_SHOWN]],
         )
 
     @implements(s.CREATE_SCHEMA)
     async def create_schema(self, ref: m.Ref) -> m.Facts:
         """The service's tables as they are at the monolith, empty."""
         pair = await self.context.pair(ref)
-        report = await schema.apply_schema(pair.monolith, pair.target, pair.tables, service=pair.service)
+        await plans.begin_service(self.context.control, ref.migration, ref.plan_hash, pair.service)
+        report = await schema.apply_schema(
+            pair.monolith, pair.target, pair.tables, service=pair.service, bindir=self.context.client_programs
+        )
         return m.Facts(facts={"created": len(report.created), "keys left out": len(report.left_out_keys)})
 
     @implements(s.COMPARE_SCHEMAS)
@@ -61,15 +71,21 @@ class PreparationActivities:
 
     @implements(s.INSTALL_FENCES)
     async def install_fences(self, ref: m.Ref) -> m.Facts:
-        """Open at the monolith, closed at the service's database: a rogue writer there is refused from today on."""
+        """Closed at the side that is not the primary: a rogue writer there is refused from today on.
+
+        Run again later, a fence that is missing is made for the primary of then.
+        """
         pair = await self.context.pair(ref)
+        route = await flags.find(self.context.control, pair.migration, pair.service)
+        primary = route.primary_side if route else "monolith"
         made = 0
-        async with pair.monolith.session("cutover-fence") as connection:
-            await epoch.install(connection, pair.service, "monolith")
-            made += await fence.install(connection, pair.service, pair.tables, closed=False)
-        async with pair.target.session("cutover-fence") as connection:
-            await epoch.install(connection, pair.service, "service")
-            made += await fence.install(connection, pair.service, pair.tables, closed=True)
+        sides: tuple[Side, ...] = ("monolith", "service")
+        for side in sides:
+            async with pair.at(side).session("cutover-fence") as connection:
+                await epoch.install(connection, pair.service, side)
+                made += await fence.install(connection, pair.service, pair.tables, closed=side != primary)
+                if route is not None and route.epoch:
+                    await fence.make_always(connection, pair.tables)
         return m.Facts(facts={"fences made": made})
 
     @implements(s.CAPTURE_LOOSE_KEYS)
@@ -81,35 +97,15 @@ class PreparationActivities:
 
     @implements(s.TAKE_FINGERPRINTS)
     async def take_fingerprints(self, ref: m.Ref) -> m.Facts:
-        """Both catalogs' fingerprints, kept as evidence; gates compare with the catalogs of then."""
+        """Both catalogs' fingerprints, which every gate and pass compares with; kept as evidence too."""
         pair = await self.context.pair(ref)
-        async with pair.monolith.session("cutover-schema") as here, pair.target.session("cutover-schema") as there:
-            one = await fingerprint.fingerprint(here, pair.tables)
-            two = await fingerprint.fingerprint(there, pair.tables)
-        facts = {"monolith": one.hash, "service": two.hash}
+        found = await catalogs.take(self.context.control, pair, ref.plan_hash, by="preparation")
+        facts = {side: one.hash for side, one in found.items()}
         taken = evidence.Evidence(
             ref.migration, pair.service, FINGERPRINTS, ref.plan_hash, {"measures": {}, "facts": facts}, True
         )
         await evidence.record(self.context.control, taken)
         return m.Facts(facts={name: text[:12] for name, text in facts.items()})
-
-    @implements(s.CHECKLIST)
-    async def checklist(self, ref: m.Ref) -> m.Checklist:
-        """The strategy's automatic items of Preparation, each with what shows it."""
-        plan = await self.context.plan(ref)
-        alike, different = await self._schemas(plan, ref)
-        tables = sum(len(service.tables) for service in plan.services.values())
-        shown = {
-            "service_schemas": (not different, f"{tables} tables in {len(plan.services)} databases"),
-            "schemas_match_source": (not different, "; ".join(different[:3]) or f"{alike} schemas alike"),
-            "reconciliation_dashboard": (True, "reports go to control.report; shown by `cutover status`"),
-        }
-        items = []
-        for item in checklist.items("preparation", "automatic"):
-            if item.key in shown:
-                ok, words = shown[item.key]
-                items.append(m.ChecklistItem(key=item.key, text=item.text, ok=ok, evidence=words[:300]))
-        return m.Checklist(items=items)
 
     async def _schemas(self, plan: Plan, ref: m.Ref) -> tuple[int, list[str]]:
         alike, different = 0, []

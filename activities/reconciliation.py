@@ -1,20 +1,25 @@
 """Passes and repairs."""
 
+from datetime import timedelta
+
 from temporalio import activity
 
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
+from activities.guards import guard_catalogs
 from activities.passes import pass_over, settling
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
-from cutover.control import reports
+from cutover.control import conflicts, reports
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import resolve
 
 #: Differences repaired by one activity; what is left is found by the next pass.
 REPAIR_LIMIT = 100_000
+#: The same open cases, seen again within this time, are no news: passes find them every few minutes.
+REMEMBERED = timedelta(hours=1)
 
 
 class ReconciliationActivities:
@@ -29,6 +34,7 @@ class ReconciliationActivities:
         """One pass; a killed attempt is gone on with."""
         info = activity.info()
         pass_id = f"{info.workflow_run_id}/{info.activity_id}"
+        await guard_catalogs(self.context, request.ref)
         report = await pass_over(self.context, request.ref, request.table, pass_id=pass_id)
         plan = await self.context.plan(request.ref)
         return m.PassResult(
@@ -57,7 +63,7 @@ class ReconciliationActivities:
         )
 
         async def tell(text: str) -> None:
-            alert = Alert("conflict", "warning", ref.migration, service, text)
+            alert = Alert("conflict", "warning", ref.migration, service, text, subject=request.table)
             await raise_alert(context.control, alert, webhook=self.webhook)
 
         result = await resolve(
@@ -71,4 +77,20 @@ class ReconciliationActivities:
             actor=activity.info().workflow_id or "reconciliation",
             alert=tell,
         )
+        await self._tell_cases(ref, request.table)
         return m.Resolved(repaired=result.repaired, cases=result.cases)
+
+    async def _tell_cases(self, ref: m.Ref, table: str) -> None:
+        """An alert where a case was opened; read back, so that a kill between case and alert loses nothing."""
+        control, service = self.context.control, self.context.service(ref)
+        waiting = await conflicts.waiting(control, ref.migration, service, table)
+        if waiting is None:
+            return
+        text = (
+            f"{table}: {waiting.count} rows differ that no rule may mend; they wait for a person: "
+            f"cutover conflicts list {ref.migration} --service {service}"
+        )
+        alert = Alert(
+            "conflict-case", "warning", ref.migration, service, text, subject=f"{table}, case {waiting.newest}"
+        )
+        await raise_alert(control, alert, REMEMBERED, webhook=self.webhook)

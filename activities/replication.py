@@ -20,9 +20,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities import models as m
 from activities import passes
 from activities import signatures as s
+from activities.checking import check
 from activities.context import Context
 from activities.evidence import as_evidence
+from activities.guards import guarded
 from activities.registration import implements
+from cutover.checklist.run import problems_of
 from cutover.control import stages, tasks
 from cutover.errors import ConfigError
 from cutover.monitor import baseline
@@ -34,7 +37,6 @@ from cutover.telemetry.meters import instruments
 TASK_QUEUE = "cutover"
 #: What is recorded before the stream starts: the clients' last ten minutes.
 BASELINE_WINDOW = timedelta(minutes=10)
-BEYOND_BASELINE = ("ready", "switched", "deprecated", "rolled-back", "released", "archived")
 LAG_SECONDS = 10.0
 CATCHUP = timedelta(minutes=1)
 
@@ -47,13 +49,17 @@ class ReplicationActivities:
 
     @implements(s.RECORD_BASELINE)
     async def record_baseline(self, ref: m.Ref) -> m.Facts:
-        """What the clients saw before anything changed for them. Not taken again once the stream runs."""
+        """What the clients saw before anything changed for them. Not taken again once the stream has been started.
+
+        A service gets its first stage when the backfill is done; until then the stream itself tells that it runs.
+        """
         service = self.context.service(ref)
         rows = await stages.get_stages(self.context.control, ref.migration)
-        if service in rows and rows[service].stage in BEYOND_BASELINE:
-            return m.Facts()
-        await baseline.record(self.context.control, ref.migration, service, BASELINE_WINDOW)
-        return m.Facts()
+        stream = await self.context.stream(ref, "forward")
+        if service in rows or await stream.exists():
+            return m.Facts(facts={"baseline": "taken before the stream was started"})
+        taken = await baseline.record(self.context.control, ref.migration, service, BASELINE_WINDOW)
+        return m.Facts(facts={"operations measured": len(taken)})
 
     @implements(s.START_STREAM)
     async def start_stream(self, ref: m.Ref) -> m.Facts:
@@ -142,14 +148,14 @@ class ReplicationActivities:
         done = await crossing.process(await context.plan(ref), context.service(ref), context.control, database)
         pair, direction = await self.context.pair(ref), await self.context.direction(ref)
         async with ChangedKeys(pair, direction, self.context.control) as changed:
-            consumed = await changed.consume()
-        return m.Facts(facts={"loose keys followed": done, "changes read": consumed})
+            compared = await changed.shorten(polite=True)
+        return m.Facts(facts={"loose keys followed": done, "changed keys compared": compared})
 
     @implements(s.MEASURE_READY)
     async def measure_ready(self, request: m.GateRequest) -> m.GateEvidence:
-        """Zero confirmed differences on fresh reports, a live stream, no open human item of the phase."""
+        """Zero confirmed differences on fresh reports, a live stream, no open item of the phase."""
         context, ref = self.context, request.ref
-        problems: list[str] = []
+        problems = await guarded(context, ref)
         facts: dict[str, m.Scalar] = {}
         total = 0
         for report in await passes.fresh_reports(context, ref):
@@ -166,6 +172,7 @@ class ReplicationActivities:
         lag = await stream.lag(LAG_SECONDS)
         if lag.seconds is None:
             problems.append(f"a marker took longer than {LAG_SECONDS:g} s: the stream lags")
+        problems += problems_of(await check(context, ref, "dual_write"))
         pending = await tasks.pending(context.control, ref.migration, "dual_write")
         problems += [f"task {one.name!r} is not confirmed" for one in pending if one.service == ref.service]
         return await as_evidence(context.control, request, problems, {"differences": float(total)}, facts)
@@ -177,7 +184,8 @@ class ReplicationActivities:
 
 
 def _replacement(schedule: Schedule) -> Callable[[ScheduleUpdateInput], Awaitable[ScheduleUpdate]]:
-    async def update(_: ScheduleUpdateInput) -> ScheduleUpdate:
+    async def update(former: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule.state = former.description.schedule.state  # one that a person has paused stays paused
         return ScheduleUpdate(schedule)
 
     return update

@@ -75,6 +75,10 @@ class Rules(Model):
     approvals_required: int = 2
     approvals_expire: timedelta = timedelta(hours=24)
     max_write_pause: timedelta = timedelta(seconds=5)
+    #: The rules that a run asked for, where a person has adopted these in their place; by whom, and what differs.
+    former: "Rules | None" = None
+    adopted_by: str = ""
+    changes: str = ""
 
     def service(self, name: str) -> ServiceRules | None:
         """The rules of that service, or None where the plan does not know it."""

@@ -42,6 +42,7 @@ RECORD_DECISION = Signature("record_decision", m.Decision, Nothing)
 RAISE_ALERT = Signature("raise_alert", m.AlertRequest, Nothing)
 OPEN_TASKS = Signature("open_tasks", m.TaskQuery, m.Tasks)
 COMPLETE_TASK = Signature("complete_task", m.TaskDone, Nothing)
+CHECKLIST = Signature("checklist", m.ChecklistRequest, m.Checklist, "measure")
 
 # preparation
 PREFLIGHT = Signature("preflight", m.Ref, m.PreflightResult, "measure")
@@ -51,7 +52,6 @@ CREATE_ROLES = Signature("create_roles", m.Ref, m.Facts)
 INSTALL_FENCES = Signature("install_fences", m.Ref, m.Facts)
 CAPTURE_LOOSE_KEYS = Signature("capture_loose_keys", m.Ref, m.Facts)
 TAKE_FINGERPRINTS = Signature("take_fingerprints", m.Ref, m.Facts)
-CHECKLIST = Signature("checklist", m.Ref, m.Checklist, "measure")
 MEASURE_PREPARED = Signature("measure_prepared", m.GateRequest, m.GateEvidence, "measure")
 
 # replication
@@ -62,7 +62,7 @@ ARM_FENCES = Signature("arm_fences", m.Ref, m.Facts)
 PREPARE_CHANGED_KEYS = Signature("prepare_changed_keys", m.Ref, m.Facts)
 CREATE_SCHEDULES = Signature("create_schedules", m.Ref, m.Facts)
 DELETE_SCHEDULES = Signature("delete_schedules", m.Ref, m.Facts)
-PROCESS_LOOSE_KEYS = Signature("process_loose_keys", m.Ref, m.Facts)
+PROCESS_LOOSE_KEYS = Signature("process_loose_keys", m.Ref, m.Facts, "measure")
 MEASURE_READY = Signature("measure_ready", m.GateRequest, m.GateEvidence, "long")
 
 # reconciliation, monitoring
@@ -79,10 +79,12 @@ MEASURE_WRITE = Signature("measure_write", m.GateRequest, m.GateEvidence, "long"
 PREPARE_REVERSE = Signature("prepare_reverse", m.SwitchOrder, Nothing, "measure")
 DETACH_KEYS = Signature("detach_keys", m.Ref, m.Facts, "measure")
 RESTORE_KEYS = Signature("restore_keys", m.Ref, m.Facts, "measure")
+TAKE_BACK_REVERSE = Signature("take_back_reverse", m.SwitchOrder, Nothing, "measure")
 FENCED_SECTION = Signature("fenced_section", m.SwitchOrder, m.SwitchReport, "section")
 FINISH_SWITCH = Signature("finish_switch", m.SwitchOrder, Nothing, "measure")
 
 # cleanup
+GIVEN_UP = Signature("given_up", m.Ref, m.Standing)
 MEASURE_WAY_BACK = Signature("measure_way_back", m.GateRequest, m.GateEvidence, "long")
 DROP_MACHINERY = Signature("drop_machinery", m.Ref, m.Facts, "measure")
 ARCHIVE_TABLES = Signature("archive_tables", m.Ref, m.ArchiveResult, "long")

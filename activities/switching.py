@@ -1,26 +1,32 @@
 """Switchover: gates, the read flag, the way back, the fenced section. Thin; `cutover.switch` does the work."""
 
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
+from opentelemetry.trace import Span
 from temporalio import activity
 
 from activities import models as m
 from activities import signatures as s
+from activities.checking import check
 from activities.context import Context
 from activities.evidence import as_evidence
+from activities.guards import guard_fences, guarded
 from activities.passes import fresh_reports
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
-from cutover.control import approvals, stages
-from cutover.errors import GateClosed
+from cutover.checklist.run import problems_of
+from cutover.control import approvals, stages, switches
+from cutover.errors import ApprovalLapsed, GateClosed
 from cutover.flags import instances
 from cutover.flags import store as flags
-from cutover.postgres.databases import direction_from
+from cutover.postgres.databases import Side, direction_from
 from cutover.switch import crossing, finish, gates, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 from cutover.telemetry.meters import instruments
+from cutover.telemetry.setup import tracer
 
 #: The gate whose approvals a write switch needs (workflows/writeswitch.py opens it under this name).
 WRITE_GATE = "write"
@@ -49,6 +55,11 @@ class SwitchActivities:
             plan_hash=order.ref.plan_hash,
         )
 
+    def _span(self, step: str, ref: m.Ref, to_side: Side) -> AbstractContextManager[Span]:
+        """A span for a step outside of the fenced section, named like those inside."""
+        labels = {"cutover.service": self.context.service(ref), "cutover.to_side": to_side}
+        return tracer().start_as_current_span(f"switch {step}", attributes=labels)
+
     @implements(s.POSITION)
     async def position(self, ref: m.Ref) -> m.Position:
         """Where the service stands by the control database."""
@@ -58,7 +69,10 @@ class SwitchActivities:
         route = await flags.find(self.context.control, ref.migration, service)
         if route is None:
             return m.Position(stage=row.stage if row else "")
+        begun = await switches.under_way(self.context.control, ref.migration, service)
         return m.Position(
+            unfinished=begun.switch_id if begun else "",
+            unfinished_to=begun.to_side if begun else "service",
             stage=row.stage if row else "",
             primary_side=route.primary_side,
             read_from_new=route.read_from_new,
@@ -70,7 +84,7 @@ class SwitchActivities:
         """The rate of differences of each table within the threshold, on fresh evidence; the stream alive."""
         context, ref = self.context, request.ref
         plan = await context.plan(ref)
-        problems: list[str] = []
+        problems = await guarded(context, ref)
         facts: dict[str, m.Scalar] = {}
         worst, total, limit = 0.0, 0, plan.thresholds.mismatch_rate
         for report in await fresh_reports(context, ref):
@@ -107,16 +121,26 @@ class SwitchActivities:
 
     @implements(s.MEASURE_WRITE)
     async def measure_write(self, request: m.GateRequest) -> m.GateEvidence:
-        """Step 1 of the write switch, on reports that are fresh."""
+        """Step 1 of the write switch, on reports that are fresh, after a soak that was watched all along."""
         await fresh_reports(self.context, request.ref)
-        found = await gates.measure(await self._environment(request.ref), request.to_side)
+        with self._span("gates", request.ref, request.to_side):
+            await guarded(self.context, request.ref)  # tells people, and gives late partitions their fences
+            found = await gates.measure(await self._environment(request.ref), request.to_side)
+        watched = await check(self.context, request.ref, "switchover", ["error_rates_monitored"])
         facts: dict[str, m.Scalar] = dict(found.facts)
-        return await as_evidence(self.context.control, request, found.problems, found.measures, facts)
+        problems = [*found.problems, *problems_of(watched)]
+        return await as_evidence(self.context.control, request, problems, found.measures, facts)
 
     @implements(s.PREPARE_REVERSE)
     async def prepare_reverse(self, order: m.SwitchOrder) -> None:
         """Step 2: the stream of the other direction exists and is proved."""
-        await reverse.make_ready(await self._environment(order.ref), order.to_side)
+        with self._span("make-ready", order.ref, order.to_side):
+            await reverse.make_ready(await self._environment(order.ref), order.to_side)
+
+    @implements(s.TAKE_BACK_REVERSE)
+    async def take_back_reverse(self, order: m.SwitchOrder) -> None:
+        """Undoes step 2 where no switch followed."""
+        await reverse.take_back(await self._environment(order.ref), order.to_side)
 
     @implements(s.DETACH_KEYS)
     async def detach_keys(self, ref: m.Ref) -> m.Facts:
@@ -134,14 +158,27 @@ class SwitchActivities:
         )
         for problem in problems:
             # a key whose rows refer to nothing is a person's matter; it does not undo a rollback
-            alert = Alert("foreign-key", "warning", ref.migration, context.service(ref), problem)
+            alert = Alert("foreign-key", "warning", ref.migration, context.service(ref), problem, subject=problem)
             await raise_alert(context.control, alert, webhook=self.webhook)
         return m.Facts(facts={"keys that stay away": len(problems)})
 
     async def _permitted(self, order: m.SwitchOrder) -> None:
-        """The approvals of the write gate once more, by the control database's clock. A way back needs none."""
+        """Approvals and fences once more, right before a switch begins.
+
+        A fence that somebody has lifted would make rows that no stream carried the truth of the new side.
+        """
+        await self._approved(order)
+        if problems := (await guard_fences(self.context, order.ref)).problems:
+            raise GateClosed(f"{order.ref.service}: {'; '.join(problems[:3])}")
+
+    async def _approved(self, order: m.SwitchOrder) -> None:
+        """The approvals of the write gate, by the control database's clock and under the plan in force.
+
+        A way back needs none, and is not held up by another plan.
+        """
         if order.to_side == "monolith":
             return
+        await self.context.require_in_force(order.ref)
         ref, plan = order.ref, await self.context.plan(order.ref)
         standing = await approvals.valid(
             self.context.control,
@@ -153,9 +190,9 @@ class SwitchActivities:
             plan.waited(plan.approvals.expire),
         )
         if len(standing) < plan.approvals.required:
-            raise GateClosed(
+            raise ApprovalLapsed(
                 f"{ref.service}: {len(standing)} of {plan.approvals.required} approvals of the write gate hold now; "
-                "roll back, and approve the gate again"
+                "approve it again"
             )
 
     @implements(s.FENCED_SECTION)
@@ -190,4 +227,8 @@ class SwitchActivities:
     @implements(s.FINISH_SWITCH)
     async def finish_switch(self, order: m.SwitchOrder) -> None:
         """Step 12: the new direction proved once more, the old stream dropped."""
-        await finish.finish(await self._environment(order.ref), await self._request(order))
+        with self._span("finish", order.ref, order.to_side):
+            await finish.finish(await self._environment(order.ref), await self._request(order))
+        if order.to_side == "service":
+            # kept for the checklist; the end of deprecation asks for all items of the phase
+            await check(self.context, order.ref, "switchover", ["rollback_command_ready"])

@@ -5,10 +5,11 @@ from typing import Any
 
 import asyncpg
 
-from cutover.control import switches
+from cutover.control import stages, switches
 from cutover.control.database import Control
-from cutover.errors import CutoverError, StaleAttempt
+from cutover.errors import CutoverError
 from cutover.flags import store as flags
+from cutover.monitor import catalogs, fences
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import CONNECTION_ERRORS, Pair, Side, direction_from
@@ -36,7 +37,9 @@ class Examination:
 async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
     """Looks at both databases and the control database; never raises for what it finds."""
     found = Examination(pair.service)
-    for look in (_sides, _switch, _stream):
+    for look in (_sides, _catalogs, _switch, _stream):
+        if "cleanup" in found.facts:
+            break
         try:
             await look(plan, pair, control, found)
         except CutoverError as error:
@@ -47,7 +50,11 @@ async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
 
 
 async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
-    """Invariant 1, from the databases themselves."""
+    """Invariant 1, from the databases themselves; a service that cleanup has taken over has no fences to look at."""
+    row_of = (await stages.get_stages(control, pair.migration)).get(pair.service)
+    if row_of is not None and row_of.stage in ("released", "archived"):
+        found.facts["cleanup"] = f"{row_of.stage}: the way back was given up; fences and streams of this side are gone"
+        return
     route = await flags.get(control, pair.migration, pair.service)
     found.facts["flags"] = f"writes at the {route.primary_side}, epoch {route.epoch}"
     open_sides: list[Side] = []
@@ -61,27 +68,38 @@ async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -
             found.facts[f"epoch at the {side}"] = f"{row.epoch}, writable: {row.primary_side}"
         if any(state in ("open", "missing", "broken") for state in states.values()):
             open_sides.append(side)
-        for table, state in states.items():
-            if state in ("missing", "broken"):
-                found.problems.append(
-                    f"{table} at the {side}: its fence is {state}; run `cutover start preparation {pair.migration}` "
-                    "again, or restore the triggers that somebody changed"
-                )
+    if any("missing" in found.facts[f"fence at the {side}"] for side in ("monolith", "service")):
+        remedy = f"cutover start preparation {pair.migration}"
+        found.problems.append(f"fences are missing: a worker makes them with its next sample, or {remedy}")
+    found.problems += (await fences.look(control, pair, mend=False)).problems
     if len(open_sides) == 2:
         found.problems.append("BOTH sides are writable: stop the writers of the side that is not the primary now")
     if not open_sides:
         found.problems.append("no side is writable; a switch is under way, or its worker is gone (start a worker)")
 
 
+async def _catalogs(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
+    drift = await catalogs.drift(control, pair)
+    found.facts["schema"] = drift.text or "as it was taken"
+    if drift.changed:
+        found.problems.append(f"the schema changed, so every gate is closed: {catalogs.remedy(pair)}")
+
+
 async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
-    try:
-        row = await switches.settled(control, pair.migration, pair.service)
-    except StaleAttempt:
+    row = await switches.find(control, pair.migration, pair.service)
+    if row is None:
         found.facts["switch"] = "none yet"
         return
     found.facts["switch"] = f"{row.state}, to the {row.to_side}, epoch {row.to_epoch}"
     if row.state not in switches.SETTLED:
         found.problems.append(f"a switch is {row.state}: a running worker finishes or undoes it (cutover worker)")
+        return
+    route = await flags.get(control, pair.migration, pair.service)
+    if route.pause_id:
+        found.problems.append(
+            f"pause {route.pause_id!r} stands though its switch has ended, and holds the clients' requests: the next "
+            "attempt of a switch replaces it"
+        )
 
 
 async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:

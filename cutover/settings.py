@@ -2,34 +2,37 @@
 
 A DSN comes from, in this order: the variable `CUTOVER_DSN_<NAME>`; the file named by
 `CUTOVER_DSN_<NAME>_FILE` (its first line); the same names in the env file (`CUTOVER_ENV_FILE`, by
-default `.cutover/env` in the working folder, which `cutover dev up` writes). A DSN may be a
-`service=` entry of libpq. `<NAME>` is the database's name in capitals, other characters as `_`.
-`CUTOVER_REPLICATION_DSN_<NAME>` is how the *other* server reaches it, where that differs.
+default `.cutover/env` in the working folder, which `cutover dev up` writes). A DSN is an address,
+`postgresql://…`; an entry of libpq's service file is `postgresql:///?service=…`. `<NAME>` is the
+database's name in capitals, other characters as `_`. `CUTOVER_REPLICATION_DSN_<NAME>` is how the
+*other* server reaches it, where that differs.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cutover.errors import ConfigError
+from cutover.plan.dsn import variable
 from cutover.postgres.databases import Database
 
 CONTROL = "control"
 
 
-def variable(database: str, prefix: str = "CUTOVER_DSN_") -> str:
-    """The name of the environment variable that holds a database's DSN."""
-    return prefix + re.sub(r"[^A-Z0-9]", "_", database.upper())
-
-
 def read_env_file(path: Path) -> dict[str, str]:
-    """`NAME=value` lines; blank lines and `#` comments are passed over. A missing file is empty."""
+    """`NAME=value` lines; blank lines and `#` comments are passed over. A missing file is empty.
+
+    Raises ConfigError.
+    """
     if not path.is_file():
         return {}
     values: dict[str, str] = {}
-    for line in path.read_text().splitlines():
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the env file {path} cannot be read ({type(error).__name__})") from None
+    for line in text.splitlines():
         name, sign, value = line.strip().partition("=")
         if sign and not name.startswith("#"):
             values[name.strip()] = value.strip()
@@ -65,7 +68,7 @@ class Settings:
         if path := self.get(name + "_FILE"):
             try:
                 return Path(path).read_text().strip().splitlines()[0]
-            except (OSError, IndexError):
+            except (OSError, IndexError, UnicodeDecodeError):
                 raise ConfigError(f"{name}_FILE names a file that cannot be read or is empty: {path}") from None
         return ""
 

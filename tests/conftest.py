@@ -14,7 +14,7 @@ from tests.servers import Clusters, create_database, drop_database, run_clusters
 if TYPE_CHECKING:
     from cutover.control.database import Control
 
-FreshDatabase = Callable[[Cluster, str], Awaitable[Database]]
+FreshDatabase = Callable[..., Awaitable[Database]]
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +29,8 @@ async def fresh_database(clusters: Clusters) -> AsyncIterator[FreshDatabase]:
     """`await fresh_database(clusters.services, "analytics_db")`: an empty database, dropped at the test's end."""
     made: list[tuple[Cluster, Database]] = []
 
-    async def create(cluster: Cluster, name: str) -> Database:
-        database = await create_database(cluster, name)
+    async def create(cluster: Cluster, name: str, template: Database | None = None) -> Database:
+        database = await create_database(cluster, name, template)
         made.append((cluster, database))
         return database
 
@@ -51,10 +51,24 @@ async def service_db(clusters: Clusters, fresh_database: FreshDatabase) -> Datab
     return await fresh_database(clusters.services, "service_db")
 
 
+@pytest_asyncio.fixture(scope="session")
+async def control_template(clusters: Clusters) -> Database:
+    """A migrated control database that nobody writes: copying it takes half as long as migrating."""
+    from cutover.control.database import Control
+
+    template = await create_database(clusters.services, "control_template")
+    opened = await Control.open(template)
+    try:
+        await opened.migrate()
+    finally:
+        await opened.close()
+    return template
+
+
 @pytest_asyncio.fixture
-async def control_db(clusters: Clusters, fresh_database: FreshDatabase) -> Database:
-    """A fresh empty database for control, on the services' cluster as in the development stack."""
-    return await fresh_database(clusters.services, "control")
+async def control_db(clusters: Clusters, fresh_database: FreshDatabase, control_template: Database) -> Database:
+    """A fresh control database, migrated, on the services' cluster as in the development stack."""
+    return await fresh_database(clusters.services, "control", control_template)
 
 
 @pytest_asyncio.fixture
@@ -64,7 +78,6 @@ async def control(control_db: Database) -> AsyncIterator["Control"]:
 
     opened = await Control.open(control_db)
     try:
-        await opened.migrate()
         yield opened
     finally:
         await opened.close()

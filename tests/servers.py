@@ -69,20 +69,25 @@ def run_clusters() -> Iterator[Clusters]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def create_database(cluster: Cluster, name: str) -> Database:
-    """A fresh empty database; `name` is what a plan would call it, the real name is unique."""
+async def create_database(cluster: Cluster, name: str, template: Database | None = None) -> Database:
+    """A fresh database, empty or a copy of `template`; `name` is what a plan would call it, the real name is unique."""
     real = f"{name[:40]}_{os.getpid()}_{next(_numbers)}"
     connection = await asyncpg.connect(cluster.superuser_dsn("postgres"))
     try:
-        await connection.execute(f"CREATE DATABASE {quote(real)}")
+        source = f" TEMPLATE {quote(_real(template))}" if template else ""
+        await connection.execute(f"CREATE DATABASE {quote(real)}{source}")
     finally:
         await connection.close()
     return Database(name, cluster.dsn(real))
 
 
+def _real(database: Database) -> str:
+    return database.dsn.rpartition("/")[2]
+
+
 async def drop_database(cluster: Cluster, database: Database) -> None:
     """Drop a database of `create_database` with everything that would hold it."""
-    real = database.dsn.rpartition("/")[2]
+    real = _real(database)
     if not cluster.ready():
         cluster.start()  # a test has killed it
     inside = await asyncpg.connect(database.dsn)

@@ -4,19 +4,21 @@ import asyncio
 import logging
 import sys
 
-from cutover.errors import CutoverError
+from cutover.errors import CutoverError, Exit, exit_status
 from cutover.settings import Settings
 from cutover.telemetry.logs import configure_logging
 from cutover.telemetry.setup import setup
 from workers.worker import run_worker
 
+_log = logging.getLogger(__name__)
+
 
 def main() -> int:
-    """0 after a good end; 1 with one line for a person where the surroundings are wrong."""
-    settings = Settings.from_environment()
-    level = logging.getLevelNamesMapping().get(settings.get("CUTOVER_LOG_LEVEL", "INFO").upper(), logging.INFO)
-    configure_logging(settings.get("CUTOVER_LOG_FORMAT") == "json", level=level)
+    """0 after a good end; else one line for a person, and the exit status that a command would end with."""
     try:
+        settings = Settings.from_environment()
+        level = logging.getLevelNamesMapping().get(settings.get("CUTOVER_LOG_LEVEL", "INFO").upper(), logging.INFO)
+        configure_logging(settings.get("CUTOVER_LOG_FORMAT") == "json", level=level)
         telemetry = setup("cutover-worker")
         try:
             asyncio.run(run_worker(settings))
@@ -24,8 +26,13 @@ def main() -> int:
             telemetry.shutdown()
     except CutoverError as error:
         print(f"worker: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return exit_status(error)
+    except Exception as error:
+        # the filter of `configure_logging` keeps values out of it; the bare text could hold anything
+        _log.exception("the worker ended in a way nobody expected")
+        print(f"worker: a mistake in cutover itself: {type(error).__name__}", file=sys.stderr)
+        return Exit.MISTAKE
+    return Exit.DONE
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.checking import ChecklistActivities
 from activities.cleanup import CleanupActivities
 from activities.context import Context
 from activities.messages import MessageActivities
@@ -106,24 +107,26 @@ def activity_objects(context: Context, webhook: Webhook | None) -> tuple[object,
     """One instance of every activity class."""
     return (
         PlanActivities(context),
+        ChecklistActivities(context),
         MessageActivities(context, webhook),
         PreparationActivities(context),
         ReplicationActivities(context),
         ReconciliationActivities(context, webhook),
         MonitoringActivities(context),
-        SwitchActivities(context),
+        SwitchActivities(context, webhook),
         CleanupActivities(context),
     )
 
 
 def make_worker(client: Client, control: Control, settings: Settings, *, task_queue: str = TASK_QUEUE) -> Worker:
     """Every workflow and activity on one task queue."""
-    context = Context(replace(settings, reuse_sessions=True), control, client)
+    webhook = Webhook.from_settings(settings)
+    context = Context(replace(settings, reuse_sessions=True), control, client, webhook)
     return Worker(
         client,
         task_queue=task_queue,
         workflows=WORKFLOWS,
-        activities=activities_of(*activity_objects(context, Webhook.from_settings(settings))),
+        activities=activities_of(*activity_objects(context, webhook)),
         workflow_runner=sandbox(),
         max_concurrent_activities=ACTIVITIES_AT_ONCE,
         graceful_shutdown_timeout=GRACE,

@@ -8,13 +8,13 @@ with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
     from activities.models import StageChange
     from workflows import ids, timeouts
+    from workflows.deadlines import QUIET
     from workflows.gates import Gate
     from workflows.messages import Start
     from workflows.preparation import open_tasks
     from workflows.run import Run
 
 GIVEN_UP = ("released", "archived")
-QUIET = "nobody has read or written the renamed tables until"
 
 
 @workflow.defn(name="CleanupWorkflow")
@@ -55,7 +55,8 @@ class CleanupWorkflow(Run[Start]):
             for service in self.rules.services:
                 await self.do(f"renaming the tables of {service.name}", s.RENAME_TABLES, self._ref(service.name))
         await self._drop()
-        await self.do("writing the record of the migration", s.RECORD_MIGRATION, self.ref)
+        record = await self.do("writing the record of the migration", s.RECORD_MIGRATION, self.ref)
+        self.progress.update({f"record: {name}": value for name, value in record.facts.items()})
         await self.set_stage("cleaned")
         await self.end("nothing: cleaned up")
         return "cleaned"
@@ -78,9 +79,9 @@ class CleanupWorkflow(Run[Start]):
                 Gate(
                     "give-up-way-back",
                     "Give up the way back for all services? After this nothing can be rolled back.",
-                    self.rules.approvals_required,
-                    s.MEASURE_WAY_BACK,
+                    measure=s.MEASURE_WAY_BACK,
                     needs_evidence=True,
+                    by_plan=True,
                 )
             )
             evidence = opened.code
@@ -115,7 +116,8 @@ class CleanupWorkflow(Run[Start]):
         ref = self._ref(service)
         self.say(f"{service} to be retired", phase=f"retiring {service}")
         await self.do(f"deleting the schedules of {service}", s.DELETE_SCHEDULES, ref)
-        await self.do(f"dropping streams, slots, capture and fences of {service}", s.DROP_MACHINERY, ref)
+        dropped = await self.do(f"dropping loose keys, streams, slots and fences of {service}", s.DROP_MACHINERY, ref)
+        self.progress.update({f"{service}: {name}": value for name, value in dropped.facts.items()})
         archive = await self.do(f"archiving the tables of {service}", s.ARCHIVE_TABLES, ref)
         restored = "restore tested" if archive.restored else "restore NOT tested"
         self.progress[f"archive of {service}"] = (
@@ -125,18 +127,21 @@ class CleanupWorkflow(Run[Start]):
 
     async def _drop(self) -> None:
         """Once nobody has used the renamed tables for as long as the plan says, people may drop them."""
-        end = self.deadline(QUIET, self.rules.quiet_for)
         self.say("the renamed tables to stay unused", phase="quiet")
-        while workflow.now() < end:
+        while workflow.now() < (end := self.deadline(QUIET)):
             self.say(f"the renamed tables to stay unused until {end.isoformat(timespec='seconds')}", state="WAITING")
-            await self.sleep(end - workflow.now(), "the renamed tables stay unused")
+            await self.wait(
+                lambda: self.deadline(QUIET) != end,
+                end - workflow.now(),
+                "the renamed tables stay unused",
+            )
         await self.gate(
             Gate(
                 "drop",
                 "Drop the renamed tables of the monolith? The archive stays.",
-                self.rules.approvals_required,
-                s.MEASURE_QUIET,
+                measure=s.MEASURE_QUIET,
                 needs_evidence=True,
+                by_plan=True,
             )
         )
         self.say("the tables to be dropped", phase="drop")

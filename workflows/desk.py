@@ -70,6 +70,8 @@ class Desk(Inbox):
         self.shielded = False
         self.rollback_wanted: Message | None = None
         self.measure_now = False
+        self.plan_news = False
+        self.adopted = False
         self.unrecorded: list[Decision] = []
         self.approvals: list[PastApproval] = list(carried.approvals)
         self.refused: list[Refusal] = list(carried.refused)

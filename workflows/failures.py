@@ -5,6 +5,11 @@ from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError,
 from workflows.messages import Message, PastApproval
 from workflows.timeouts import TEXT_LIMIT, TRANSIENT
 
+#: `kind` of a step that was refused because a person has adopted another plan.
+PLAN_REPLACED = "PlanReplaced"
+#: Approvals that no longer hold at the flip (`cutover.errors.ApprovalLapsed`).
+APPROVAL_LAPSED = "ApprovalLapsed"
+
 
 class StepFailed(Exception):
     """An activity failed for good: `kind` is the error's class name, `text` its words."""
@@ -30,6 +35,10 @@ class RollbackRequested(Exception):
     def __init__(self, message: Message) -> None:
         super().__init__("rollback requested")
         self.message = message
+
+
+class StartOver(Exception):
+    """Another plan was taken over, and what was done by the former one has to be looked through again."""
 
 
 def explain(error: BaseException) -> tuple[str, str]:

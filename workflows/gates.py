@@ -1,6 +1,6 @@
 """Gates: points where a run waits for evidence, an approval, or both. Pure state; `run.py` does the waiting."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from activities.models import GateEvidence, GateRequest, SideName
@@ -27,6 +27,12 @@ class Gate:
     measure: Signature[GateRequest, GateEvidence] | None = None
     needs_evidence: bool = False
     to_side: SideName = "service"
+    #: The plan says how many have to approve; `required` is filled in from it.
+    by_plan: bool = False
+
+    def asking(self, required: int) -> "Gate":
+        """The gate under a plan that asks for so many approvals."""
+        return replace(self, required=required) if self.by_plan else self
 
 
 @dataclass
@@ -51,7 +57,7 @@ class OpenGate:
 
     @property
     def enough(self) -> bool:
-        return len(self.approvals) >= self.gate.required
+        return self.rejected is None and len(self.approvals) >= self.gate.required
 
     def judge(self, message: Approval) -> str:
         """ "" when the approval would count, "again" for one that is there already. Raises RefusedMessage."""
@@ -93,6 +99,12 @@ class OpenGate:
         """The evidence got worse: approvals of the old one no longer count."""
         self.approvals.clear()
         self.note = f"approvals void: {why}"[:500]
+
+    def replan(self, required: int, why: str) -> None:
+        """Another plan holds now: everything is measured and approved anew. A rejection stands."""
+        self.gate = self.gate.asking(required)
+        self.evidence = None
+        self.void(why)
 
     def waiting_for(self) -> str:
         """In words, without the time."""

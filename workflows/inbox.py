@@ -21,6 +21,8 @@ class Inbox:
     """Handlers only; `Run` says what a message means."""
 
     refused: list[Refusal]
+    #: Whether a person may have adopted another plan: to be looked up before the next step.
+    plan_news: bool
 
     def consider(self, action: Action, payloads: Sequence[Any]) -> Callable[[], str]:
         """What the message would do, as a function that does it and answers. Raises RefusedMessage."""
@@ -132,6 +134,11 @@ class Inbox:
     @skip.validator
     def validate_skip(self, *payloads: Any) -> None:
         self._validate("skip", payloads)
+
+    @workflow.signal(name="plan_adopted", description="A person has adopted another plan; the run takes it over")
+    def on_plan_adopted(self, *payloads: Any) -> None:
+        """What was adopted is read from the control database, so that this message cannot say anything untrue."""
+        self.plan_news = True
 
     @workflow.signal(dynamic=True)
     def unknown(self, name: str, payloads: Sequence[RawValue]) -> None:

@@ -160,9 +160,14 @@ class MigrationWorkflow(Run[MigrationStart]):
                 state="WAITING",
             )
             left = opens - workflow.now()
+            asked = self.plan_hash
             if left > timedelta(0):
-                await self.sleep(left, f"window of {window.service}")
+                await self.wait(lambda: self.plan_hash != asked, left, f"window of {window.service}")  # noqa: B023
+            await self._read_stages()
             await self.may_proceed()
+            if self.plan_hash != asked:
+                self.deadlines.pop(f"switchover of {window.service} opens", None)
+                continue
             # A pause may have outlasted the window: then the calendar is asked again.
             if self.virtual_now() < window.end or window.end <= window.start:
                 self.deadlines.pop(f"switchover of {window.service} opens", None)

@@ -39,7 +39,8 @@ class ReconciliationWorkflow(Run[TableStart]):
         try:
             text = await self._pass(table)
         except StepFailed as failed:
-            await self.alert("reconciliation-failed", "warning", f"{table}: {failed.text}", best_effort=True)
+            text = f"{table}: {failed.text}"
+            await self.alert("reconciliation-failed", "warning", text, subject=table, best_effort=True)
             self.fail(f"{table}: {failed.text}", failed.kind)
             raise
         await self.end(f"nothing: {text}")
@@ -64,6 +65,7 @@ class ReconciliationWorkflow(Run[TableStart]):
                 "mismatch-rate",
                 "critical",
                 f"{table}: {result.rate:.4%} of the rows differ, the limit is {result.rate_limit:.4%}",
+                subject=table,
                 best_effort=True,
             )
         return text

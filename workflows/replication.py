@@ -15,7 +15,8 @@ with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
     from activities.models import PassRequest, ResolveRequest, SampleRequest
     from workflows import timeouts
-    from workflows.failures import StepFailed
+    from workflows.deadlines import DWELL
+    from workflows.failures import PLAN_REPLACED, StepFailed
     from workflows.gates import Gate
     from workflows.messages import ServiceStart
     from workflows.preparation import open_tasks
@@ -24,7 +25,6 @@ with workflow.unsafe.imports_passed_through():
 STARTS_FROM = ("prepared", "")
 BACKFILL_POLL = timedelta(seconds=1)
 BACKFILL_POLL_AT_MOST = timedelta(seconds=60)
-DWELL = "dual-write at least until"
 
 #: Stages at which a restarted run goes straight to watching.
 BEYOND_READY = ("ready", "switched", "deprecated", "rolled-back")
@@ -41,6 +41,7 @@ class ReplicationWorkflow(Run[ServiceStart]):
     def __init__(self, start: Any = None) -> None:
         super().__init__(start, ServiceStart)
         self.released = False
+        self.scheduled = False
 
     @workflow.signal(name="released", description="Cleanup takes the service over; nothing is left to watch")
     def on_released(self, payload: Any = None) -> None:
@@ -54,6 +55,8 @@ class ReplicationWorkflow(Run[ServiceStart]):
             resume = await self._where_to_begin()
         if resume == "start":
             await self._replicate()
+        self.scheduled = resume != "end"
+        if resume == "start":
             await self.set_stage("replicating")
             resume = "dwell"
         if resume == "dwell":
@@ -81,15 +84,21 @@ class ReplicationWorkflow(Run[ServiceStart]):
 
     async def _replicate(self) -> None:
         self.say("the copy to be made", phase="backfill")
-        await self.do("baseline of the clients' statistics", s.RECORD_BASELINE, self.ref)
+        # without it the soak cannot tell whether writes became slower, which counts as a breach there
+        await self.optional(
+            "baseline of the clients' statistics",
+            lambda: self.call(s.RECORD_BASELINE, self.ref, summary="baseline of the clients' statistics"),
+        )
         await self.do("starting the stream", s.START_STREAM, self.ref)
         await self.step("backfill", self._backfill)
         await self.do("arming the fences", s.ARM_FENCES, self.ref)
         await self.do("slot of the changed keys", s.PREPARE_CHANGED_KEYS, self.ref)
         await self.do("schedules of reconciliation", s.CREATE_SCHEDULES, self.ref)
+        self.scheduled = True
         self.say("a first full pass over every table", phase="first reconciliation")
         for table in self._tables():
-            await self.step(f"first full pass over {table}", lambda: self._reconcile(table))  # noqa: B023
+            # the gate `ready` runs a pass of its own over a table without a fresh one
+            await self.optional(f"first full pass over {table}", lambda: self._reconcile(table))  # noqa: B023
 
     def _tables(self) -> list[str]:
         rules = self.rules.service(self.service)
@@ -116,6 +125,11 @@ class ReplicationWorkflow(Run[ServiceStart]):
             pause = min(max((workflow.now() - began) / 10, BACKFILL_POLL), BACKFILL_POLL_AT_MOST)
             await self.wait(lambda: False, pause, "backfill is polled")
 
+    async def after_adoption(self) -> None:
+        """Passes are made on the cadence of the plan in force."""
+        if self.scheduled and not self.released:
+            await self.do("schedules of reconciliation", s.CREATE_SCHEDULES, self.ref)
+
     async def _reconcile(self, table: str) -> None:
         result = await self.call(s.RECONCILE_TABLE, PassRequest(ref=self.ref, table=table), summary=table)
         self.progress[f"differences {table}"] = result.differences
@@ -126,15 +140,18 @@ class ReplicationWorkflow(Run[ServiceStart]):
 
     async def _dwell(self) -> None:
         """Write to both sides for as long as the plan says, looking around now and then."""
-        length = self.rules.dual_write_at_least
-        end = self.deadline(DWELL, length)
-        interval = timeouts.dwell_interval(length, self.rules.watch_every)
+        end = self.deadline(DWELL)
         self.say(f"the dual-write phase to last until {end.isoformat(timespec='seconds')}", phase="dual-write")
         while workflow.now() < end:
             await self.may_proceed()
+            end = self.deadline(DWELL)
+            interval = timeouts.dwell_interval(self.rules.dual_write_at_least, self.rules.watch_every)
             self.say(f"the dual-write phase to last until {end.isoformat(timespec='seconds')}", state="WAITING")
-            await self.wait(lambda: False, min(interval, end - workflow.now()), "dual-write phase")
+            await self.wait(lambda: self.adopted, min(interval, end - workflow.now()), "dual-write phase")
+            if self.adopted:
+                continue
             await self._look_around()
+            end = self.deadline(DWELL)
             if workflow.info().is_continue_as_new_suggested():
                 await self.hand_on(resume="dwell")
 
@@ -149,14 +166,27 @@ class ReplicationWorkflow(Run[ServiceStart]):
     async def _watch(self) -> None:
         """Until cleanup releases the service: thresholds are sampled, loose keys' queues processed."""
         self.phase = "watching"
-        interval = max(self.rules.watch_every, timedelta(seconds=1))
         while not self.released:
+            await self.settle_adoption()
+            interval = max(self.rules.watch_every, timedelta(seconds=1))
             self.say("cleanup to release the service; watching the stream and its thresholds", state="WAITING")
-            if await self.wait(lambda: self.released, interval, "watching"):
-                break
+            if await self.wait(lambda: self.released or self.adopted, interval, "watching"):
+                if self.released:
+                    await self._confirm_release()
+                continue
             await self._look_around()
             if workflow.info().is_continue_as_new_suggested():
                 await self.hand_on(resume="watch")
+
+    async def _confirm_release(self) -> None:
+        """Anybody can send a signal; what counts is that people have given up the way back."""
+        standing = await self.call(s.GIVEN_UP, self.ref)
+        if not standing.ok:
+            self.released = False
+            self.refuse("released", f"released: {standing.detail}")
+
+    def told_to_stay(self) -> bool:
+        return self.released
 
     async def _look_around(self) -> None:
         """One sample. A breach alerts and goes on: what gates is measured at the gates."""
@@ -164,6 +194,9 @@ class ReplicationWorkflow(Run[ServiceStart]):
             sample = await self.call(s.SAMPLE, SampleRequest(ref=self.ref))
             await self.call(s.PROCESS_LOOSE_KEYS, self.ref)
         except StepFailed as failed:
+            if failed.kind == PLAN_REPLACED:
+                self.plan_news = True
+                return
             self.progress["last sample"] = f"failed: {failed.text}"
             await self.alert("watch-failed", "warning", failed.text, best_effort=True)
             return
@@ -171,6 +204,6 @@ class ReplicationWorkflow(Run[ServiceStart]):
         self.progress["open differences"] = sample.differences
         self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
         if sample.breached:
-            text = f"thresholds breached: {', '.join(sample.breached)}"
-            await self.alert("threshold", "warning", text, best_effort=True)
+            names = ", ".join(sample.breached)
+            await self.alert("threshold", "warning", f"thresholds breached: {names}", subject=names, best_effort=True)
         self.show()

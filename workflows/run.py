@@ -1,8 +1,7 @@
-"""The base of every workflow: status, gates, parking, pausing, activities that wait out an outage.
+"""The base of every workflow: status, gates, parking, pausing, steps.
 
 A concrete run has `@workflow.init` and calls `begin` first. All waiting goes through `wait`, so that
-messages are recorded and a rollback or a cancellation is heard wherever a run waits; all calls of
-activities go through `call`, so that an unreachable database is said in words and waited out.
+messages are recorded, and a rollback, a cancellation or an adopted plan is heard wherever a run waits.
 """
 
 import asyncio
@@ -11,15 +10,16 @@ from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures
-    from activities.models import AlertRequest, BindRequest, Decision, GateRequest, Ref, Rules, StageChange
+    from activities.models import AlertRequest, Decision, GateRequest, Readings, Ref, StageChange
     from activities.signatures import Signature
-    from workflows import ids, timeouts
-    from workflows.desk import Desk, Parked
-    from workflows.failures import Rejected, RollbackRequested, StepFailed, explain, is_transient
+    from workflows import deadlines, ids, timeouts
+    from workflows.calling import Calling
+    from workflows.desk import Parked
+    from workflows.failures import PLAN_REPLACED, Rejected, StepFailed
     from workflows.gates import Gate, OpenGate, person
     from workflows.messages import RefusedMessage, StartT
 
@@ -27,11 +27,9 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Run(Desk, Generic[StartT]):
+class Run(Calling, Generic[StartT]):
     """One durable run. `Desk` holds its state and answers messages; this class waits and acts."""
 
-    ref: Ref
-    rules: Rules
     start: StartT
 
     def __init__(self, payload: Any, model: type[StartT]) -> None:
@@ -43,13 +41,10 @@ class Run(Desk, Generic[StartT]):
             self.fail(self.input_problem, "BadInput")
         plan = self.start.plan
         self.say("the plan to be read from the control database", state="RUNNING")
-        request = BindRequest(plan=plan, plan_hash=self.start.plan_hash, workflow_id=workflow.info().workflow_id)
         try:
-            self.rules = await self.call(signatures.BIND_PLAN, request)
+            self.go_by(await self.bind_plan())
         except StepFailed as failed:
             self.fail(failed.text, failed.kind)
-        self.ref = Ref(migration=plan, plan_hash=self.rules.plan_hash, service=self.service or None)
-        self.plan_hash = self.rules.plan_hash
         if self.service and self.rules.service(self.service) is None:
             known = ", ".join(one.name for one in self.rules.services)
             self.fail(f"plan {plan!r} has no service {self.service[:60]!r}; it has: {known}", "Refused")
@@ -61,21 +56,16 @@ class Run(Desk, Generic[StartT]):
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def check_interrupt(self) -> None:
-        """A cancellation that was swallowed by a completion in the same activation is raised here."""
-        if workflow.cancellation_reason() is not None and not self.shielded:
-            raise CancelledError("the workflow was cancelled")
-        if self.rollback_wanted is not None and not self.shielded:
-            raise RollbackRequested(self.rollback_wanted)
-
-    def _interrupted(self) -> bool:
-        return not self.shielded and (workflow.cancellation_reason() is not None or self.rollback_wanted is not None)
-
     async def wait(self, until: Callable[[], bool], length: timedelta | None = None, summary: str = "") -> bool:
-        """Wait for a condition; False when the time is over. Records messages as they arrive."""
+        """Wait for a condition; False when the time is over.
+
+        Records messages as they arrive, and takes over a plan that is adopted meanwhile.
+        """
         end = workflow.now() + length if length is not None else None
         while True:
             await self._record_decisions()
+            if self.plan_news:
+                await self.heed_adoption()
             self.check_interrupt()
             if until():
                 return True
@@ -84,7 +74,7 @@ class Run(Desk, Generic[StartT]):
                 return False
             try:
                 await workflow.wait_condition(
-                    lambda: until() or bool(self.unrecorded) or self._interrupted(),
+                    lambda: until() or bool(self.unrecorded) or self._interrupted() or self._news(),
                     timeout=left,
                     timeout_summary=summary or None,
                 )
@@ -95,13 +85,28 @@ class Run(Desk, Generic[StartT]):
         """A durable timer that messages can interrupt but not shorten."""
         await self.wait(lambda: False, length, summary)
 
+    def _news(self) -> bool:
+        return self.plan_news and not self.shielded
+
     async def may_proceed(self) -> None:
-        """Between two steps: hold while paused."""
+        """Between two steps: hold while paused, and go by the plan in force."""
         self.check_interrupt()
         while self.paused_by and not self.shielded:
             with self.saying(f"'resume' (paused by {self.paused_by})", "PAUSED"):
                 await self.wait(lambda: not self.paused_by or self.shielded)
         await self._record_decisions()
+        await self.settle_adoption()
+
+    async def settle_adoption(self) -> None:
+        """Take over an adopted plan, and do what it asks for beyond other rules."""
+        if self._news():
+            await self.heed_adoption()
+        if self.adopted and not self.shielded:
+            self.adopted = False
+            await self.after_adoption()
+
+    async def after_adoption(self) -> None:
+        """What a run has to do once when it has taken another plan over; called between two steps."""
 
     async def _record_decisions(self) -> None:
         """Write what people decided to the control database, in order; a refused approval stops counting."""
@@ -114,60 +119,10 @@ class Run(Desk, Generic[StartT]):
                 gate = self.gates.get(decision.gate)
                 if gate is not None and decision.action == "approve":
                     gate.approvals.pop(person(decision.by), None)
+                self.plan_news = self.plan_news or failed.kind == PLAN_REPLACED
             self.unrecorded.pop(0)
 
-    # --- activities ------------------------------------------------------------------------------
-
-    async def call(
-        self, signature: Signature[In, Out], argument: In, *, summary: str = "", heed_interrupts: bool = True
-    ) -> Out:
-        """Run an activity. What passes by itself is waited out, in words; what does not raises StepFailed."""
-        round_number = 0
-        while True:
-            chosen = timeouts.options(signature.kind, round_number)
-            handle = workflow.start_activity(
-                signature.name,
-                argument,
-                result_type=signature.returns,
-                start_to_close_timeout=chosen.start_to_close,
-                heartbeat_timeout=chosen.heartbeat,
-                retry_policy=chosen.retry,
-                cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                summary=summary or None,
-            )
-            interruptible = round_number > 0 and heed_interrupts and signature.kind != "section"
-            try:
-                if interruptible:
-                    await workflow.wait_condition(lambda: handle.done() or self._interrupted())  # noqa: B023
-                    if not handle.done():
-                        handle.cancel()
-                result: Out = await (self._to_its_end(handle) if signature.kind == "section" else handle)
-            except asyncio.CancelledError:
-                self.set_trouble("")
-                raise
-            except ActivityError as error:
-                if is_cancelled_exception(error):
-                    self.set_trouble("")
-                    self.check_interrupt()
-                    raise
-                kind, text = explain(error)
-                if not is_transient(kind, error, round_number):
-                    self.trouble = ""
-                    raise StepFailed(kind, text) from error
-                self.set_trouble(text)
-                round_number += 1
-            else:
-                self.set_trouble("")
-                return result
-
-    async def _to_its_end(self, handle: workflow.ActivityHandle[Out]) -> Out:
-        """The fenced section is not cancelled half way: what was asked for meanwhile takes effect after it."""
-        try:
-            return await asyncio.shield(handle)
-        except asyncio.CancelledError:
-            if handle.done():
-                raise
-            return await handle
+    # --- steps -----------------------------------------------------------------------------------
 
     async def step(self, name: str, work: Callable[[], Awaitable[Out]]) -> Out:
         """A step that may not be skipped: it parks when it fails for good, until `retry` succeeds."""
@@ -187,6 +142,8 @@ class Run(Desk, Generic[StartT]):
             try:
                 return (await work(),)
             except StepFailed as failed:
+                if failed.kind == PLAN_REPLACED and await self.heed_adoption():
+                    continue
                 if await self.park(name, failed.text, skippable=skippable) == "skip":
                     return None
 
@@ -200,20 +157,25 @@ class Run(Desk, Generic[StartT]):
         answers = "'retry'" + (" or 'skip'" if skippable else "") + (" or 'rollback'" if self.can_roll_back() else "")
         try:
             with self.saying(f"{answers}: {step}: {text}", "NEEDS_ATTENTION"):
-                await self.alert("parked", "warning", f"{step}: {text}", best_effort=True)
+                where = f"{workflow.info().workflow_id}: {step}"
+                await self.alert("parked", "warning", f"{step}: {text}", subject=where, best_effort=True)
                 await self.wait(lambda: self.parked is None or bool(self.parked.answer))
                 return self.parked.answer
         finally:
             self.parked = None
 
-    async def alert(self, kind: str, severity: Any, text: str, *, best_effort: bool = False) -> None:
-        """Raise an alert; one that must not hold anything up gives up after a few attempts."""
+    async def alert(self, kind: str, severity: Any, text: str, *, subject: str = "", best_effort: bool = False) -> None:
+        """Raise an alert; one that must not hold anything up gives up after a few attempts.
+
+        `subject` tells it from another alert of its kind, which would else be taken for a repetition.
+        """
         request = AlertRequest(
             ref=Ref(migration=self.start.plan, plan_hash=self.plan_hash, service=self.service or None),
             kind=kind,
             severity=severity,
             text=text[: timeouts.TEXT_LIMIT],
             workflow_id=workflow.info().workflow_id,
+            subject=subject,
         )
         try:
             if not best_effort:
@@ -230,13 +192,19 @@ class Run(Desk, Generic[StartT]):
                 raise
             workflow.logger.warning("an alert could not be raised: %s", error)
 
+    async def heed_failover(self, sample: Readings) -> None:
+        """Park where a server is another one than the evidence came from: a person has to look (design 5.6)."""
+        found = next((one for one in sample.readings if one.name == "servers" and one.breached), None)
+        if found is not None and found.value is not None:
+            await self.park("failover", found.detail)
+
     # --- gates -----------------------------------------------------------------------------------
 
     async def gate(self, gate: Gate) -> OpenGate:
         """Measure, wait for approvals, measure again; returns when the gate holds, parks on a rejection."""
         while True:
             await self.may_proceed()
-            opened = OpenGate(gate, workflow.now())
+            opened = OpenGate(gate.asking(self.rules.approvals_required), workflow.now())
             self.gates[gate.name] = opened
             try:
                 await self._pass_gate(opened)
@@ -253,10 +221,19 @@ class Run(Desk, Generic[StartT]):
             await self._await_evidence(opened)
             await self._await_approvals(opened)
             await self.may_proceed()
+            if gate.measure is None:
+                # nothing is measured that would tell that approvals were given to a plan of the past
+                await self.heed_adoption()
+            if not (opened.holds and opened.enough):
+                continue
             if gate.measure is None or gate.required == 0:
                 return
             seen = opened.code
             again = await self.remeasure(gate, seen)
+            # measuring may take hours: a rejection or an expiry in the meantime counts
+            opened.expire(workflow.now(), self.rules.approvals_expire)
+            if not opened.enough:
+                continue
             opened.evidence = again
             if again.ok and not again.worse:
                 return
@@ -279,23 +256,29 @@ class Run(Desk, Generic[StartT]):
                 return
             self.measure_now = False
             self.say(opened.waiting_for(), state="WAITING")
-            await self.wait(lambda: self.measure_now, timeouts.gate_interval(self.rules.hour), "gate is measured again")
+            await self.wait(
+                lambda: self.measure_now or opened.evidence is None,
+                timeouts.gate_interval(self.rules.hour),
+                "gate is measured again",
+            )
             await self.may_proceed()
 
     async def _await_approvals(self, opened: OpenGate) -> None:
-        expire = self.rules.approvals_expire
         while True:
             await self._record_decisions()
+            expire = self.rules.approvals_expire
             opened.expire(workflow.now(), expire)
             if opened.rejected is not None:
                 raise Rejected(opened.rejected)
-            if opened.enough:
+            if opened.enough or not opened.holds:
                 return
             self.say(opened.waiting_for(), state="WAITING")
             count = len(opened.approvals)
             expiry = opened.next_expiry(expire)
             await self.wait(
-                lambda: opened.rejected is not None or len(opened.approvals) != count,  # noqa: B023
+                lambda: (
+                    opened.rejected is not None or len(opened.approvals) != count or not opened.holds  # noqa: B023
+                ),
                 expiry - workflow.now() if expiry is not None else None,
                 "approvals expire",
             )
@@ -312,19 +295,35 @@ class Run(Desk, Generic[StartT]):
         """Signal another run; False when it is not running."""
         if workflow_id == workflow.info().workflow_id:
             return False
+        sending = asyncio.ensure_future(workflow.get_external_workflow_handle(workflow_id).signal(signal, payload))
         try:
-            await workflow.get_external_workflow_handle(workflow_id).signal(signal, payload)
+            # a cancellation that reached the signal together with its answer would be taken for nondeterminism
+            await asyncio.shield(sending)
         except ApplicationError:
             return False
+        except asyncio.CancelledError:
+            await workflow.wait([sending])
+            sending.exception()  # the answer is of no use any more
+            raise
         return True
 
     async def hand_on(self, **changes: Any) -> None:
-        """Continue as new with everything a person has seen or said kept."""
+        """Continue as new with everything a person has seen or said kept.
+
+        Returns where a message has arrived meanwhile that this run has to act on: the next one would not know it.
+        """
         await self._record_decisions()
         await workflow.wait_condition(workflow.all_handlers_finished)
+        self.check_interrupt()
+        if self.told_to_stay():
+            return
         workflow.continue_as_new(
             self.start.model_copy(update={"plan_hash": self.plan_hash, "carried": self.carried(), **changes})
         )
+
+    def told_to_stay(self) -> bool:
+        """Whether a message has changed what this run does next."""
+        return False
 
     async def end(self, text: str) -> None:
         """Record what is left and show that the run is done."""
@@ -332,9 +331,9 @@ class Run(Desk, Generic[StartT]):
         await workflow.wait_condition(workflow.all_handlers_finished)
         self.say(text, state="DONE", phase="done")
 
-    def deadline(self, name: str, length: timedelta) -> datetime:
-        """A deadline that survives continue-as-new: set once, then kept."""
-        return self.deadlines.setdefault(name, workflow.now() + length)
+    def deadline(self, name: str) -> datetime:
+        """A deadline of `workflows.deadlines`, set once and kept over continue-as-new; another plan moves it."""
+        return self.deadlines.setdefault(name, workflow.now() + deadlines.LENGTHS[name](self.rules))
 
     def require(self, condition: bool, text: str) -> None:
         """Refuse to start without a predecessor's evidence."""

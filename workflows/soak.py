@@ -10,7 +10,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.models import Reading, Readings, SampleRequest
     from cutover.monitor.sustained import Sustained
     from workflows import timeouts
-    from workflows.failures import StepFailed
+    from workflows.deadlines import SOAK
+    from workflows.failures import PLAN_REPLACED, StepFailed
     from workflows.run import Run
 
 
@@ -27,15 +28,12 @@ class Soaking(Run[Any]):
 
     async def soak(self) -> None:
         """Sample for as long as the plan says, and until every threshold has seen enough. Raises SoakBreached."""
-        length = self.rules.soak
         began = workflow.now()
-        end = began + length
-        interval = timeouts.soak_interval(length, self.rules.soak_samples)
-        longer = max(interval, timedelta(seconds=1))
+        self.deadlines.pop(SOAK, None)
+        end = self.deadline(SOAK)
         sustained = Sustained()
         taken = 0
         waiting: list[str] = []
-        self.deadlines["soak ends"] = end
         try:
             while workflow.now() < end or taken < self.rules.soak_samples or waiting or sustained.counts:
                 text = f"the soak to end at {end.isoformat(timespec='seconds')}"
@@ -43,9 +41,12 @@ class Soaking(Run[Any]):
                     names = ", ".join(waiting or sustained.counts)
                     text = f"the soak, which goes on until it has good samples of {names}"
                 self.say(text, state="WAITING", phase="soak")
+                interval = timeouts.soak_interval(self.rules.soak, self.rules.soak_samples)
+                longer = max(interval, timedelta(seconds=1))
                 short = workflow.now() < end or taken < self.rules.soak_samples
                 await self.wait(lambda: False, interval if short else longer, "soak")
                 sample = await self._sample((workflow.now() - began).total_seconds())
+                end = self.deadlines[SOAK]
                 taken += 1
                 waiting = sample.waiting
                 self.progress["soak samples"] = taken
@@ -54,7 +55,7 @@ class Soaking(Run[Any]):
                 if lasting:
                     raise SoakBreached(describe(sample, lasting))
         finally:
-            self.deadlines.pop("soak ends", None)
+            self.deadlines.pop(SOAK, None)
         await self.may_proceed()
 
     async def _sample(self, seconds: float) -> Readings:
@@ -62,15 +63,17 @@ class Soaking(Run[Any]):
         try:
             return await self.call(s.SAMPLE, SampleRequest(ref=self.ref, reads=True, window_seconds=seconds))
         except StepFailed as failed:
+            if failed.kind == PLAN_REPLACED and await self.heed_adoption():
+                return await self._sample(seconds)
             return Readings(readings=[Reading(name="sample", breached=True, detail=failed.text)])
 
 
 def describe(sample: Readings, names: list[str]) -> str:
-    """Each breached threshold with value and limit."""
+    """Each breached threshold with value, or why there is none, and limit."""
     words = []
     for one in sample.readings:
         if one.name in names:
-            value = "could not be read" if one.value is None else f"{one.value:g}"
+            value = one.detail or "could not be read" if one.value is None else f"{one.value:g}"
             limit = f" (limit {one.limit:g})" if one.limit is not None else ""
             words.append(f"{one.name} {value}{limit}")
     return ", ".join(words)

@@ -16,22 +16,23 @@ from temporalio.exceptions import is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
-    from activities.models import FlagChange, SampleRequest, SwitchReport
+    from activities.models import FlagChange, Position, SampleRequest, SwitchOrder, SwitchReport
     from workflows import timeouts
-    from workflows.failures import RollbackRequested, StepFailed
+    from workflows.deadlines import DEPRECATION
+    from workflows.failures import PLAN_REPLACED, RollbackRequested, StepFailed
     from workflows.gates import Gate
     from workflows.messages import Action, Approval, Message, RefusedMessage, ServiceStart
-    from workflows.preparation import open_tasks
+    from workflows.preparation import automatic_items, open_tasks
     from workflows.run import Run
     from workflows.soak import SoakBreached, Soaking
+    from workflows.summaries import Summarising
     from workflows.writeswitch import WriteSwitch
 
-DEPRECATION = "rollback possible at least until"
 MAY_START = ("ready", "rolled-back", "switched", "deprecated")
 
 
 @workflow.defn(name="SwitchoverWorkflow")
-class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
+class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
     """`{"plan": "ai-trader", "service": "trading_engine"}` once the service is at stage `ready`."""
 
     title = "Switchover"
@@ -57,8 +58,15 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
             self._register_back()
         else:
             resume = await self._where_to_begin()
+        if resume in ("found", "deprecation", "hand-over"):
+            self.begin_summaries()
         while resume != "released":
             try:
+                if resume == "found":
+                    # The switch was made, and its run ended before it could say so.
+                    await self.finish_switch("service", f"found-{workflow.uuid4()}")
+                    await self.set_stage("switched", "found switched")
+                    resume = "deprecation"
                 if resume == "read":
                     await self._way_forward()
                     resume = "deprecation"
@@ -77,13 +85,14 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
                 if is_cancelled_exception(error):
                     await asyncio.shield(asyncio.create_task(self._cancelled()))
                 raise
+        await self.end_summaries()
         await self.set_stage("released")
         await self.end("nothing: handed over to cleanup")
         return "released"
 
     async def _where_to_begin(self) -> str:
         """Refuse without stage `ready`; a run started again after a cancellation goes on where the service stands."""
-        position = await self.do("reading where the service stands", s.POSITION, self.ref)
+        position = await self._position()
         if position.stage in ("released", "archived"):
             self.fail(f"{self.service} was handed over to cleanup; nothing is left to switch", "GateClosed")
         self.require(
@@ -96,11 +105,16 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
         self._register_back()
         if position.stage == "deprecated":
             return "hand-over"
-        if position.stage != "switched":
-            # The switch was made, and its run ended before it could say so.
-            await self.finish_switch("service", f"found-{position.epoch}")
-            await self.set_stage("switched", "found switched")
-        return "deprecation"
+        return "deprecation" if position.stage == "switched" else "found"
+
+    async def _position(self) -> Position:
+        """Where the service stands; a switch that an earlier run left half done is ended first, one way or another."""
+        position = await self.do("reading where the service stands", s.POSITION, self.ref)
+        if not position.unfinished:
+            return position
+        order = SwitchOrder(ref=self.ref, switch_id=position.unfinished, to_side=position.unfinished_to)
+        await self.do("ending the switch that an earlier run left half done", s.FENCED_SECTION, order)
+        return await self.do("reading where the service stands", s.POSITION, self.ref)
 
     # --- forward ---------------------------------------------------------------------------------
 
@@ -113,6 +127,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
         self.say("the read switch", phase="read switch")
         flag = FlagChange(ref=self.ref, read_from_new=True)
         acks = await self.do("the read switch and its acknowledgements", s.SET_READ_FLAG, flag)
+        self.begin_summaries()
         self.progress["read switch"] = f"{acks.acked} instances acknowledged, {acks.lapsed} leases ran out"
         await self.soak()
         approved = await self.write_gate()
@@ -126,6 +141,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
         if not self.compensations:
             self.compensations.append(("reads back to the monolith", self._reads_back))
         self.compensations.append(("foreign keys back on the monolith", self._keys_back))
+        self.compensations.append(("the unused stream of the way back taken down", self._way_back_down))
         self.compensations.append(("writes back to the monolith", self._writes_back))
 
     # --- back ------------------------------------------------------------------------------------
@@ -153,11 +169,15 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
             self.compensations.pop()
         self.rollback_wanted = None
         self.deadlines.pop(DEPRECATION, None)
+        await self.end_summaries()
         await self.alert("rollback", severity, f"{self.service}: {why}")
         self.shielded = False
 
     async def _keys_back(self) -> None:
         await self.do("putting foreign keys back on the monolith", s.RESTORE_KEYS, self.ref)
+
+    async def _way_back_down(self) -> None:
+        await self.take_down("service")
 
     async def _reads_back(self) -> None:
         await self.do("reads back to the monolith", s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
@@ -176,6 +196,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
     async def _cancelled(self) -> None:
         """A cancelled run leaves one writable side: reads go back unless the writes have moved already."""
         self.shielded = True
+        await self.end_summaries()
         position = await self.call(s.POSITION, self.ref)
         if position.primary_side == "monolith" and position.read_from_new:
             await self.call(s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
@@ -185,19 +206,29 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
     # --- deprecation -----------------------------------------------------------------------------
 
     async def _deprecate(self) -> None:
-        """Keep the monolith current for as long as the plan says; an hourly summary row all the while."""
-        end = self.deadline(DEPRECATION, self.rules.deprecation)
+        """Keep the monolith current for as long as the plan says, looking around every hour."""
         self.say("the deprecation to end", phase="deprecation")
-        while workflow.now() < end:
+        while workflow.now() < (end := self.deadline(DEPRECATION)):
             self.say(f"the deprecation to last until {end.isoformat(timespec='seconds')}", state="WAITING")
             await self.wait(
                 lambda: False, min(timeouts.summary_interval(self.rules.hour), end - workflow.now()), "deprecation"
             )
-            await self._summarise()
+            await self._look_around()
             if workflow.info().is_continue_as_new_suggested():
+                await self.end_summaries()
                 await self.hand_on(resume="deprecation")
         await self.may_proceed()
+        await self.step("automatic checklist", self._automatic_items)
         await self.set_stage("deprecated")
+
+    async def _automatic_items(self) -> None:
+        """Of the whole phase. A summary or sample that is missing just now is taken, before anybody is asked."""
+        try:
+            await automatic_items(self, "switchover", self.ref)
+        except StepFailed:
+            await self.call(s.SUMMARISE, self.ref)
+            await self._look_around()
+            await automatic_items(self, "switchover", self.ref)
 
     async def _await_hand_over(self) -> None:
         """Rollback stays possible until a person gives the way back up in cleanup."""
@@ -206,24 +237,35 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Run[ServiceStart]):
         while self.handed_over is None:
             self.say("cleanup to take the service over; 'rollback' is possible until then", state="WAITING")
             interval = timeouts.summary_interval(self.rules.hour)
-            if not await self.wait(lambda: self.handed_over is not None, interval, "hourly summary"):
-                await self._summarise()
+            if not await self.wait(lambda: self.handed_over is not None, interval, "hourly look"):
+                await self._look_around()
                 if workflow.info().is_continue_as_new_suggested():
+                    await self.end_summaries()
                     await self.hand_on(resume="hand-over")
+                continue
+            standing = await self.call(s.GIVEN_UP, self.ref)
+            if not standing.ok:
+                # anybody can send a signal; what counts is what people approved
+                self.handed_over = None
+                self.refuse("hand_over", f"hand_over: {standing.detail}")
         self.may_hand_over = False
 
-    async def _summarise(self) -> None:
-        """A summary row and a sample; a breach alerts and leaves the decision to a person."""
+    async def _look_around(self) -> None:
+        """A sample; a breach alerts and leaves the decision to a person."""
         try:
-            await self.call(s.SUMMARISE, self.ref)
             sample = await self.call(s.SAMPLE, SampleRequest(ref=self.ref))
         except StepFailed as failed:
+            if failed.kind == PLAN_REPLACED:
+                self.plan_news = True
+                return
             await self.alert("watch-failed", "warning", failed.text, best_effort=True)
             return
         self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
         self.progress["reverse lag seconds"] = sample.lag_seconds
+        await self.heed_failover(sample)
         if sample.breached:
-            await self.alert("threshold", "warning", f"breached: {', '.join(sample.breached)}", best_effort=True)
+            names = ", ".join(sample.breached)
+            await self.alert("threshold", "warning", f"breached: {names}", subject=names, best_effort=True)
 
     # --- messages --------------------------------------------------------------------------------
 

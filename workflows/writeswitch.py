@@ -9,6 +9,7 @@ with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
     from activities.models import SideName, SwitchOrder, SwitchReport
     from workflows import timeouts
+    from workflows.failures import APPROVAL_LAPSED, PLAN_REPLACED, StepFailed
     from workflows.gates import Gate
     from workflows.messages import Approval, parse
     from workflows.run import Run
@@ -17,19 +18,23 @@ with workflow.unsafe.imports_passed_through():
 class WriteSwitch(Run[Any]):
     """Forward with evidence and approvals, back without either."""
 
+    #: The plan under which the write gate was passed: its approvals stand for nothing under another one.
+    approved_under: str = ""
+
     async def write_gate(self) -> str:
         """Wait for evidence and the plan's number of approvals; the code they saw."""
         self.phase = "write gate"
         opened = await self.gate(self._gate())
+        self.approved_under = self.plan_hash
         return opened.code
 
     def _gate(self) -> Gate:
         return Gate(
             "write",
             f"Make the new database of {self.service} the writable one?",
-            self.rules.approvals_required,
-            s.MEASURE_WRITE,
+            measure=s.MEASURE_WRITE,
             needs_evidence=True,
+            by_plan=True,
         )
 
     async def switch_writes(self, to_side: SideName, approved: str) -> SwitchReport:
@@ -40,7 +45,16 @@ class WriteSwitch(Run[Any]):
             switch_id = f"{self.service}-{workflow.uuid4()}"
             order = SwitchOrder(ref=self.ref, switch_id=switch_id, to_side=to_side, evidence=approved)
             await self.do("making the stream of the way back ready", s.PREPARE_REVERSE, order)
-            report = await self.do("the fenced section", s.FENCED_SECTION, order)
+            self.say("the fenced section to finish", state="RUNNING")
+            try:
+                report = await self._section(order)
+            except StepFailed as failed:
+                if failed.kind == APPROVAL_LAPSED:
+                    self.progress["last write switch"] = f"not begun: {failed.text}"
+                    approved = await self.write_gate()
+                elif failed.kind != PLAN_REPLACED or not await self.heed_adoption():
+                    await self._hold(order, failed.text)
+                continue
             self.progress["last write switch"] = (
                 f"to {to_side}: {report.result}, pause {report.pause_ms:.0f} ms, writes {report.write_pause_ms:.0f} ms"
                 + (f", {report.reason}" if report.reason else "")
@@ -48,6 +62,9 @@ class WriteSwitch(Run[Any]):
             if report.result == "done":
                 await self.finish_switch(to_side, order.switch_id)
                 return report
+            if self._outdated(approved):
+                approved = await self.write_gate()
+                continue
             text = f"undone, writes go on where they were: {report.reason or 'no reason given'}"
             pauses = timeouts.SWITCH_RETRY_PAUSES
             if undone < len(pauses):
@@ -55,10 +72,29 @@ class WriteSwitch(Run[Any]):
                 await self.wait(lambda: False, pauses[undone], "write switch is tried again")
                 undone += 1
             else:
-                await self.park("write switch", text)
+                await self._hold(order, text)
                 undone = 0
             if approved:
                 approved = await self._still_approved(approved)
+
+    async def _hold(self, order: SwitchOrder, text: str) -> None:
+        """Park; meanwhile nothing is left standing that would hold back a server's log."""
+        await self.take_down(order.to_side)
+        await self.park("write switch", text)
+
+    async def take_down(self, to_side: SideName) -> None:
+        """Take down the stream of a way back that was not needed; nothing where `to_side` is the primary."""
+        order = SwitchOrder(ref=self.ref, switch_id=f"{self.service}-{workflow.uuid4()}", to_side=to_side)
+        await self.do("taking down the unused stream of the way back", s.TAKE_BACK_REVERSE, order)
+
+    def _outdated(self, approved: str) -> bool:
+        return bool(approved) and self.approved_under != self.plan_hash
+
+    async def _section(self, order: SwitchOrder) -> SwitchReport:
+        """The fenced section, unless its approvals were given to a plan that was replaced since."""
+        if self._outdated(order.evidence):
+            return SwitchReport(result="undone", switch_id=order.switch_id, reason="another plan was adopted")
+        return await self.call(s.FENCED_SECTION, order, summary="the fenced section")
 
     async def _still_approved(self, approved: str) -> str:
         """Approvals outlive an undone attempt unless the evidence got worse; then the gate opens again."""

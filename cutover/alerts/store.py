@@ -1,27 +1,32 @@
 """Alerts: deduplicated into a table, written to the log, and posted to one webhook.
 
-An alert repeats another one if migration, service and kind are the same, the other one was last seen within the
-window, and was no less severe; it is then counted, not sent again. A webhook that was not delivered is tried again
+An alert repeats another one if migration, service, kind and subject are the same, the other one was last seen within
+the window, and was no less severe; it is then counted, not sent again. Of the kinds in `ALWAYS` only the same event,
+named by its subject, is a repetition. A webhook that was not delivered is tried again
 with the next repetition. Nothing that the webhook does is ever raised.
 """
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, cast, get_args
 
 import asyncpg
 
 from cutover.alerts.webhook import Webhook
+from cutover.control.audit import Connection
 from cutover.control.database import Control
 from cutover.control.documents import scrub
 from cutover.errors import CutoverError
+from cutover.telemetry.meters import instruments
 
 Severity = Literal["info", "warning", "critical"]
 WebhookState = Literal["none", "pending", "sent", "failed"]
 
 WINDOW = timedelta(minutes=5)
+#: Kinds that are never taken for a repetition without a subject that names the very event.
+ALWAYS = frozenset({"rollback"})
 
 _log = logging.getLogger("cutover.alerts")
 _LEVELS: dict[Severity, int] = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
@@ -37,6 +42,8 @@ class Alert:
     service: str | None
     text: str
     link: str = ""
+    #: What tells it from another one of its kind: a step, a table, the id of one event.
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ async def raise_alert(
     control: Control, alert: Alert, dedupe: timedelta = WINDOW, *, webhook: Webhook | None = None
 ) -> Raised:
     """Log, keep and post an alert. Raises Unreachable where the control database is; the log has it then."""
-    alert = Alert(alert.kind, alert.severity, alert.migration, alert.service, scrub(alert.text), scrub(alert.link))
+    alert = replace(alert, text=scrub(alert.text), link=scrub(alert.link), subject=scrub(alert.subject))
     try:
         row = await _keep(control, alert, dedupe, webhook is not None)
     except CutoverError:
@@ -77,6 +84,8 @@ async def raise_alert(
     repeated = row["count"] > 1
     if not repeated:
         _write(alert, f"alert {row['id']}")
+        labels = {"kind": alert.kind, "severity": alert.severity, "service": alert.service or ""}
+        instruments().migration_alerts.add(1, labels)
     state = cast(WebhookState, row["webhook"])
     if webhook is not None and state in ("pending", "failed"):
         state = await _post(control, row["id"], alert, webhook)
@@ -86,8 +95,8 @@ async def raise_alert(
 async def recent(control: Control, migration: str, *, limit: int = 50) -> list[AlertRow]:
     """The alerts of a migration that were seen last, newest first."""
     rows = await control.fetch(
-        "SELECT id, kind, severity, migration, service, text, link, count, first_at, last_at, webhook, webhook_error"
-        " FROM control.alert WHERE migration = $1 ORDER BY last_at DESC, id DESC LIMIT $2",
+        "SELECT id, kind, severity, migration, service, text, link, subject, count, first_at, last_at, webhook,"
+        " webhook_error FROM control.alert WHERE migration = $1 ORDER BY last_at DESC, id DESC LIMIT $2",
         migration,
         limit,
     )
@@ -101,6 +110,7 @@ async def recent(control: Control, migration: str, *, limit: int = 50) -> list[A
                 row["service"] or None,
                 row["text"],
                 row["link"],
+                row["subject"],
             ),
             row["count"],
             row["first_at"],
@@ -115,31 +125,19 @@ async def recent(control: Control, migration: str, *, limit: int = 50) -> list[A
 async def _keep(control: Control, alert: Alert, dedupe: timedelta, has_webhook: bool) -> asyncpg.Record:
     """Count the alert's standing row once more, or insert one."""
     service = alert.service or ""
-    severities = list(get_args(Severity))
-    no_less = severities[severities.index(alert.severity) :]
     async with control.transaction() as connection:
         # Two that raise the same at once must meet in one row.
         await connection.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended($1, 7239100005))",
-            f"{alert.migration}/{service}/{alert.kind}",
+            f"{alert.migration}/{service}/{alert.kind}/{alert.subject}",
         )
-        row = await connection.fetchrow(
-            "UPDATE control.alert SET count = count + 1, last_at = clock_timestamp(), text = $4, link = $5"
-            " WHERE id = (SELECT id FROM control.alert WHERE migration = $1 AND service = $2 AND kind = $3"
-            "  AND severity = ANY ($7::text[]) AND last_at > clock_timestamp() - $6::interval ORDER BY id DESC LIMIT 1)"
-            " RETURNING id, count, webhook",
-            alert.migration,
-            service,
-            alert.kind,
-            alert.text,
-            alert.link,
-            dedupe,
-            no_less,
-        )
+        row = None
+        if alert.subject or alert.kind not in ALWAYS:
+            row = await _count_once_more(connection, alert, dedupe)
         if row is None:
             row = await connection.fetchrow(
-                "INSERT INTO control.alert (migration, service, kind, severity, text, link, webhook)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id, count, webhook",
+                "INSERT INTO control.alert (migration, service, kind, severity, text, link, webhook, subject)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id, count, webhook",
                 alert.migration,
                 service,
                 alert.kind,
@@ -147,9 +145,29 @@ async def _keep(control: Control, alert: Alert, dedupe: timedelta, has_webhook: 
                 alert.text,
                 alert.link,
                 "pending" if has_webhook else "none",
+                alert.subject,
             )
     assert row is not None
     return row
+
+
+async def _count_once_more(connection: Connection, alert: Alert, dedupe: timedelta) -> asyncpg.Record | None:
+    severities = list(get_args(Severity))
+    no_less = severities[severities.index(alert.severity) :]
+    return await connection.fetchrow(
+        "UPDATE control.alert SET count = count + 1, last_at = clock_timestamp(), text = $5, link = $6"
+        " WHERE id = (SELECT id FROM control.alert WHERE migration = $1 AND service = $2 AND kind = $3 AND subject = $4"
+        "  AND severity = ANY ($8::text[]) AND last_at > clock_timestamp() - $7::interval ORDER BY id DESC LIMIT 1)"
+        " RETURNING id, count, webhook",
+        alert.migration,
+        alert.service or "",
+        alert.kind,
+        alert.subject,
+        alert.text,
+        alert.link,
+        dedupe,
+        no_less,
+    )
 
 
 async def _post(control: Control, alert_id: int, alert: Alert, webhook: Webhook) -> WebhookState:

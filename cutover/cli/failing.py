@@ -1,4 +1,4 @@
-"""How commands end: 0 done, 1 refused or not in order, 2 wrong input, 3 a server does not answer.
+"""How commands end: the statuses of `cutover.errors.Exit`, with one line on stderr.
 
 No stack trace reaches a person who made a typing mistake or whose server is down.
 """
@@ -6,42 +6,77 @@ No stack trace reaches a person who made a typing mistake or whose server is dow
 import asyncio
 import getpass
 import json
-from collections.abc import Coroutine
+import logging
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
 import typer
-from temporalio.client import RPCError, RPCStatusCode, WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.client import (
+    RPCError,
+    RPCStatusCode,
+    WorkflowFailureError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from typer.exceptions import TyperException
 
-from cutover.errors import ConfigError, CutoverError, PlanError, Unreachable
+from cutover.errors import CutoverError, Exit, exit_status
+from cutover.telemetry.logs import render
 
 T = TypeVar("T")
 
-REFUSED, WRONG_INPUT, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+_log = logging.getLogger(__name__)
+
+AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
+
+#: How typer itself ends a command: usage errors (2), `abort` (1), `Exit`.
+_TYPER = (typer.Exit, typer.Abort, TyperException)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs a command's coroutine; errors become a text on stderr and an exit status."""
-    try:
+    with plainly():
         return asyncio.run(work)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Any error of the block (or of the function it decorates) becomes a text on stderr and an exit status."""
+    try:
+        yield
+    except _TYPER:
+        raise
     except KeyboardInterrupt:
         typer.echo("stopped; what runs on the servers goes on, and this command can be given again", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except (PlanError, ConfigError) as error:
-        raise ended(str(error), WRONG_INPUT) from None
-    except Unreachable as error:
-        raise ended(str(error), UNREACHABLE) from None
-    except CutoverError as error:
-        raise ended(str(error), REFUSED) from None
-    except WorkflowAlreadyStartedError as error:
-        raise ended(f"{error.workflow_id} runs already; see it with: cutover status", REFUSED) from None
-    except (WorkflowUpdateFailedError, WorkflowFailureError) as error:
-        raise ended(str(error.cause), REFUSED) from None
-    except RPCError as error:
-        raise ended(*_rpc(error)) from None
-    except (OSError, asyncpg.PostgresError) as error:
-        raise ended(f"a server does not answer ({type(error).__name__})", UNREACHABLE) from None
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    except Exception as error:
+        text, status = judged(error)
+        if status == Exit.MISTAKE:
+            _log.debug("%s", render(error))
+        raise ended(text, status) from None
+
+
+def judged(error: Exception) -> tuple[str, Exit]:
+    """What a person is told about an error, and the status that the command ends with."""
+    match error:
+        case CutoverError():
+            return str(error), exit_status(error)
+        case WorkflowAlreadyStartedError():
+            return f"{error.workflow_id} runs already; see it with: cutover status", Exit.REFUSED
+        case WorkflowUpdateFailedError() | WorkflowFailureError():
+            return str(error.cause), Exit.REFUSED
+        case RPCError():
+            return _rpc(error)
+        case WorkflowUpdateRPCTimeoutOrCancelledError():
+            return "the Temporal server did not answer in time; see `cutover status`", Exit.UNREACHABLE
+        case OSError() | asyncpg.PostgresError() | asyncpg.InterfaceError():
+            return f"a server does not answer ({type(error).__name__})", Exit.UNREACHABLE
+        case _:
+            # its text could hold anything, so it is not shown
+            return f"a mistake in cutover itself: {type(error).__name__}; please report it", Exit.MISTAKE
 
 
 def ended(text: str, status: int) -> typer.Exit:
@@ -50,12 +85,13 @@ def ended(text: str, status: int) -> typer.Exit:
     return typer.Exit(status)
 
 
-def _rpc(error: RPCError) -> tuple[str, int]:
+def _rpc(error: RPCError) -> tuple[str, Exit]:
     if error.status == RPCStatusCode.NOT_FOUND:
-        return "no such run; list them with: cutover status", REFUSED
-    if error.status in (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
-        return "the Temporal server does not answer; is it up (cutover dev status), is TEMPORAL_ADDRESS right?", 3
-    return f"Temporal refused: {error.message}", REFUSED
+        return "no such run; list them with: cutover status", Exit.REFUSED
+    if error.status in AWAY:
+        text = "the Temporal server does not answer; is it up (cutover dev status), is TEMPORAL_ADDRESS right?"
+        return text, Exit.UNREACHABLE
+    return f"Temporal refused: {error.message}", Exit.REFUSED
 
 
 def login(by: str) -> str:
@@ -65,7 +101,7 @@ def login(by: str) -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without an entry, as in many containers
-        raise ended("your login is not known here; say who you are with --by NAME", WRONG_INPUT) from None
+        raise ended("your login is not known here; say who you are with --by NAME", Exit.WRONG_INPUT) from None
 
 
 def print_json(facts: Any) -> None:

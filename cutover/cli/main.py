@@ -3,7 +3,7 @@
 import typer
 
 from cutover import __version__
-from cutover.cli import dev, operations, plan, preflight, runs, status
+from cutover.cli import conflicts, dev, doctor, operations, plan, preflight, runs, status
 
 app = typer.Typer(
     name="cutover",
@@ -13,6 +13,7 @@ app = typer.Typer(
 )
 app.add_typer(dev.app, name="dev")
 app.add_typer(plan.app, name="plan")
+app.add_typer(conflicts.app, name="conflicts")
 app.command("preflight")(preflight.preflight)
 for command in (
     operations.setup,
@@ -28,7 +29,7 @@ for command in (
     runs.skip,
     operations.reconcile,
     runs.history,
-    operations.doctor,
+    doctor.doctor,
 ):
     app.command(command.__name__)(command)
 

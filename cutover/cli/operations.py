@@ -1,15 +1,16 @@
-"""`cutover setup`, `worker`, `reconcile` and `doctor`."""
+"""`cutover setup`, `worker` and `reconcile`."""
 
-import asyncio
+import json
 import os
 import sys
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
@@ -17,34 +18,36 @@ from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
 
 from cutover.cli.connection import control, temporal
-from cutover.cli.failing import print_json, run
+from cutover.cli.failing import plainly, print_json, run
+from cutover.cli.waiting import patiently, polled
 from cutover.control import plans, reports
-from cutover.doctor import examine
-from cutover.flags import store as flags
-from cutover.pairs import pair
-from cutover.postgres.databases import other
+from cutover.errors import Exit, Unreachable
+from cutover.plan.durations import RIGHT_DURATION, parse_duration
 from cutover.settings import Settings
-from cutover.switch.environment import SwitchEnvironment
-from cutover.switch.rebuild import rebuild
-from cutover.switch.steps import STEPS
 from workflows import ids, search
 from workflows.timeouts import TASK_QUEUE
+
+#: A run that is gone an hour after its end explains nothing.
+SHORTEST_RETENTION = timedelta(hours=1)
+#: Differing keys shown of one table; more are counted.
+KEYS_SHOWN = 100
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@plainly()
 def setup(
     retention: Annotated[str, typer.Option(help="How long closed runs are kept, as 90d or 720h.")] = "90d",
     as_json: Json = False,
 ) -> None:
     """Prepare a real server: search attributes, retention, the control database's schema. Safe to run again."""
-    from cutover.plan.durations import parse_duration
+    keep = _parse_retention(retention)
 
     async def work() -> None:
         settings = Settings.from_environment()
         client = await temporal(settings)
         added = await _search_attributes(client)
-        await _retention(client, parse_duration(retention))
+        await _retention(client, keep)
         async with control(settings) as opened:
             applied = await opened.migrate()
         if as_json:
@@ -55,6 +58,19 @@ def setup(
         typer.echo(f"control schema: {', '.join(applied) + ' applied' if applied else 'up to date'}")
 
     run(work())
+
+
+def _parse_retention(text: str) -> timedelta:
+    """Before anything is changed. Raises BadParameter."""
+    try:
+        keep = parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} {error}: {RIGHT_DURATION}", param_hint="--retention") from None
+    if keep < SHORTEST_RETENTION or keep % timedelta(seconds=1):
+        raise typer.BadParameter(
+            f"{text!r}: whole seconds, and at least 1h, or nobody can read it", param_hint="--retention"
+        )
+    return keep
 
 
 async def _search_attributes(client: Client) -> list[str]:
@@ -81,11 +97,14 @@ def worker() -> None:
     os.execv(sys.executable, [sys.executable, "-m", "workers"])
 
 
+@plainly()
 def reconcile(
     plan: Annotated[str, typer.Argument(help="The migration's name.")],
     service: Annotated[str, typer.Option(help="Only this service.")] = "",
     table: Annotated[str, typer.Option(help="Only this table.")] = "",
-    show: Annotated[bool, typer.Option("--show", help="Only show the last reports; start nothing.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Only show the last reports, with the keys that differ; start nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare both sides now, table by table, with progress; exit status 1 where they differ."""
@@ -103,25 +122,62 @@ def reconcile(
             if not wanted:
                 raise typer.BadParameter(f"no service of {plan} has a table {table!r}")
             if not show:
-                client = await temporal(settings)
-                for name, key in wanted:
-                    if not as_json:
-                        typer.echo(f"comparing {name}: {key}", err=True)
-                    await client.execute_workflow(
-                        "ReconciliationWorkflow",
-                        {"plan": plan, "service": name, "table": key},
-                        id=f"{ids.reconciliation(plan, name, key)}/by-hand",
-                        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                        task_queue=TASK_QUEUE,
-                    )
+                await _passes(settings, plan, wanted, quiet=as_json)
             found = [r for name, key in wanted if (r := await reports.latest(opened, plan, name, key)) is not None]
+            keys = {
+                report.id: await reports.open_differences(opened, plan, report.service, report.table, limit=KEYS_SHOWN)
+                for report in found
+                if show and report.differences
+            }
         if as_json:
-            print_json([report.model_dump(mode="json") for report in found])
+            print_json([_report(report, keys.get(report.id) if show else None) for report in found])
         else:
             _print_reports(found)
-        return 1 if any(r.missing or r.extra or r.mismatched for r in found) else 0
+            for report in found:
+                _print_keys(report, keys.get(report.id, []))
+        return Exit.REFUSED if any(report.differences for report in found) else Exit.DONE
 
     raise typer.Exit(run(work()))
+
+
+async def _passes(settings: Settings, plan: str, wanted: list[tuple[str, str]], *, quiet: bool) -> None:
+    """A pass over each table, one after the other. Raises Unreachable where no worker would make it."""
+    client = await temporal(settings)
+    if not await polled(client):
+        raise Unreachable(f"no worker polls task queue {TASK_QUEUE!r}, so nobody compares: start one (cutover worker)")
+    for number, (name, key) in enumerate(wanted, 1):
+        if not quiet:
+            typer.echo(f"{number} of {len(wanted)}: comparing {name}: {key}", err=True)
+        work = client.execute_workflow(
+            "ReconciliationWorkflow",
+            {"plan": plan, "service": name, "table": key},
+            id=f"{ids.reconciliation(plan, name, key)}/by-hand",
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            task_queue=TASK_QUEUE,
+        )
+        await patiently(work, f"the pass over {key}")
+
+
+def _report(report: reports.TableReport, keys: list[reports.Difference] | None) -> dict[str, Any]:
+    """As JSON; with `--show` the differing keys and the hashes of their rows."""
+    facts = report.model_dump(mode="json")
+    if keys is not None:
+        facts["keys"] = [
+            {"key": json.loads(d.key_json), "kind": d.kind, "source_hash": d.source_hash, "target_hash": d.target_hash}
+            for d in keys
+        ]
+    return facts
+
+
+def _print_keys(report: reports.TableReport, keys: list[reports.Difference]) -> None:
+    if not keys:
+        return
+    shown = Table("key", "kind", title=f"{report.service}: {report.table}", title_justify="left")
+    for one in keys:
+        shown.add_row(Text(", ".join(str(part) for part in json.loads(one.key_json))), one.kind)
+    Console().print(shown)
+    if report.differences > len(keys):
+        typer.echo(f"… and {report.differences - len(keys)} more; all are in control.difference, report {report.id}")
 
 
 def _print_reports(found: list[reports.TableReport]) -> None:
@@ -137,67 +193,3 @@ def _print_reports(found: list[reports.TableReport]) -> None:
             typer.echo(f"{r.service}.{r.table}: {warning}")
         if r.left_out:
             typer.echo(f"{r.service}.{r.table}: not compared: {', '.join(r.left_out)}")
-
-
-def doctor(
-    plan: Annotated[str, typer.Argument(help="The migration's name.")],
-    service: Annotated[str, typer.Option(help="Only this service.")] = "",
-    steps: Annotated[bool, typer.Option("--steps", help="List the steps of a switch (a dry run) and end.")] = False,
-    rebuild_stream: Annotated[
-        bool, typer.Option("--rebuild-stream", help="Build the service's lost stream anew and mend what it missed.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --rebuild-stream.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Look at fences, streams, switches and gates of every service, and say what to do.
-
-    Changes nothing, but with --rebuild-stream. Exit status 1 where something is not in order.
-    """
-    if steps:
-        if as_json:
-            print_json([vars(step) for step in STEPS])
-        else:
-            for number, step in enumerate(STEPS, 1):
-                undo = f"   undo: {step.undo}" if step.undo else ""
-                typer.echo(f"{number:>2}. {step.name:<15} {step.does}{undo}")
-        return
-
-    if rebuild_stream:
-        run(_rebuild(plan, service, yes))
-        return
-
-    async def work() -> int:
-        settings = Settings.from_environment()
-        async with control(settings) as opened:
-            chosen = await plans.load(opened, plan)
-            names = [service] if service else list(chosen.services)
-            found = await asyncio.gather(
-                *(examine(chosen, pair(chosen, name, settings.database), opened) for name in names)
-            )
-        if as_json:
-            print_json([one.as_json() for one in found])
-        else:
-            for one in found:
-                typer.echo(str(one))
-        return 1 if any(one.problems for one in found) else 0
-
-    raise typer.Exit(run(work()))
-
-
-async def _rebuild(plan: str, service: str, yes: bool) -> None:
-    if not service:
-        raise typer.BadParameter("--rebuild-stream needs --service")
-    settings = Settings.from_environment()
-    async with control(settings) as opened:
-        chosen = await plans.load(opened, plan)
-        env = SwitchEnvironment(chosen, pair(chosen, service, settings.database), opened)
-        route = await flags.get(opened, plan, service)
-        other_side = other(route.primary_side)
-        typer.echo(
-            f"{service} is writable at the {route.primary_side}. Its stream to the {other_side} is dropped and made "
-            f"anew; then every row is compared, and the {other_side}'s rows are made like the {route.primary_side}'s."
-        )
-        if not yes:
-            typer.confirm("Go on?", abort=True, err=True)
-        await rebuild(env, typer.echo)
-    typer.echo(f"{service}: the stream is whole again")

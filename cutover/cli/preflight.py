@@ -1,6 +1,5 @@
 """`cutover preflight`: what would break the migration of a plan, before it begins."""
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -9,27 +8,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cutover.cli import failing
-from cutover.devstack.binaries import postgres_bin
-from cutover.errors import ConfigError, CutoverError
+from cutover.cli.failing import plainly, print_json, run
+from cutover.devstack.binaries import client_programs
+from cutover.errors import Exit
 from cutover.plan.load import load
 from cutover.preflight.findings import Finding, is_blocked
 from cutover.preflight.run import preflight as run_preflight
 from cutover.settings import Settings
 
-BLOCKED = 1
 
-
-def client_programs(settings: Settings) -> Path | None:
-    """The folder of pg_dump: `CUTOVER_PG_BIN`, else the development package's where it is installed, else the PATH."""
-    if folder := settings.get("CUTOVER_PG_BIN"):
-        return Path(folder)
-    try:
-        return postgres_bin()
-    except ConfigError:
-        return None
-
-
+@plainly()
 def preflight(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The plan, a YAML file.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -39,19 +27,14 @@ def preflight(
 ) -> None:
     """List what would break the migration, from both sides' catalogs. It changes nothing.
 
-    Exit status 0: nothing blocks it; 1: something does; 2: the plan or a setting is wrong.
+    Exit status 0: nothing blocks it; 1: something does; 2: the plan or a setting is wrong; 3: a server does not answer.
     """
-    try:
-        plan = load(file)
-        settings = Settings.from_environment()
-        findings = asyncio.run(
-            run_preflight(plan, settings.database, sample_seconds=sample, bindir=client_programs(settings))
-        )
-    except (CutoverError, OSError, UnicodeDecodeError) as error:
-        raise failing.ended(str(error), failing.WRONG_INPUT) from None
+    plan = load(file)
+    settings = Settings.from_environment()
+    findings = run(run_preflight(plan, settings.database, sample_seconds=sample, bindir=client_programs(settings)))
     blocked = is_blocked(findings)
     if json:
-        failing.print_json(
+        print_json(
             {
                 "migration": plan.migration,
                 "hash": plan.hash,
@@ -62,7 +45,7 @@ def preflight(
     else:
         show(findings, Console())
     if blocked:
-        raise typer.Exit(BLOCKED)
+        raise typer.Exit(Exit.REFUSED)
 
 
 def show(findings: list[Finding], console: Console) -> None:

@@ -5,9 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cutover.cli.connection import temporal
-from cutover.cli.failing import login, print_json, run
-from cutover.settings import Settings
+from cutover.cli.connection import control, temporal
+from cutover.cli.failing import login, plainly, print_json, run
+from cutover.cli.waiting import answer, polled
+from cutover.control import audit, plans
+from cutover.errors import Exit, Unreachable
+from cutover.settings import CONTROL, Settings
 from workflows import ids
 from workflows.search import MIGRATION
 from workflows.timeouts import TASK_QUEUE
@@ -31,6 +34,7 @@ class What(StrEnum):
 _OF_A_SERVICE = {What.REPLICATION, What.SWITCHOVER}
 
 
+@plainly()
 def start(
     what: Annotated[What, typer.Argument(help="The whole migration, or one phase alone.")],
     plan: Annotated[str, typer.Argument(help="The migration's name in its registered plan.")],
@@ -53,6 +57,7 @@ def start(
     settings = Settings.from_environment()
 
     async def work() -> None:
+        await _require_plan(settings, plan, service)
         client = await temporal(settings)
         handle = await client.start_workflow(
             name, payload, id=workflow_id, task_queue=TASK_QUEUE, static_summary=f"{what.value} of {service or plan}"
@@ -64,8 +69,30 @@ def start(
             if settings.temporal_ui:
                 namespace = settings.temporal_namespace
                 typer.echo(f"web page: {settings.temporal_ui}/namespaces/{namespace}/workflows/{handle.id}")
+        if not await polled(client):
+            typer.echo(f"no worker polls task queue {TASK_QUEUE!r} yet: start one with: cutover worker", err=True)
 
     run(work())
+
+
+async def _require_plan(settings: Settings, plan: str, service: str) -> None:
+    """Refuses what the run would refuse, while the person still looks. Raises Refused, PlanError.
+
+    A control database that is away is no obstacle: the run waits for it.
+    """
+    if not settings.has_dsn(CONTROL):
+        why = "no DSN is set here"
+    else:
+        try:
+            async with control(settings) as opened:
+                chosen = await plans.load(opened, plan)
+        except Unreachable as error:
+            why = str(error)
+        else:
+            if service:
+                chosen.service(service)
+            return
+    typer.echo(f"not checked in the control database ({why}); the run itself will refuse a wrong plan", err=True)
 
 
 def _send(action: str, run_id: str, payload: dict[str, Any], as_json: bool) -> None:
@@ -73,15 +100,16 @@ def _send(action: str, run_id: str, payload: dict[str, Any], as_json: bool) -> N
 
     async def work() -> None:
         client = await temporal(Settings.from_environment())
-        answer = await client.get_workflow_handle(run_id).execute_update(action, payload, result_type=str)
+        answered = await answer(client, run_id, action, payload)
         if as_json:
-            print_json({"workflow_id": run_id, "action": action, "answer": answer})
+            print_json({"workflow_id": run_id, "action": action, "answer": answered})
         else:
-            typer.echo(answer)
+            typer.echo(answered)
 
     run(work())
 
 
+@plainly()
 def approve(
     run_id: RunId,
     evidence: Annotated[str, typer.Option(help="The code of the evidence you have seen.")] = "",
@@ -94,31 +122,37 @@ def approve(
     _send("approve", run_id, _given(by, reason, evidence=evidence, gate=gate), as_json)
 
 
+@plainly()
 def reject(run_id: RunId, gate: str = "", by: By = "", reason: Reason = "", as_json: Json = False) -> None:
     """Reject an open gate: the run parks until `retry`."""
     _send("reject", run_id, _given(by, reason, gate=gate), as_json)
 
 
+@plainly()
 def pause(run_id: RunId, by: By = "", reason: Reason = "", as_json: Json = False) -> None:
     """Hold the run between two steps."""
     _send("pause", run_id, _given(by, reason), as_json)
 
 
+@plainly()
 def resume(run_id: RunId, by: By = "", reason: Reason = "", as_json: Json = False) -> None:
     """Let a paused run go on."""
     _send("resume", run_id, _given(by, reason), as_json)
 
 
+@plainly()
 def rollback(run_id: RunId, by: By = "", reason: Reason = "", as_json: Json = False) -> None:
     """Go back: reads, or reads and writes, to the monolith. One person is enough; it always alerts."""
     _send("rollback", run_id, _given(by, reason), as_json)
 
 
+@plainly()
 def retry(run_id: RunId, by: By = "", reason: Reason = "", as_json: Json = False) -> None:
     """Try the step again that a run is parked at, or measure a closed gate now."""
     _send("retry", run_id, _given(by, reason), as_json)
 
 
+@plainly()
 def skip(run_id: RunId, by: By = "", reason: Reason = "", as_json: Json = False) -> None:
     """Skip the step that a run is parked at, where that is allowed."""
     _send("skip", run_id, _given(by, reason), as_json)
@@ -129,20 +163,19 @@ def _given(by: str, reason: str, **fields: str) -> dict[str, str]:
     return {name: value for name, value in payload.items() if value}
 
 
+@plainly()
 def history(
     plan: Annotated[str, typer.Argument(help="The migration's name.")],
-    limit: Annotated[int, typer.Option(help="How many entries of the audit log.")] = 50,
+    limit: Annotated[int, typer.Option(help="How many entries of the audit log, the newest ones.", min=1)] = 50,
     as_json: Json = False,
 ) -> None:
     """The audit log of a migration, newest last, after its hash chain was checked."""
-    from cutover.cli.connection import control
-    from cutover.control import audit
 
     async def work() -> int:
         settings = Settings.from_environment()
         async with control(settings) as opened, opened.connection() as connection:
             problems = await audit.verify(connection)
-            rows = await audit.entries(connection, plan, limit)
+            rows = (await audit.entries(connection, plan, limit))[::-1]
         if as_json:
             print_json({"chain": problems or "whole", "entries": [vars(row) for row in rows]})
         else:
@@ -152,7 +185,7 @@ def history(
                     f"{row.at:%Y-%m-%d %H:%M:%S}  {row.actor:<14} {row.action:<26} {row.service or '-'}  {detail}"
                 )
             typer.echo("the hash chain is whole" if not problems else "\n".join(problems), err=bool(problems))
-        return 1 if problems else 0
+        return Exit.REFUSED if problems else Exit.DONE
 
     raise typer.Exit(run(work()))
 

@@ -1,83 +1,60 @@
 """`cutover status`: what every run waits for, since when, and the exact command that would answer or roll back."""
 
 import asyncio
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
+from cutover.cli.checklist import read_checklist
 from cutover.cli.connection import control, temporal
-from cutover.cli.failing import print_json, run
+from cutover.cli.failing import judged, plainly, print_json, run
 from cutover.cli.runs import open_runs
-from cutover.control import reports, stages
+from cutover.cli.screen import Overview, Screen, ServiceLine, render, since
+from cutover.control import conflicts, reports, stages
 from cutover.control.database import Control
+from cutover.errors import Exit
 from cutover.flags import store as flags
 from cutover.settings import Settings
+from workflows import ids
 from workflows.status import Status
 
-_STYLE = {
-    "RUNNING": "green",
-    "WAITING": "cyan",
-    "PAUSED": "yellow",
-    "NEEDS_ATTENTION": "bold red",
-    "ROLLED_BACK": "magenta",
-    "DONE": "dim",
-}
+__all__ = ["Overview", "ServiceLine", "overview", "render", "status"]
 
-
-@dataclass
-class ServiceLine:
-    """One service as the control database knows it."""
-
-    service: str
-    stage: str
-    writable: str
-    reads: str
-    epoch: int
-    paused: bool
-    differences: int | None
-    oldest_pass_seconds: float | None
-
-
-@dataclass
-class Overview:
-    """Everything `status` shows."""
-
-    migration: str
-    runs: list[Status] = field(default_factory=list)
-    silent: list[str] = field(default_factory=list)
-    services: list[ServiceLine] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "migration": self.migration,
-            "runs": [one.model_dump(mode="json") for one in self.runs],
-            "runs_without_answer": self.silent,
-            "services": [asdict(one) for one in self.services],
-        }
+#: Seconds that a run has for its answer, and that one look at everything may take.
+ANSWER = 5.0
+LOOK = 15.0
 
 
 async def overview(client: Client, opened: Control, migration: str, *, passes: bool = False) -> Overview:
     """Asks every open run and the control database. A run that does not answer is listed as silent."""
     found = Overview(migration)
-    run_ids = await open_runs(client, migration)
+    await look_at_runs(client, found, passes=passes)
+    await look_at_services(opened, found)
+    return found
+
+
+async def look_at_runs(client: Client, found: Overview, *, passes: bool = False) -> None:
+    """The open runs as they answer now; `passes`: those of reconciliation as well."""
+    run_ids = await open_runs(client, found.migration)
     answers = await asyncio.gather(*(_ask(client, one) for one in run_ids if passes or "/reconciliation" not in one))
-    for workflow_id, answer in answers:
-        if answer is None:
-            found.silent.append(workflow_id)
-        else:
-            found.runs.append(answer)
+    found.runs = [answer for _, answer in answers if answer is not None]
+    found.silent = [workflow_id for workflow_id, answer in answers if answer is None]
+
+
+async def look_at_services(opened: Control, found: Overview) -> None:
+    """The services as the control database knows them; lag by the runs' last samples. Raises Unreachable."""
+    migration = found.migration
     staged = await stages.get_stages(opened, migration)
+    cases = await conflicts.count_open(opened, migration)
+    lines = []
     for name, route in sorted((await flags.all(opened, migration)).items()):
         last = await reports.latest_of_all(opened, migration, name)
-        found.services.append(
+        lines.append(
             ServiceLine(
                 service=name,
                 stage=staged[name].stage if name in staged else "",
@@ -85,77 +62,80 @@ async def overview(client: Client, opened: Control, migration: str, *, passes: b
                 reads="service" if route.read_from_new else "monolith",
                 epoch=route.epoch,
                 paused=route.pause_id is not None,
-                differences=sum(r.missing + r.extra + r.mismatched for r in last) if last else None,
+                differences=sum(r.differences for r in last) if last else None,
                 oldest_pass_seconds=max((r.age for r in last), default=None),
+                lag_seconds=_lag(found.runs, migration, name),
+                cases=cases.get(name, 0),
             )
         )
-    return found
+    found.services = lines
+    found.checklist = await read_checklist(opened, found.migration)
+
+
+def _lag(runs: list[Status], migration: str, service: str) -> float | None:
+    """Seconds, as the service's runs sampled it last: the way back's where the writes have moved, else the stream's."""
+    progress = {one.workflow_id: one.progress for one in runs}
+    for workflow_id, name in (
+        (ids.switchover(migration, service), "reverse lag seconds"),
+        (ids.replication(migration, service), "lag seconds"),
+    ):
+        value = progress.get(workflow_id, {}).get(name)
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 async def _ask(client: Client, workflow_id: str) -> tuple[str, Status | None]:
     try:
         handle = client.get_workflow_handle(workflow_id)
-        return workflow_id, await asyncio.wait_for(handle.query("status", result_type=Status), 5)
+        return workflow_id, await asyncio.wait_for(handle.query("status", result_type=Status), ANSWER)
     except (RPCError, WorkflowQueryFailedError, TimeoutError):
         return workflow_id, None
 
 
-def since(moment: datetime) -> str:
-    """How long ago, in one unit."""
-    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+class Watching:
+    """Looks again and again; what fails is shown above the last good look, and tried again."""
+
+    def __init__(self, client: Client, opened: Control, migration: str) -> None:
+        self.client = client
+        self.opened = opened
+        self.found = Overview(migration)
+        self.trouble: dict[str, tuple[str, datetime]] = {}
+
+    async def look(self) -> Screen:
+        """One look. Never raises for a server that does not answer."""
+        await self._attempt("runs", look_at_runs(self.client, self.found))
+        await self._attempt("services", look_at_services(self.opened, self.found))
+        texts = [
+            f"{what} are as they were {since(at)} ago; tried again: {text}" for what, (text, at) in self.trouble.items()
+        ]
+        return Screen(self.found, "\n".join(texts))
+
+    async def _attempt(self, what: str, work: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(LOOK):
+                await work
+        except Exception as error:
+            text = judged(error)[0]
+            self.trouble[what] = (text, self.trouble.get(what, ("", datetime.now(UTC)))[1])
+        else:
+            self.trouble.pop(what, None)
 
 
-def render(found: Overview) -> RenderableType:
-    """The screen."""
-    parts: list[RenderableType] = []
-    if found.services:
-        table = Table("service", "stage", "writable", "reads", "epoch", "differences", "oldest pass", expand=True)
-        for line in found.services:
-            table.add_row(
-                line.service,
-                line.stage or "-",
-                line.writable + (" [bold red]PAUSED[/]" if line.paused else ""),
-                line.reads,
-                str(line.epoch),
-                "-" if line.differences is None else str(line.differences),
-                "-" if line.oldest_pass_seconds is None else f"{line.oldest_pass_seconds:.0f} s ago",
-            )
-        parts.append(table)
-    for one in found.runs:
-        parts.append(_run_panel(one))
-    for workflow_id in found.silent:
-        parts.append(Text(f"{workflow_id}: does not answer; is a worker running? (cutover worker)", style="bold red"))
-    if not found.runs and not found.silent:
-        parts.append(
-            Text(f"no open run of {found.migration}; start it with: cutover start migration {found.migration}")
-        )
-    return Group(*parts)
+async def _watch(watching: Watching, every: float, console: Console) -> None:
+    """Until Ctrl-C."""
+    if not console.is_terminal:
+        while True:
+            screen = await watching.look()
+            console.print(screen.trouble, render(watching.found))
+            await asyncio.sleep(every)
+    with Live(await watching.look(), console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            await asyncio.sleep(every)
+            live.update(await watching.look(), refresh=True)
 
 
-def _run_panel(one: Status) -> Panel:
-    body = Text()
-    body.append(f"waits for {one.waiting_for} (since {since(one.since)})\n")
-    if one.attention:
-        body.append(f"{one.attention}\n", style="bold red")
-    for name, value in one.progress.items():
-        body.append(f"{name}: {value}\n", style="dim")
-    for answer in one.commands:
-        body.append(f"{answer.does}: ")
-        body.append(f"{answer.cutover}\n", style="bold")
-    if one.rollback:
-        body.append(f"{one.rollback_note} ")
-        body.append(f"{one.rollback.cutover}\n", style="bold")
-    for refusal in one.refused[-3:]:
-        body.append(f"refused: {refusal.text}\n", style="yellow")
-    body.rstrip()
-    title = f"{one.workflow_id} · {one.phase} · [{_STYLE.get(one.state, '')}]{one.state}[/]"
-    return Panel(body, title=title, title_align="left")
-
-
+@plainly()
 def status(
     plan: Annotated[str, typer.Argument(help="The migration's name.")],
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the screen up to date until Ctrl-C.")] = False,
@@ -167,21 +147,20 @@ def status(
     Exit status 0, or 1 where a run needs attention or does not answer.
     """
     settings = Settings.from_environment()
+    if watch and as_json:
+        raise typer.BadParameter("--watch is a screen and --json is none: give one of them")
 
     async def work() -> int:
         client = await temporal(settings)
         async with control(settings) as opened:
+            if watch:
+                await _watch(Watching(client, opened, plan), every, Console())
             found = await overview(client, opened, plan)
             if as_json:
                 print_json(found.as_json())
-            elif not watch:
-                Console().print(render(found))
             else:
-                with Live(render(found), screen=False, auto_refresh=False) as live:
-                    while True:
-                        await asyncio.sleep(every)
-                        found = await overview(client, opened, plan)
-                        live.update(render(found), refresh=True)
-        return 1 if found.silent or any(one.state == "NEEDS_ATTENTION" for one in found.runs) else 0
+                Console().print(render(found))
+        attention = any(one.state == "NEEDS_ATTENTION" for one in found.runs)
+        return Exit.REFUSED if found.silent or attention else Exit.DONE
 
     raise typer.Exit(run(work()))

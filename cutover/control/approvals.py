@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import asyncpg
 
-from cutover.control import audit, evidence
+from cutover.control import audit, evidence, plans
 from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
 from cutover.control.evidence import Evidence
@@ -65,7 +65,8 @@ async def record(
     """Record a decision; the same message of the same workflow run is recorded once, and answered the same.
 
     Without a code it binds itself to the gate's newest evidence, if there is any. A reject voids the gate's earlier
-    approvals. Raises GateClosed for a code that stands for nothing, or for another gate or plan.
+    approvals. Raises GateClosed for a code that stands for nothing, or for another gate or plan; PlanReplaced for an
+    approval of a plan that the migration no longer goes by, which must not count if that plan comes back.
     """
     who = person(by)
     async with control.transaction() as connection:
@@ -73,6 +74,8 @@ async def record(
         known = await connection.fetchrow(f"{_SELECT} WHERE a.run_id = $1 AND a.message_id = $2", run_id, message_id)
         if known is not None:
             return _approval(known)
+        if decision == "approve":
+            await plans.hold(connection, migration, plan_hash)
         seen = await _evidence(connection, migration, service, gate, plan_hash, evidence_code)
         if decision == "reject":
             await _void(connection, migration, service, gate, None, f"rejected by {by.strip()}")

@@ -1,17 +1,26 @@
-"""Cases: differences that no rule may repair by itself, until a person has said what holds."""
+"""Cases: differences that no rule may repair by itself, until a person has said what holds.
 
-from collections.abc import Mapping
+A case is open until both sides agree. A decision is kept in it and takes effect with the next pass over its table:
+`primary` lets the repair write the primary's row over the other side, if neither row has changed since; `mended` says
+that a person has made the sides alike, which the pass then sees. A decision that does not fit what the next pass finds
+is cleared, and the case waits for a person again.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 
 from cutover.control import audit, documents
-from cutover.control.audit import Entry
+from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
-from cutover.control.reports import DifferenceKind
+from cutover.control.reports import Difference, DifferenceKind, TableReport
 from cutover.errors import Refused
+from cutover.postgres.databases import Direction
+
+Decision = Literal["primary", "mended"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,27 @@ class Case:
     seen: int
     opened_at: datetime
     last_at: datetime
+    decision: Decision | None
+    decided_by: str | None
+    decided_at: datetime | None
+    reason: str
     resolved_at: datetime | None
     resolved_by: str | None
     resolution: str | None
+
+    def lets_primary_win(self, difference: Difference, direction: Direction) -> bool:
+        """Whether the decision says so of exactly these two rows, seen from the primary of now."""
+        seen = (self.detail.get("source_hash"), self.detail.get("target_hash"), self.detail.get("direction"))
+        now = (difference.source_hash, difference.target_hash, direction)
+        return self.decision == "primary" and seen == now
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Open cases without a decision: how many, and the id of the newest."""
+
+    count: int
+    newest: int
 
 
 async def open_case(
@@ -48,14 +75,23 @@ async def open_case(
     detail: Mapping[str, Any] | None = None,
     actor: str = "reconciliation",
 ) -> int:
-    """Open a case, or count once more the one that is open for this key; its id."""
+    """Open a case, or count once more the one that is open for this key; its id. A decision that was not applied is
+    cleared: the rows are not the ones that it was about, or they could not be written."""
     async with control.transaction() as connection:
+        before = await connection.fetchrow(
+            "SELECT decision, decided_by FROM control.conflict WHERE migration = $1 AND service = $2"
+            " AND table_name = $3 AND key_json = $4 AND resolved_at IS NULL FOR UPDATE",
+            migration,
+            service,
+            table,
+            key_json,
+        )
         row = await connection.fetchrow(
             "INSERT INTO control.conflict AS c (migration, service, table_name, key_json, kind, rule, detail)"
             " VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb)"
             " ON CONFLICT (migration, service, table_name, key_json) WHERE resolved_at IS NULL DO UPDATE"
             " SET kind = excluded.kind, rule = excluded.rule, detail = excluded.detail, seen = c.seen + 1,"
-            " last_at = clock_timestamp() RETURNING id, seen",
+            " decision = NULL, decided_by = NULL, decided_at = NULL, last_at = clock_timestamp() RETURNING id, seen",
             migration,
             service,
             table,
@@ -65,12 +101,44 @@ async def open_case(
             documents.dumps(detail or {}),
         )
         assert row is not None
+        # The key itself stays out of the log: it is the user's data.
+        recorded = {"case": row["id"], "table": table, "kind": kind, "rule": rule}
         if row["seen"] == 1:
-            # The key itself stays out of the log: it is the user's data.
-            recorded = {"case": row["id"], "table": table, "kind": kind, "rule": rule}
             await audit.append(connection, Entry(actor, "conflict.opened", migration, service, recorded))
+        elif before is not None and before["decision"] is not None:
+            recorded |= {"decision": before["decision"], "by": before["decided_by"]}
+            await audit.append(connection, Entry(actor, "conflict.decision_cleared", migration, service, recorded))
     case_id: int = row["id"]
     return case_id
+
+
+async def decide(control: Control, migration: str, case_id: int, by: str, decision: Decision, reason: str = "") -> Case:
+    """Keep what a person decided; until it is applied it may be changed. Idempotent.
+
+    Raises Refused where there is no such open case.
+    """
+    if not by.strip():
+        raise Refused("a case is decided by a person: give a name")
+    async with control.transaction() as connection:
+        row = await connection.fetchrow(f"{_SELECT} WHERE migration = $1 AND id = $2 FOR UPDATE", migration, case_id)
+        if row is None:
+            raise _unknown(migration, case_id)
+        if row["resolved_at"] is not None:
+            raise Refused(f"case {case_id} is closed already: {row['resolution']} ({row['resolved_by']})")
+        if (row["decision"], row["decided_by"]) == (decision, by.strip()):
+            return _case(row)
+        row = await connection.fetchrow(
+            "UPDATE control.conflict SET decision = $2, decided_by = $3, decided_at = clock_timestamp(),"  # noqa: S608
+            f" reason = $4 WHERE id = $1 RETURNING {_COLUMNS}",
+            case_id,
+            decision,
+            by.strip(),
+            documents.scrub(reason),
+        )
+        assert row is not None
+        recorded = {"case": case_id, "table": row["table_name"], "decision": decision, "reason": reason}
+        await audit.append(connection, Entry(by.strip(), "conflict.decided", migration, row["service"], recorded))
+    return _case(row)
 
 
 async def resolve(control: Control, case_id: int, by: str, resolution: str) -> Case:
@@ -78,23 +146,49 @@ async def resolve(control: Control, case_id: int, by: str, resolution: str) -> C
     if not by.strip():
         raise Refused("a case is resolved by a person: give a name")
     async with control.transaction() as connection:
-        row = await connection.fetchrow(
-            "UPDATE control.conflict SET resolved_at = clock_timestamp(), resolved_by = $2, resolution = $3"  # noqa: S608
-            f" WHERE id = $1 AND resolved_at IS NULL RETURNING {_COLUMNS}",
-            case_id,
-            by.strip(),
-            resolution,
+        closed = await _close(connection, "id = $3", by.strip(), resolution, case_id)
+        if closed:
+            return closed[0]
+        known = await connection.fetchrow(f"{_SELECT} WHERE id = $1", case_id)
+    if known is None:
+        raise Refused(f"there is no case {case_id}: `cutover status` lists the open ones")
+    return _case(known)
+
+
+async def close_repaired(
+    control: Control, migration: str, service: str, table: str, keys: Sequence[str], *, actor: str
+) -> None:
+    """The open cases of keys whose rows a repair has just made alike."""
+    async with control.transaction() as connection:
+        await _close(
+            connection,
+            "migration = $3 AND service = $4 AND table_name = $5 AND key_json = ANY ($6::text[])",
+            actor,
+            "the primary's row was written over the other side",
+            migration,
+            service,
+            table,
+            list(keys),
         )
-        if row is None:
-            known = await connection.fetchrow(f"{_SELECT} WHERE id = $1", case_id)
-            if known is None:
-                raise Refused(f"there is no case {case_id}: `cutover status` lists the open ones")
-            return _case(known)
-        recorded = {"case": case_id, "table": row["table_name"], "resolution": resolution}
-        await audit.append(
-            connection, Entry(by.strip(), "conflict.resolved", row["migration"], row["service"], recorded)
+
+
+async def close_settled(control: Control, report: TableReport, *, actor: str = "reconciliation") -> None:
+    """The open cases of keys that a whole pass, begun after they were last seen, did not find different any more."""
+    if not report.complete:
+        return
+    async with control.transaction() as connection:
+        await _close(
+            connection,
+            "migration = $3 AND service = $4 AND table_name = $5 AND last_at < $6 AND NOT EXISTS (SELECT FROM"
+            " control.difference d WHERE d.report_id = $7 AND d.table_name = $5 AND d.key_json = c.key_json)",
+            actor,
+            "both sides agree",
+            report.migration,
+            report.service,
+            report.table,
+            report.started_at,
+            report.id,
         )
-    return _case(row)
 
 
 async def list_open(control: Control, migration: str, service: str | None = None, *, limit: int = 1000) -> list[Case]:
@@ -109,9 +203,70 @@ async def list_open(control: Control, migration: str, service: str | None = None
     return [_case(row) for row in rows]
 
 
+async def get(control: Control, migration: str, case_id: int) -> Case:
+    """One case, open or closed. Raises Refused where there is none."""
+    row = await control.fetchrow(f"{_SELECT} WHERE migration = $1 AND id = $2", migration, case_id)
+    if row is None:
+        raise _unknown(migration, case_id)
+    return _case(row)
+
+
+async def decided(control: Control, migration: str, service: str, table: str) -> dict[str, Case]:
+    """The open cases of a table that have a decision, by key."""
+    rows = await control.fetch(
+        f"{_SELECT} WHERE migration = $1 AND service = $2 AND table_name = $3 AND resolved_at IS NULL"
+        " AND decision IS NOT NULL",
+        migration,
+        service,
+        table,
+    )
+    return {row["key_json"]: _case(row) for row in rows}
+
+
+async def count_open(control: Control, migration: str) -> dict[str, int]:
+    """How many cases each service has open, decided ones included; services without one are left out."""
+    rows = await control.fetch(
+        "SELECT service, count(*) AS n FROM control.conflict WHERE migration = $1 AND resolved_at IS NULL"
+        " GROUP BY service",
+        migration,
+    )
+    return {row["service"]: row["n"] for row in rows}
+
+
+async def waiting(control: Control, migration: str, service: str, table: str) -> Waiting | None:
+    """The table's open cases that nobody has decided yet."""
+    row = await control.fetchrow(
+        "SELECT count(*) AS n, max(id) AS newest FROM control.conflict WHERE migration = $1 AND service = $2"
+        " AND table_name = $3 AND resolved_at IS NULL AND decision IS NULL",
+        migration,
+        service,
+        table,
+    )
+    return Waiting(row["n"], row["newest"]) if row and row["n"] else None
+
+
+async def _close(connection: Connection, which: str, by: str, resolution: str, *args: object) -> list[Case]:
+    """Close the open cases that a (constant) condition picks, with an audit row each; one who decided is named."""
+    rows = await connection.fetch(
+        "UPDATE control.conflict c SET resolved_at = clock_timestamp(), resolved_by = coalesce(decided_by, $1),"  # noqa: S608
+        f" resolution = $2 WHERE resolved_at IS NULL AND {which} RETURNING {_COLUMNS}",
+        by,
+        resolution,
+        *args,
+    )
+    for row in rows:
+        recorded = {"case": row["id"], "table": row["table_name"], "resolution": resolution, "by": row["resolved_by"]}
+        await audit.append(connection, Entry(by, "conflict.resolved", row["migration"], row["service"], recorded))
+    return [_case(row) for row in rows]
+
+
+def _unknown(migration: str, case_id: int) -> Refused:
+    return Refused(f"{migration} has no case {case_id}; list the open ones with: cutover conflicts list {migration}")
+
+
 _COLUMNS = (
     "id, migration, service, table_name, key_json, kind, rule, detail::text AS detail, seen, opened_at, last_at,"
-    " resolved_at, resolved_by, resolution"
+    " decision, decided_by, decided_at, reason, resolved_at, resolved_by, resolution"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM control.conflict"  # noqa: S608 (constant text)
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+from cutover.control import audit
+from cutover.control.audit import Entry
 from cutover.control.database import Control
 from cutover.plan.models import ForeignKeyRule
 from cutover.postgres.catalog import ForeignKey
@@ -33,18 +35,22 @@ def _key(text: str) -> ForeignKey:
 async def note(
     control: Control, migration: str, key: ForeignKey, rule: ForeignKeyRule, *, holder: str, parent: str
 ) -> None:
-    """Keeps a key's definition before anything is done to it; the first one noted stays."""
-    await control.execute(
-        "INSERT INTO control.crossing_key (migration, name, table_name, rule, definition, holder, parent) "
-        "VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7) ON CONFLICT DO NOTHING",
-        migration,
-        key.name,
-        str(key.table),
-        rule,
-        json.dumps(asdict(key)),
-        holder,
-        parent,
-    )
+    """Keeps a key's definition before anything is done to it, audited; the first one noted stays."""
+    async with control.transaction() as connection:
+        made = await connection.fetchval(
+            "INSERT INTO control.crossing_key (migration, name, table_name, rule, definition, holder, parent) "
+            "VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7) ON CONFLICT DO NOTHING RETURNING 1",
+            migration,
+            key.name,
+            str(key.table),
+            rule,
+            json.dumps(asdict(key)),
+            holder,
+            parent,
+        )
+        if made:
+            detail = {"key": key.name, "table": str(key.table), "rule": rule, "parent": parent}
+            await audit.append(connection, Entry("cutover", "foreign-key.noted", migration, holder, detail))
 
 
 async def every(control: Control, migration: str) -> list[CrossingRecord]:

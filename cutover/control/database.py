@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that one statement may take; all of ours are short.
 STATEMENT_TIMEOUT = 30.0
+IDLE_IN_TRANSACTION = "10s"
 
 #: What a lost or hanging server raises *inside* a block. Plain OSError is left out there: the block is the caller's
 #: code, and may have trouble with a file.
@@ -45,22 +46,22 @@ class Control:
 
     @classmethod
     async def open(cls, database: Database, *, min_size: int = 1, max_size: int = 4) -> "Control":
-        """Connect. Raises Unreachable with the database's name; the schema is not looked at (see `migrate`)."""
-        try:
+        """Connect; the schema is not looked at (see `migrate`). Raises Unreachable, ConfigError for a wrong DSN."""
+        with database.opening():
             pool = await asyncpg.create_pool(
                 database.dsn,
                 min_size=min_size,
                 max_size=max_size,
                 timeout=10.0,
                 command_timeout=STATEMENT_TIMEOUT,
-                server_settings={"application_name": "cutover control"},
+                server_settings={
+                    "application_name": "cutover control",
+                    # a journal that is answered is on disk, whatever the role's or the database's default
+                    "synchronous_commit": "on",
+                    # a process that is stopped in the middle must not keep the locks of switch and audit log
+                    "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+                },
             )
-        except (
-            *CONNECTION_ERRORS,
-            asyncpg.InvalidAuthorizationSpecificationError,
-            asyncpg.InvalidCatalogNameError,
-        ) as e:
-            raise Unreachable(f"database {database.name!r} cannot be reached: {type(e).__name__}") from None
         return cls(database, pool)
 
     async def close(self) -> None:

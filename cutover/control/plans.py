@@ -1,7 +1,7 @@
 """Plans as registered, the one a running migration is bound to, and the tables that it has claimed.
 
 A changed plan never applies silently: while a migration is bound to a plan, another one is registered as
-pending only, and binding it is refused once the migration runs unless a person adopts it.
+pending only, and a running migration goes by it from the moment a person adopts it (`cutover.control.adoption`).
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from datetime import datetime
 from cutover.control import audit
 from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
-from cutover.errors import Conflict, Refused
+from cutover.errors import Conflict, PlanReplaced, Refused
 from cutover.plan.models import Plan
 from cutover.postgres.identifiers import TableName
 
@@ -38,7 +38,7 @@ async def register(control: Control, plan: Plan, by: str) -> PlanRecord:
             plan.model_dump_json(),
             by,
         )
-        before = await _bound(connection, migration)
+        before = await lock(connection, migration)
         await connection.execute(
             "INSERT INTO control.migration (migration, latest_hash) VALUES ($1, $2)"
             " ON CONFLICT (migration) DO UPDATE SET latest_hash = excluded.latest_hash",
@@ -85,49 +85,101 @@ async def load(control: Control, migration: str, plan_hash: str | None = None) -
     return Plan.model_validate_json(body)
 
 
-async def bind(control: Control, migration: str, plan_hash: str, by: str, *, adopt: bool = False) -> None:
-    """The running migration goes by this plan from now on. Idempotent.
+async def bind(control: Control, migration: str, plan_hash: str, by: str) -> str:
+    """The migration goes by this plan from now on; the hash of the plan in force. Idempotent.
 
-    Raises Refused where the migration runs by another plan already, unless a person says `adopt`; that voids every
-    approval given on the former plan.
+    That is another hash where a person has adopted another plan in place of this one: a run that was started under the
+    former takes it over. Raises Refused where the migration runs by a plan that nobody adopted in place of this one.
     """
     async with control.transaction() as connection:
         registered = await connection.fetchval(
             "SELECT 1 FROM control.plan WHERE migration = $1 AND hash = $2", migration, plan_hash
         )
-        bound, latest = await _bound(connection, migration)
+        bound, latest = await lock(connection, migration)
         if not registered or latest is None:
             raise _unregistered(migration, plan_hash)
         if bound == plan_hash:
-            return
-        stage = await connection.fetchval(
-            "SELECT coalesce(nullif(service, '') || ': ', '') || stage FROM control.stage"
-            " WHERE migration = $1 AND stage <> 'registered' ORDER BY service LIMIT 1",
-            migration,
-        )
-        running = bound is not None and stage is not None
-        if running and not adopt:
-            raise Refused(
-                f"{migration} runs by plan {_short(bound)} ({stage}); plan {_short(plan_hash)} does not apply to it: "
-                f"register the former file again, or adopt the new one as a person "
-                f"(`cutover plan register FILE --adopt`), which voids the approvals given so far"
-            )
-        await connection.execute(
-            "UPDATE control.migration SET bound_hash = $2, bound_at = clock_timestamp(), bound_by = $3"
-            " WHERE migration = $1",
-            migration,
-            plan_hash,
-            by,
-        )
-        voided: int = await connection.fetchval(
-            "WITH voided AS (UPDATE control.approval SET voided_at = clock_timestamp(), void_reason = $3"
-            "  WHERE migration = $1 AND plan_hash <> $2 AND voided_at IS NULL RETURNING 1) SELECT count(*) FROM voided",
-            migration,
-            plan_hash,
-            f"plan {_short(plan_hash)} was bound by {by}",
-        )
-        detail = {"hash": plan_hash, "from": bound, "approvals_voided": voided}
-        await audit.append(connection, Entry(by, "plan.adopted" if running else "plan.bound", migration, None, detail))
+            return plan_hash
+        if bound is not None:
+            if await connection.fetchval(
+                "SELECT 1 FROM control.adoption WHERE migration = $1 AND from_hash = $2 LIMIT 1", migration, plan_hash
+            ):
+                return bound
+            where = await running(connection, migration)
+            if where:
+                raise Refused(
+                    f"{migration} runs by plan {short(bound)} ({where}); plan {short(plan_hash)} does not apply to it "
+                    f"until a person adopts it (`cutover plan register FILE --adopt`), which voids the approvals given "
+                    f"so far"
+                )
+        await set_bound(connection, migration, plan_hash, by)
+        detail = {"hash": plan_hash, "from": bound, "approvals_voided": await void_approvals(connection, migration, by)}
+        await audit.append(connection, Entry(by, "plan.bound", migration, None, detail))
+    return plan_hash
+
+
+async def require(control: Control, migration: str, plan_hash: str) -> None:
+    """Raises PlanReplaced where the migration goes by another plan than this one."""
+    async with control.transaction() as connection:
+        await hold(connection, migration, plan_hash)
+
+
+async def hold(connection: Connection, migration: str, plan_hash: str) -> None:
+    """Until this transaction ends no other plan can be adopted. Raises PlanReplaced where one was already."""
+    bound = await connection.fetchval(
+        "SELECT bound_hash FROM control.migration WHERE migration = $1 FOR SHARE", migration
+    )
+    if bound is not None and plan_hash and bound != plan_hash:
+        raise PlanReplaced(f"{migration} goes by plan {short(bound)} now, no longer by plan {short(plan_hash)}")
+
+
+async def lock(connection: Connection, migration: str) -> tuple[str | None, str | None]:
+    """(bound hash, latest hash) of the migration, its row locked; (None, None) before the first plan."""
+    row = await connection.fetchrow(
+        "SELECT bound_hash, latest_hash FROM control.migration WHERE migration = $1 FOR UPDATE", migration
+    )
+    return (row["bound_hash"], row["latest_hash"]) if row else (None, None)
+
+
+async def running(connection: Connection, migration: str) -> str:
+    """How far the migration is, in words; "" while nothing was done by its plan."""
+    stage: str | None = await connection.fetchval(
+        "SELECT coalesce(nullif(service, '') || ': ', '') || stage FROM control.stage"
+        " WHERE migration = $1 AND stage <> 'registered' ORDER BY service LIMIT 1",
+        migration,
+    )
+    if stage is not None:
+        return stage
+    claimed = await connection.fetchval("SELECT 1 FROM control.claim WHERE migration = $1 LIMIT 1", migration)
+    return "in preparation" if claimed else ""
+
+
+async def set_bound(connection: Connection, migration: str, plan_hash: str, by: str) -> None:
+    """Write which plan the migration goes by; its row is locked by the caller."""
+    await connection.execute(
+        "UPDATE control.migration SET bound_hash = $2, bound_at = clock_timestamp(), bound_by = $3"
+        " WHERE migration = $1",
+        migration,
+        plan_hash,
+        by,
+    )
+
+
+async def void_approvals(connection: Connection, migration: str, by: str) -> int:
+    """Every approval given so far was given to another plan; how many stood."""
+    count: int = await connection.fetchval(
+        "WITH voided AS (UPDATE control.approval SET voided_at = clock_timestamp(), void_reason = $2"
+        "  WHERE migration = $1 AND voided_at IS NULL RETURNING 1) SELECT count(*) FROM voided",
+        migration,
+        f"another plan was put in force by {by}",
+    )
+    return count
+
+
+async def taken(control: Control, plan: Plan, monolith: str) -> str:
+    """In words, which of the plan's tables of that monolith another migration has taken; empty: none. Reads only."""
+    async with control.connection() as connection:
+        return await _taken(connection, plan, monolith)
 
 
 async def claim_tables(control: Control, plan: Plan, monolith: str, *, by: str = "preparation") -> None:
@@ -135,40 +187,67 @@ async def claim_tables(control: Control, plan: Plan, monolith: str, *, by: str =
 
     Raises Conflict, which names the other migration, where one of them is taken; nothing is claimed then.
     """
+    async with control.transaction() as connection:
+        await claim(connection, plan, monolith, by)
+
+
+async def claim(connection: Connection, plan: Plan, monolith: str, by: str) -> None:
+    """`claim_tables` inside the caller's transaction."""
     wanted = {str(TableName.parse(table)): name for name, service in plan.services.items() for table in service.tables}
     tables = sorted(wanted)
+    # In one order for everybody, so that two migrations that claim at once cannot deadlock.
+    made = await connection.fetch(
+        "INSERT INTO control.claim (monolith, table_name, migration, service)"
+        " SELECT $1, t, $3, s FROM unnest($2::text[], $4::text[]) AS wanted (t, s) ORDER BY t"
+        " ON CONFLICT DO NOTHING RETURNING table_name",
+        monolith,
+        tables,
+        plan.migration,
+        [wanted[table] for table in tables],
+    )
+    if refusal := await _taken(connection, plan, monolith):
+        raise Conflict(refusal)
+    if made:
+        detail = {"tables": sorted(row["table_name"] for row in made)}
+        await audit.append(connection, Entry(by, "tables.claimed", plan.migration, None, detail))
+
+
+async def begin_service(control: Control, migration: str, plan_hash: str, service: str) -> None:
+    """From now on databases, tables and stream of the service are fixed: they are being built by. Idempotent.
+
+    Raises PlanReplaced where another plan was adopted.
+    """
     async with control.transaction() as connection:
-        # In one order for everybody, so that two migrations that claim at once cannot deadlock.
-        made = await connection.fetch(
-            "INSERT INTO control.claim (monolith, table_name, migration, service)"
-            " SELECT $1, t, $3, s FROM unnest($2::text[], $4::text[]) AS wanted (t, s) ORDER BY t"
-            " ON CONFLICT DO NOTHING RETURNING table_name",
-            monolith,
-            tables,
-            plan.migration,
-            [wanted[table] for table in tables],
+        await hold(connection, migration, plan_hash)
+        await connection.execute(
+            "UPDATE control.claim SET begun_at = clock_timestamp()"
+            " WHERE migration = $1 AND service = $2 AND begun_at IS NULL",
+            migration,
+            service,
         )
-        taken = await connection.fetch(
-            "SELECT table_name, migration FROM control.claim"
-            " WHERE monolith = $1 AND table_name = ANY ($2::text[]) AND migration <> $3 ORDER BY table_name",
-            monolith,
-            tables,
-            plan.migration,
-        )
-        if taken:
-            names = ", ".join(row["table_name"] for row in taken)
-            others = ", ".join(sorted({row["migration"] for row in taken}))
-            raise Conflict(
-                f"{plan.migration}: table(s) {names} of this monolith belong to migration {others}: "
-                f"finish or abandon that one, or take the tables out of this plan"
-            )
-        if made:
-            detail = {"tables": sorted(row["table_name"] for row in made)}
-            await audit.append(connection, Entry(by, "tables.claimed", plan.migration, None, detail))
+
+
+async def _taken(connection: Connection, plan: Plan, monolith: str) -> str:
+    rows = await connection.fetch(
+        "SELECT table_name, migration FROM control.claim"
+        " WHERE monolith = $1 AND table_name = ANY ($2::text[]) AND migration <> $3 ORDER BY table_name",
+        monolith,
+        [str(TableName.parse(table)) for service in plan.services.values() for table in service.tables],
+        plan.migration,
+    )
+    if not rows:
+        return ""
+    names = ", ".join(row["table_name"] for row in rows)
+    others = ", ".join(sorted({row["migration"] for row in rows}))
+    return (
+        f"{plan.migration}: table(s) {names} of this monolith belong to migration {others}: wait for its cleanup, "
+        f"which gives them back, or take the tables out of one of the two plans and register that one again "
+        f"(`cutover plan register FILE --adopt`)"
+    )
 
 
 async def release_tables(control: Control, migration: str, *, by: str) -> int:
-    """Give the migration's tables back, when it is cleaned or abandoned; how many. Idempotent."""
+    """Give the migration's tables back, when it is cleaned up; how many. Idempotent."""
     async with control.transaction() as connection:
         rows = await connection.fetch("DELETE FROM control.claim WHERE migration = $1 RETURNING table_name", migration)
         if rows:
@@ -177,25 +256,18 @@ async def release_tables(control: Control, migration: str, *, by: str) -> int:
     return len(rows)
 
 
-async def _bound(connection: Connection, migration: str) -> tuple[str | None, str | None]:
-    """(bound hash, latest hash) of the migration, its row locked; (None, None) before the first plan."""
-    row = await connection.fetchrow(
-        "SELECT bound_hash, latest_hash FROM control.migration WHERE migration = $1 FOR UPDATE", migration
-    )
-    return (row["bound_hash"], row["latest_hash"]) if row else (None, None)
-
-
-def _short(plan_hash: str | None) -> str:
+def short(plan_hash: str | None) -> str:
+    """A hash as people are shown it."""
     return (plan_hash or "none")[:12]
 
 
 def _remedy(migration: str, bound: str | None) -> str:
     return (
-        f"{migration} goes by plan {_short(bound)}; a changed plan is registered and pending, and applies to nothing "
+        f"{migration} goes by plan {short(bound)}; a changed plan is registered and pending, and applies to nothing "
         f"until a person adopts it: `cutover plan register FILE --adopt`"
     )
 
 
 def _unregistered(migration: str, plan_hash: str | None = None) -> Refused:
-    which = f"plan {_short(plan_hash)} of {migration}" if plan_hash else f"migration {migration}"
+    which = f"plan {short(plan_hash)} of {migration}" if plan_hash else f"migration {migration}"
     return Refused(f"{which} is not registered: `cutover plan register FILE` first")

@@ -82,38 +82,61 @@ class Difference:
 async def record(control: Control, report: TableReport, differences: Sequence[Difference] = ()) -> int:
     """Store a report, with its differences where they are at hand (the last verdict of a key counts); its id."""
     async with control.transaction() as connection:
-        report_id: int = await connection.fetchval(
-            "INSERT INTO control.report (migration, service, table_name, direction, started_at, finished_at,"
-            " rows_source, rows_target, missing, extra, mismatched, unsettled, orphans, rate, seed_rate,"
-            " duration_ms, position, plan_hash, complete, bytes_moved, seed, left_out, warnings)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,"
-            " $22, $23)"
-            " RETURNING id",
-            report.migration,
-            report.service,
-            report.table,
-            report.direction,
-            report.started_at,
-            report.finished_at,
-            report.rows_source,
-            report.rows_target,
-            report.missing,
-            report.extra,
-            report.mismatched,
-            report.unsettled,
-            report.orphans,
-            report.rate,
-            report.seed_rate,
-            report.duration_ms,
-            report.position,
-            report.plan_hash,
-            report.complete,
-            report.bytes_moved,
-            report.seed,
-            report.left_out,
-            report.warnings,
-        )
+        report_id = await _store(connection, report)
         await _insert(connection, report_id, differences)
+    return report_id
+
+
+async def rehearse(control: Control, migration: str, service: str, table: str, plan_hash: str) -> bool:
+    """Writes a report of an empty table, reads it back, and takes it back; whether it was found. Leaves nothing."""
+    async with control.connection() as connection:
+        now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        report = TableReport(
+            migration=migration, service=service, table=table, direction="forward", started_at=now, finished_at=now,
+            rows_source=0, rows_target=0, rate=0.0, seed_rate=0.0, duration_ms=0.0, plan_hash=plan_hash, complete=True,
+        )  # fmt: skip
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            report_id = await _store(connection, report)
+            row = await connection.fetchrow(f"{_SELECT} WHERE id = $1", report_id)
+        finally:
+            await transaction.rollback()
+    return row is not None and _report(row).table == table
+
+
+async def _store(connection: Connection, report: TableReport) -> int:
+    report_id: int = await connection.fetchval(
+        "INSERT INTO control.report (migration, service, table_name, direction, started_at, finished_at,"
+        " rows_source, rows_target, missing, extra, mismatched, unsettled, orphans, rate, seed_rate,"
+        " duration_ms, position, plan_hash, complete, bytes_moved, seed, left_out, warnings)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,"
+        " $22, $23)"
+        " RETURNING id",
+        report.migration,
+        report.service,
+        report.table,
+        report.direction,
+        report.started_at,
+        report.finished_at,
+        report.rows_source,
+        report.rows_target,
+        report.missing,
+        report.extra,
+        report.mismatched,
+        report.unsettled,
+        report.orphans,
+        report.rate,
+        report.seed_rate,
+        report.duration_ms,
+        report.position,
+        report.plan_hash,
+        report.complete,
+        report.bytes_moved,
+        report.seed,
+        report.left_out,
+        report.warnings,
+    )
     return report_id
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, cast, get_args
 
-from cutover.control import audit, documents
+from cutover.control import audit, documents, plans
 from cutover.control.audit import Entry
 from cutover.control.database import Control
 from cutover.errors import Refused
@@ -37,13 +37,18 @@ async def set_stage(
     detail: Mapping[str, Any] | None = None,
     *,
     actor: str = "workflow",
+    by_plan: str = "",
 ) -> None:
-    """Set the stage, with an audit row. Idempotent. Raises Refused for a stage of the other level."""
+    """Set the stage, with an audit row. Idempotent. Raises Refused for a stage of the other level.
+
+    `by_plan`: only while the migration goes by the plan of that hash; raises PlanReplaced otherwise.
+    """
     known = get_args(MigrationStage) if service is None else get_args(ServiceStage)
     if stage not in known:
         level = "the migration" if service is None else f"service {service}"
         raise Refused(f"{migration}: {stage!r} is no stage of {level}; one of {', '.join(known)}")
     async with control.transaction() as connection:
+        await plans.hold(connection, migration, by_plan)
         before = await connection.fetchval(
             "SELECT stage FROM control.stage WHERE migration = $1 AND service = $2 FOR UPDATE", migration, service or ""
         )

@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 import asyncpg
 
+from cutover.control import audit, plans
+from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
 from cutover.errors import StaleAttempt
 from cutover.postgres.databases import Side
@@ -46,7 +48,7 @@ def _row(record: asyncpg.Record) -> SwitchRow:
 
 
 async def raise_token(control: Control, migration: str, service: str) -> SwitchRow:
-    """Draws the next attempt's token; the row as it is now, with that token. State is left alone."""
+    """Draws the next attempt's token, audited; the row as it is now, with that token. State is left alone."""
     async with control.transaction() as connection:
         await connection.execute(
             "INSERT INTO control.switch (migration, service) VALUES ($1, $2) ON CONFLICT DO NOTHING", migration, service
@@ -57,8 +59,27 @@ async def raise_token(control: Control, migration: str, service: str) -> SwitchR
             migration,
             service,
         )
-    assert record is not None
-    return _row(record)
+        assert record is not None
+        row = _row(record)
+        detail = {"token": row.token, "state": row.state, "switch_id": row.switch_id}
+        await audit.append(connection, Entry("cutover", "switch.attempt", migration, service, detail))
+    return row
+
+
+async def find(control: Control, migration: str, service: str) -> SwitchRow | None:
+    """The row as it is committed now, or None where no switch was ever begun."""
+    record = await control.fetchrow(
+        f"SELECT {_COLUMNS} FROM control.switch WHERE migration = $1 AND service = $2",  # noqa: S608
+        migration,
+        service,
+    )
+    return _row(record) if record else None
+
+
+async def under_way(control: Control, migration: str, service: str) -> SwitchRow | None:
+    """The switch that is begun and not ended, or None."""
+    row = await find(control, migration, service)
+    return row if row is not None and row.state not in SETTLED else None
 
 
 async def settled(control: Control, migration: str, service: str) -> SwitchRow:
@@ -74,6 +95,55 @@ async def settled(control: Control, migration: str, service: str) -> SwitchRow:
     return _row(record)
 
 
+async def hold(connection: Connection, row: SwitchRow) -> None:
+    """Keeps the switch as it is until the caller's transaction ends. Raises StaleAttempt where it is so no longer."""
+    same = await connection.fetchval(
+        "SELECT true FROM control.switch WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $4 "
+        "AND state = $5 FOR SHARE",
+        row.migration,
+        row.service,
+        row.token,
+        row.switch_id,
+        row.state,
+    )
+    if not same:
+        raise StaleAttempt(f"{row.service}: switch {row.switch_id} is no longer {row.state} under token {row.token}")
+
+
+@dataclass(frozen=True)
+class Still:
+    """Route and switch of a service at one moment; `settled`: no switch is under way."""
+
+    primary_side: Side
+    epoch: int
+    switch_id: str
+    token: int
+    state: SwitchState
+    stage: str
+
+    @property
+    def settled(self) -> bool:
+        return self.state in SETTLED
+
+
+async def still(control: Control, migration: str, service: str) -> Still | None:
+    """Who is writable and whether a switch is under way, in one snapshot; None before the service has a route.
+
+    Equal before and after a look at the databases, and settled, it says that no switch came in between: a switch
+    raises the token before it begins.
+    """
+    row = await control.fetchrow(
+        "SELECT r.primary_side, r.epoch, coalesce(s.switch_id, '') AS switch_id, coalesce(s.token, 0) AS token,"
+        " coalesce(s.state, 'idle') AS state, coalesce(g.stage, '') AS stage FROM control.route r"
+        " LEFT JOIN control.switch s ON s.migration = r.migration AND s.service = r.service"
+        " LEFT JOIN control.stage g ON g.migration = r.migration AND g.service = r.service"
+        " WHERE r.migration = $1 AND r.service = $2",
+        migration,
+        service,
+    )
+    return Still(**row) if row else None
+
+
 async def begin(
     control: Control,
     before: SwitchRow,
@@ -84,7 +154,11 @@ async def begin(
     from_epoch: int,
     plan_hash: str,
 ) -> SwitchRow:
-    """A new switch: settled → fencing, with an epoch that was never used before."""
+    """A new switch: settled → fencing, with an epoch that was never used before.
+
+    Raises PlanReplaced where the way forward was approved under a plan that is no longer the one in force: looked at
+    in the same transaction, so that no adoption comes between the last look and the first effect.
+    """
     async with control.acting(
         "cutover",
         "switch.begin",
@@ -92,6 +166,8 @@ async def begin(
         service=before.service,
         detail={"switch_id": switch_id, "to": to_side, "token": before.token},
     ) as connection:
+        if to_side == "service":
+            await plans.hold(connection, before.migration, plan_hash)
         record = await connection.fetchrow(
             "UPDATE control.switch SET switch_id = $4, state = 'fencing', from_side = $5, to_side = $6, "  # noqa: S608
             "from_epoch = $7, to_epoch = greatest(to_epoch, $7) + 1, plan_hash = $8, detail = '{}', "
@@ -119,8 +195,12 @@ async def advance(
     *,
     only_from: tuple[SwitchState, ...],
     detail: dict[str, Any] | None = None,
+    outcome: dict[str, Any] | None = None,
 ) -> SwitchRow:
-    """Compare-and-set of the state, audited in the same transaction. Raises StaleAttempt when it lost."""
+    """Compare-and-set of the state, audited in the same transaction. Raises StaleAttempt when it lost.
+
+    `outcome`: how the switch ended, for a state that ends it; no kill leaves the one without the other.
+    """
     assert to_state in get_args(SwitchState)
     async with control.acting(
         "cutover",
@@ -146,19 +226,16 @@ async def advance(
             raise StaleAttempt(
                 f"{row.service}: switch {row.switch_id} is no longer {' or '.join(only_from)} under token {row.token}"
             )
+        if outcome is not None:
+            await connection.execute(
+                "INSERT INTO control.switch_outcome (switch_id, migration, service, outcome) "
+                "VALUES ($1, $2, $3, $4::text::jsonb) ON CONFLICT DO NOTHING",
+                row.switch_id,
+                row.migration,
+                row.service,
+                json.dumps(outcome),
+            )
     return _row(record)
-
-
-async def record_outcome(control: Control, row: SwitchRow, outcome: dict[str, Any]) -> None:
-    """How the switch ended; the first answer stays."""
-    await control.execute(
-        "INSERT INTO control.switch_outcome (switch_id, migration, service, outcome) "
-        "VALUES ($1, $2, $3, $4::text::jsonb) ON CONFLICT DO NOTHING",
-        row.switch_id,
-        row.migration,
-        row.service,
-        json.dumps(outcome),
-    )
 
 
 async def outcome(control: Control, switch_id: str) -> dict[str, Any] | None:
@@ -178,19 +255,23 @@ async def outcomes(control: Control, migration: str) -> list[dict[str, Any]]:
 async def note_identity(
     control: Control, migration: str, database: str, system_identifier: str, timeline: int
 ) -> tuple[str, int]:
-    """Notes a server's identity at its first sight; returns the one noted."""
-    await control.execute(
-        "INSERT INTO control.server_identity (migration, database, system_identifier, timeline) "
-        "VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-        migration,
-        database,
-        system_identifier,
-        timeline,
-    )
-    row = await control.fetchrow(
-        "SELECT system_identifier, timeline FROM control.server_identity WHERE migration = $1 AND database = $2",
-        migration,
-        database,
-    )
+    """Notes a server's identity at its first sight, audited; returns the one noted."""
+    async with control.transaction() as connection:
+        made = await connection.fetchval(
+            "INSERT INTO control.server_identity (migration, database, system_identifier, timeline) "
+            "VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING 1",
+            migration,
+            database,
+            system_identifier,
+            timeline,
+        )
+        row = await connection.fetchrow(
+            "SELECT system_identifier, timeline FROM control.server_identity WHERE migration = $1 AND database = $2",
+            migration,
+            database,
+        )
+        if made:
+            detail = {"database": database, "system_identifier": system_identifier, "timeline": timeline}
+            await audit.append(connection, Entry("gate", "server.noted", migration, None, detail))
     assert row is not None
     return row["system_identifier"], row["timeline"]

@@ -1,4 +1,4 @@
-"""The plan's task list: what people do, who owns it, and when it was confirmed."""
+"""The plan's task list: what people do, who owns it, and when it was confirmed. Automatic items: `checks`."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,7 +7,7 @@ from typing import cast
 import asyncpg
 
 from cutover.control import audit
-from cutover.control.audit import Entry
+from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
 from cutover.errors import Refused
 from cutover.plan.models import Phase, Plan
@@ -34,58 +34,66 @@ async def ensure(control: Control, plan: Plan, *, by: str = "preparation") -> No
 
     A task that left the plan is no longer waited for, and keeps its row. Idempotent.
     """
+    async with control.transaction() as connection:
+        await ensure_on(connection, plan, by)
+
+
+async def ensure_on(connection: Connection, plan: Plan, by: str) -> None:
+    """`ensure` inside the caller's transaction."""
     names = list(plan.tasks)
     tasks = [plan.tasks[name] for name in names]
-    async with control.transaction() as connection:
-        added = await connection.fetch(
-            "INSERT INTO control.task AS t (migration, name, phase, owner, duration, description, service)"
-            " SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::interval[], $6::text[], $7::text[])"
-            " ON CONFLICT (migration, name) DO UPDATE SET phase = excluded.phase, owner = excluded.owner,"
-            "  duration = excluded.duration, description = excluded.description, service = excluded.service,"
-            "  current = true"
-            " WHERE (t.phase, t.owner, t.duration, t.description, t.service, t.current) IS DISTINCT FROM"
-            "  (excluded.phase, excluded.owner, excluded.duration, excluded.description, excluded.service, true)"
-            " RETURNING name",
-            plan.migration,
-            names,
-            [task.phase for task in tasks],
-            [task.owner for task in tasks],
-            [task.duration for task in tasks],
-            [task.description for task in tasks],
-            [task.service or "" for task in tasks],
-        )
-        dropped = await connection.fetch(
-            "UPDATE control.task SET current = false WHERE migration = $1 AND current AND name <> ALL ($2::text[])"
-            " RETURNING name",
-            plan.migration,
-            names,
-        )
-        if added or dropped:
-            detail = {"set": sorted(row["name"] for row in added), "dropped": sorted(row["name"] for row in dropped)}
-            await audit.append(connection, Entry(by, "tasks.ensured", plan.migration, None, detail))
+    added = await connection.fetch(
+        "INSERT INTO control.task AS t (migration, name, phase, owner, duration, description, service)"
+        " SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::interval[], $6::text[], $7::text[])"
+        " ON CONFLICT (migration, name) DO UPDATE SET phase = excluded.phase, owner = excluded.owner,"
+        "  duration = excluded.duration, description = excluded.description, service = excluded.service,"
+        "  current = true"
+        " WHERE (t.phase, t.owner, t.duration, t.description, t.service, t.current) IS DISTINCT FROM"
+        "  (excluded.phase, excluded.owner, excluded.duration, excluded.description, excluded.service, true)"
+        " RETURNING name",
+        plan.migration,
+        names,
+        [task.phase for task in tasks],
+        [task.owner for task in tasks],
+        [task.duration for task in tasks],
+        [task.description for task in tasks],
+        [task.service or "" for task in tasks],
+    )
+    dropped = await connection.fetch(
+        "UPDATE control.task SET current = false WHERE migration = $1 AND kind = 'human' AND current"
+        " AND name <> ALL ($2::text[]) RETURNING name",
+        plan.migration,
+        names,
+    )
+    if added or dropped:
+        detail = {"set": sorted(row["name"] for row in added), "dropped": sorted(row["name"] for row in dropped)}
+        await audit.append(connection, Entry(by, "tasks.ensured", plan.migration, None, detail))
 
 
 async def complete(control: Control, migration: str, task: str, by: str, evidence: str = "") -> TaskRow:
-    """A person (or an automatic check) confirms a task. Idempotent: the first confirmation stays.
+    """A person confirms a task. Idempotent: the first confirmation stays.
 
-    Raises Refused for a task that the migration does not have.
+    Raises Refused for a task that the migration does not have, and for an item that only a check answers.
     """
     if not by.strip():
         raise Refused(f"task {task!r} is confirmed by somebody: give a name")
     async with control.transaction() as connection:
         row = await connection.fetchrow(
             "UPDATE control.task SET done_at = clock_timestamp(), done_by = $3, evidence = $4"  # noqa: S608
-            f" WHERE migration = $1 AND name = $2 AND done_at IS NULL RETURNING {_COLUMNS}",
+            f" WHERE migration = $1 AND name = $2 AND kind = 'human' AND done_at IS NULL RETURNING {_COLUMNS}",
             migration,
             task,
             by.strip(),
             evidence,
         )
         if row is None:
-            row = await connection.fetchrow(f"{_SELECT} WHERE migration = $1 AND name = $2", migration, task)
+            row = await connection.fetchrow(
+                f"{_SELECT} WHERE migration = $1 AND name = $2 AND kind = 'human'", migration, task
+            )
             if row is None:
                 known = await connection.fetch(
-                    "SELECT name FROM control.task WHERE migration = $1 AND current ORDER BY name", migration
+                    "SELECT name FROM control.task WHERE migration = $1 AND kind = 'human' AND current ORDER BY name",
+                    migration,
                 )
                 names = ", ".join(record["name"] for record in known) or "none yet (Preparation has not begun)"
                 raise Refused(f"{migration} has no task {task!r}; its tasks: {names}")
@@ -103,7 +111,8 @@ async def pending(control: Control, migration: str, phase: Phase | None = None) 
 async def every(control: Control, migration: str, phase: Phase | None = None) -> list[TaskRow]:
     """The tasks of the plan of now, done or not."""
     rows = await control.fetch(
-        f"{_SELECT} WHERE migration = $1 AND ($2::text IS NULL OR phase = $2) AND current ORDER BY phase, name",
+        f"{_SELECT} WHERE migration = $1 AND ($2::text IS NULL OR phase = $2) AND kind = 'human' AND current"
+        " ORDER BY phase, name",
         migration,
         phase,
     )

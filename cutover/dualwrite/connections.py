@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from cutover.dualwrite.errors import PoolClosed, TransactionAborted
-from cutover.errors import Unreachable
-from cutover.postgres.databases import CONNECTION_ERRORS, Database
+from cutover.errors import CutoverError, Unreachable
+from cutover.postgres.databases import NOT_CONNECTED, Database
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -20,13 +20,6 @@ _log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 RELEASE_TIMEOUT = 5.0
-
-#: What opening a connection raises where a server is away, starting, full or does not know us. Nothing was sent.
-NOT_CONNECTED = (
-    *CONNECTION_ERRORS,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-)
 
 
 def gone(connection: "Connection") -> bool:
@@ -73,7 +66,8 @@ class Pools:
         async with self._opening.setdefault(database, asyncio.Lock()):
             if database not in self._pools:
                 settings = {"application_name": self._application, **self._options.get("server_settings", {})}
-                self._pools[database] = await asyncpg.create_pool(
+                # made outside of the block: a wrong option of the caller's is no wrong DSN
+                pool = asyncpg.create_pool(
                     database.dsn,
                     min_size=self._min_size,
                     max_size=self._max_size,
@@ -81,14 +75,20 @@ class Pools:
                     connection_class=RoutedConnection,
                     **{**self._options, "server_settings": settings},
                 )
+                with database.readable():
+                    self._pools[database] = await pool
         return self._pools[database]
 
     async def acquire(self, database: Database, within: float) -> "Connection":
-        """A connection within so many seconds. Raises Unreachable with the database's name: nothing was sent."""
+        """A connection within so many seconds. Nothing was sent where this raises.
+
+        Raises Unreachable with the database's name, ConfigError where its DSN cannot be read.
+        """
         try:
             pool = await self._pool(database)
-            # asyncpg's own limit and not a cancel scope: it gives back a connection that arrives too late
-            return await pool.acquire(timeout=max(within, 0.001))
+            with database.readable():
+                # asyncpg's own limit and not a cancel scope: it gives back a connection that arrives too late
+                return await pool.acquire(timeout=max(within, 0.001))
         except NOT_CONNECTED as error:
             busy = isinstance(error, TimeoutError) and self._busy(database)
             why = f"all {self._max_size} connections of this process are in use" if busy else type(error).__name__
@@ -116,7 +116,7 @@ class Pools:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 for _ in range(min(wanted, self._max_size)):
                     taken.append(await self.acquire(database, CONNECT_TIMEOUT))
-        except (Unreachable, TimeoutError) as error:
+        except (CutoverError, TimeoutError) as error:
             _log.debug("connections to %s were not opened ahead: %s", database.name, type(error).__name__)
         finally:
             for connection in taken:

@@ -8,11 +8,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cutover.dualwrite.connections import NOT_CONNECTED, Pools
+from cutover.dualwrite.connections import Pools
 from cutover.errors import CutoverError
 from cutover.flags.store import Route
 from cutover.postgres import epoch as epochs
-from cutover.postgres.databases import Database, Side
+from cutover.postgres.databases import NOT_CONNECTED, Database, Side
 
 if TYPE_CHECKING:
     from cutover.dualwrite.connections import Connection
@@ -38,12 +38,13 @@ class Writable:
 async def writable_here(connection: "Connection", route: Route, side: Side) -> int:
     """The local epoch, if this database says in the present snapshot that it is the writable one. Raises Moved.
 
-    Before Preparation there is no epoch row; then only the monolith can be the writable side.
+    Before Preparation there is no epoch row; then only the monolith can be the writable side. After cleanup there is
+    none any more; a service's row goes only once its way back was given up, so a route to it holds for good.
     """
     known = await epochs.read(connection, route.service)  # type: ignore[arg-type]  # a pool's proxy is a connection
     if known is None:
-        if side == "monolith" and route.epoch == 0:
-            return 0
+        if (side == "monolith" and route.epoch == 0) or (side == route.primary_side == "service" and route.epoch > 0):
+            return route.epoch
         raise Moved(f"{route.service}: {side} has no epoch row, so it cannot be told whether it is the writable side")
     if not known.side == known.primary_side == side:
         raise Moved(f"{route.service}: {side} is not the writable side (epoch {known.epoch})")

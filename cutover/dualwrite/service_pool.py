@@ -157,7 +157,8 @@ class ServicePool(Lender):
             result = await call(lent.connection)
             if lease.unbroken(generation):
                 return result
-        async with lent.connection.transaction(isolation="repeatable_read", readonly=True):
+        # not READ ONLY: a statement that is no write to the tables may still draw from a sequence or lock rows
+        async with lent.connection.transaction(isolation="repeatable_read"):
             await writable_here(lent.connection, self.gate.route, lent.side)
             return await call(lent.connection)
 
@@ -207,7 +208,11 @@ class ServicePool(Lender):
         with self._recorder.operation(WRITE, table, "SESSION") as trial:
             async with self._lend(WRITE, trial, transaction=True) as lent:
                 try:
+                    if not self.gate.lease.valid:
+                        await writable_here(lent.connection, self.gate.route, lent.side)
                     yield lent.connection
+                except Moved:
+                    raise self._fenced(trial) from None
                 except BaseException as error:
                     if outcome.is_fenced(error):
                         self.gate.counters.fenced += 1

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import asyncpg
 
 from cutover.dualwrite import outcome
-from cutover.dualwrite.connections import NOT_CONNECTED, gone
+from cutover.dualwrite.connections import gone
 from cutover.dualwrite.epochs import Moved, writable_here
 from cutover.dualwrite.errors import Fenced
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.routing import Access
 from cutover.errors import Unreachable
-from cutover.postgres.databases import Database, Side
+from cutover.postgres.databases import NOT_CONNECTED, Database, Side
 
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
@@ -76,6 +76,8 @@ class _Snapshots:
     def __init__(self, gate: Gate, connection: "Connection", side: Side) -> None:
         self._gate, self._connection, self._side = gate, connection, side
         self._generation = gate.lease.generation
+        #: As routed when it began: the route may be another one by its end.
+        self._routed = gate.route.epoch
         self._epoch: int | None = None
 
     async def begin(self) -> None:
@@ -85,7 +87,7 @@ class _Snapshots:
     async def end(self) -> None:
         if self._epoch is None and self._gate.lease.unbroken(self._generation):
             return
-        begun = self._gate.route.epoch if self._epoch is None else self._epoch
+        begun = self._routed if self._epoch is None else self._epoch
         if await self._look() != begun:
             raise Moved(f"{self._gate.service}: its writes moved away and back during the transaction")
 

@@ -11,9 +11,10 @@ from typing import cast
 
 import asyncpg
 
-from cutover.control import audit
+from cutover.control import audit, switches
 from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
+from cutover.control.switches import SwitchRow
 from cutover.errors import Conflict, Refused
 from cutover.postgres.databases import Side
 
@@ -25,6 +26,7 @@ _COLUMNS = (
     " pause_limit_ms, revision, changed_at"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM control.route"  # noqa: S608 (constant text)
+_STANDING = f"SELECT {_COLUMNS} FROM control.standing_route"  # noqa: S608 (constant text)
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def route_from(row: asyncpg.Record) -> Route:
 
 
 async def find(control: Control, migration: str, service: str) -> Route | None:
-    """The route, or None before `ensure`."""
-    row = await control.fetchrow(f"{_SELECT} WHERE migration = $1 AND service = $2", migration, service)
+    """The route, or None before `ensure`. After `drop` it is the last one, for good."""
+    row = await control.fetchrow(f"{_STANDING} WHERE migration = $1 AND service = $2", migration, service)
     return route_from(row) if row else None
 
 
@@ -91,18 +93,22 @@ async def get(control: Control, migration: str, service: str) -> Route:
 
 
 async def all(control: Control, migration: str) -> dict[str, Route]:
-    """Every route of the migration by its service."""
-    rows = await control.fetch(f"{_SELECT} WHERE migration = $1 ORDER BY service", migration)
+    """Every route of the migration by its service, those without flags any more among them."""
+    rows = await control.fetch(f"{_STANDING} WHERE migration = $1 ORDER BY service", migration)
     return {row["service"]: route_from(row) for row in rows}
 
 
 async def ensure(
     control: Control, migration: str, service: str, *, epoch: int = 0, actor: str = "preparation"
 ) -> Route:
-    """The route; made, with everything at the monolith, if it is not there. Never changes one that is there."""
+    """The route; made, with everything at the monolith, if it is not there. Never changes one that is there.
+
+    A service whose flags were removed keeps its last route, and gets no flags again.
+    """
     async with control.transaction() as connection:
         made = await connection.fetchval(
-            "INSERT INTO control.route (migration, service, epoch) VALUES ($1, $2, $3)"
+            "INSERT INTO control.route (migration, service, epoch) SELECT $1, $2, $3"
+            " WHERE NOT EXISTS (SELECT FROM control.final_route WHERE migration = $1 AND service = $2)"
             " ON CONFLICT DO NOTHING RETURNING 1",
             migration,
             service,
@@ -138,10 +144,19 @@ async def set_read_from_new(control: Control, migration: str, service: str, valu
 
 
 async def announce_pause(
-    control: Control, migration: str, service: str, pause_id: str, limit: timedelta, *, actor: str = "switch"
+    control: Control,
+    migration: str,
+    service: str,
+    pause_id: str,
+    limit: timedelta,
+    *,
+    actor: str = "switch",
+    switch: SwitchRow | None = None,
 ) -> Route:
     """Ask every instance to let its transactions end and to hold new ones, for at most `limit`. Idempotent.
 
+    `switch` is the row of the attempt that asks: an attempt that slept while a newer one ended its switch would
+    announce a pause that nobody lifts, so it gets StaleAttempt.
     Raises Conflict while another pause of the service stands and its limit has not passed; one that was left behind
     (its limit passed, by the control database's clock) is replaced. A pause whose limit passed is over for the
     instances, though they have acknowledged it: announcing it again is a Conflict too; lift it, or take a new id.
@@ -150,6 +165,8 @@ async def announce_pause(
     if not pause_id or limit_ms <= 0:
         raise Refused(f"{service}: a pause needs an id and a limit above zero (got {limit_ms} ms)")
     async with control.transaction() as connection:
+        if switch is not None:
+            await switches.hold(connection, switch)
         route = await _locked(connection, migration, service)
         if route.pause_id == pause_id:
             if await connection.fetchval(
@@ -177,6 +194,18 @@ async def announce_pause(
         detail = {"pause_id": pause_id, "limit_ms": limit_ms, "replaced": route.pause_id}
         await audit.append(connection, Entry(actor, "route.pause_announced", migration, service, detail))
     return route_from(row)
+
+
+async def pause_age(control: Control, migration: str, service: str, pause_id: str) -> float:
+    """Milliseconds since that pause was announced, by the control database's clock; 0 where it does not stand."""
+    age = await control.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - pause_started_at) * 1000 FROM control.route "
+        "WHERE migration = $1 AND service = $2 AND pause_id = $3",
+        migration,
+        service,
+        pause_id,
+    )
+    return round(float(age or 0), 2)
 
 
 async def lift_pause(control: Control, migration: str, service: str, pause_id: str, *, actor: str = "switch") -> Route:
@@ -230,8 +259,17 @@ async def flip(
         )
 
 
+async def left(control: Control, migration: str) -> list[str]:
+    """The services of the migration that still have flags."""
+    rows = await control.fetch("SELECT service FROM control.route WHERE migration = $1 ORDER BY service", migration)
+    return [row["service"] for row in rows]
+
+
 async def drop(control: Control, migration: str, service: str, *, actor: str) -> None:
-    """Remove the flags at cleanup. Idempotent. Raises Refused while a pause stands."""
+    """Remove the flags at cleanup; their last route stands for good. Idempotent. Raises Refused while a pause stands.
+
+    One transaction: an instance that asks at any moment is told where the service is.
+    """
     async with control.transaction() as connection:
         row = await connection.fetchrow(
             f"{_SELECT} WHERE migration = $1 AND service = $2 FOR UPDATE", migration, service
@@ -240,6 +278,15 @@ async def drop(control: Control, migration: str, service: str, *, actor: str) ->
             return
         if row["pause_id"] is not None:
             raise Refused(f"{service}: a pause stands; the flags can be removed after it")
+        await connection.execute(
+            "INSERT INTO control.final_route (migration, service, epoch, primary_side, revision)"
+            " VALUES ($1, $2, $3, $4, $5)",
+            migration,
+            service,
+            row["epoch"],
+            row["primary_side"],
+            row["revision"],
+        )
         await connection.execute("DELETE FROM control.route WHERE migration = $1 AND service = $2", migration, service)
         detail = {"epoch": row["epoch"], "primary_side": row["primary_side"]}
         await audit.append(connection, Entry(actor, "route.dropped", migration, service, detail))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from cutover.control import audit
+from cutover.control.audit import Entry
 from cutover.control.database import Control
 from cutover.monitor import statistics
 from cutover.monitor.statistics import Operation, Tally
@@ -52,6 +54,8 @@ async def record(control: Control, migration: str, service: str, window: timedel
                     for b in found
                 ],
             )
+            detail = {"operations": len(found), "attempts": sum(b.attempts for b in found), "window_s": found[0].window}
+            await audit.append(connection, Entry("replication", "baseline.recorded", migration, service, detail))
     return found
 
 

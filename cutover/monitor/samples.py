@@ -9,18 +9,26 @@ ThresholdName = Literal[
     "mismatch_rate",
     "secondary_failure_rate",
     "reconciliation_lag",
+    "fences",
     "read_error_rate",
     "read_p95_increase",
 ]
 
 
 class StreamFacts(BaseModel):
-    """What the stream says of its work at the other side within the window (logical: apply and sync errors)."""
+    """What the stream says of its work at the other side within the window (`cutover.monitor.work`).
+
+    `unknown` says why failures cannot be counted, or that the stream does not run: a breach. `first`: nothing was
+    counted before this look, so there is no window yet.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     attempts: int
     failures: int
+    seconds: float = 0.0
+    unknown: str = ""
+    first: bool = False
 
 
 class Reading(BaseModel):

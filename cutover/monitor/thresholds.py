@@ -39,7 +39,7 @@ async def sample(
     pair: Pair,
     plan: Plan,
     service: str,
-    stream_facts: StreamFacts | None,
+    stream_facts: StreamFacts | str,
     *,
     primary: Side = "monolith",
     reads: bool = False,
@@ -47,7 +47,7 @@ async def sample(
 ) -> Sample:
     """Reads every threshold of one service. Never raises for a database that is away: that is a breach.
 
-    `stream_facts`: None where the stream could not be asked. `primary`: the writable side of now. `reads`: the soak's
+    `stream_facts`: why, where the stream could not be asked. `primary`: the writable side of now. `reads`: the soak's
     two readings as well. `window`: how far back; the soak gives the time since its reads moved, at least WINDOW.
     """
     limits = plan.thresholds
@@ -241,12 +241,18 @@ def reconciliation_lag(late: Mapping[str, float], tables: list[str], limit: floa
     )
 
 
-def secondary_failures(facts: StreamFacts | None, limit: float) -> Reading:
-    """The share of the stream's work at the other side that failed."""
-    if facts is None:
-        return unreadable(limit, "the stream could not be asked")
+def secondary_failures(facts: StreamFacts | str, limit: float) -> Reading:
+    """The share of the stream's attempts at the other side that failed."""
+    if isinstance(facts, str):
+        return unreadable(limit, facts)
+    if facts.unknown:
+        return unreadable(limit, facts.unknown)
+    if facts.first:
+        detail = "the stream's counters were read for the first time; the next look has a window"
+        return Reading(value=None, limit=limit, waiting=True, detail=detail)
     rate = min(1.0, facts.failures / max(facts.attempts, 1))
-    detail = f"{facts.failures} of {facts.attempts} failed"
+    within = f" within {facts.seconds:.0f} s" if facts.seconds else ""
+    detail = f"{facts.failures} of {facts.attempts} attempts failed{within}"
     return Reading(value=rate, limit=limit, breached=rate > limit, detail=detail)
 
 

@@ -1,4 +1,4 @@
-"""Which databases of a plan have no DSN in the surroundings. No DSN is read here, only asked for."""
+"""The variable that holds a database's DSN, and which databases of a plan have none. No DSN is read here."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,6 +6,11 @@ from typing import Any
 
 from cutover.plan.models import Plan
 from cutover.plan.rules import Problem
+
+
+def variable(database: str, prefix: str = "CUTOVER_DSN_") -> str:
+    """The name of the environment variable that holds a database's DSN."""
+    return prefix + re.sub(r"[^A-Z0-9]", "_", database.upper())
 
 
 def missing_dsns(plan: Plan | Mapping[str, Any], has_dsn: Callable[[str], bool]) -> list[Problem]:
@@ -24,12 +29,12 @@ def missing_dsns(plan: Plan | Mapping[str, Any], has_dsn: Callable[[str], bool])
         name = holder.get("database") if isinstance(holder, Mapping) else None
         # Anything else in this place (a DSN, even) has its own problem, and must not show up in a variable's name.
         if isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,62}", name, re.ASCII) and not has_dsn(name):
-            variable = "CUTOVER_DSN_" + re.sub("[^A-Z0-9]", "_", name.upper())
+            wanted = variable(name)
             problems.append(
                 Problem(
                     (*path, "database"),
                     f"database {name} has no DSN",
-                    f"set {variable} (or {variable}_FILE) in the environment, or a line in .cutover/env",
+                    f"set {wanted} (or {wanted}_FILE) in the environment, or a line in .cutover/env",
                 )
             )
     return problems

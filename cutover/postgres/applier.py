@@ -16,7 +16,7 @@ from cutover.postgres.databases import Database
 
 
 def origin_name(service: str, purpose: str) -> str:
-    """The replication origin of one of our writers."""
+    """The replication origin of one of our writers. A purpose is one word, so that cleanup can tell services apart."""
     return f"cutover_{service}_{purpose}"
 
 
@@ -39,10 +39,28 @@ async def applier_session(database: Database, service: str, purpose: str) -> Asy
         yield connection
 
 
-async def drop_origins(connection: asyncpg.Connection, service: str, purposes: tuple[str, ...]) -> None:
-    """Removes the origins of our writers (cleanup); those that are not there are passed over."""
-    for purpose in purposes:
-        await connection.execute(
-            "SELECT pg_replication_origin_drop($1) WHERE pg_replication_origin_oid($1) IS NOT NULL",
-            origin_name(service, purpose),
-        )
+async def origins(connection: asyncpg.Connection, service: str) -> list[str]:
+    """The names of the replication origins of this service's writers on the server."""
+    rows = await connection.fetch(
+        "SELECT roname AS name FROM pg_replication_origin"
+        " WHERE starts_with(roname, $1) AND strpos(substr(roname, length($1) + 1), '_') = 0 ORDER BY 1",
+        origin_name(service, ""),
+    )
+    return [row["name"] for row in rows]
+
+
+async def drop_origins(connection: asyncpg.Connection, service: str) -> int:
+    """Removes the origins of all our writers of this service from the server (cleanup); how many there were.
+
+    Raises NotYet while one of them is still at work.
+    """
+    names = await origins(connection, service)
+    for name in names:
+        try:
+            # another run may have been here since the look
+            await connection.execute(
+                "SELECT pg_replication_origin_drop($1) WHERE pg_replication_origin_oid($1) IS NOT NULL", name
+            )
+        except asyncpg.ObjectInUseError:
+            raise NotYet(f"{service}: a writer of cutover is still at work under origin {name!r}") from None
+    return len(names)

@@ -1,7 +1,9 @@
 """Which rows changed, from the server's own log: a logical slot read through SQL, and the pgoutput messages in it.
 
-A slot gives whole committed transactions in commit order; what was rolled back never shows. It is peeked first and
-advanced once the keys are kept elsewhere, so a crash in between only brings the same changes again.
+What carries a replication origin was brought by a stream, or written by our own appliers, and is left out: only what
+the applications wrote here counts (`origin = none`, servers from 16 on). A slot gives whole committed transactions in
+commit order; what was rolled back never shows. It is peeked first and advanced once the keys are kept elsewhere, so a
+crash in between only brings the same changes again.
 Formats: PostgreSQL manual, "Logical Replication Message Formats", protocol version 1.
 """
 
@@ -18,7 +20,7 @@ from cutover.postgres.keys import Key
 
 _PEEK = (
     "SELECT data FROM pg_logical_slot_peek_binary_changes("
-    "$1::text, NULL, $3::int, 'proto_version', '1', 'publication_names', $2::text)"
+    "$1::text, NULL, $3::int, 'proto_version', '1', 'publication_names', $2::text, 'origin', 'none')"
 )
 #: Messages fetched from the server at once; the rest waits there.
 _PREFETCH = 500

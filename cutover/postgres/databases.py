@@ -1,14 +1,15 @@
 """Databases, sides and directions: which rows come from where, and how a connection to them is opened."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import asyncpg
 
-from cutover.errors import Unreachable
+from cutover.errors import ConfigError, Unreachable
+from cutover.plan.dsn import variable
 from cutover.plan.models import Compare
 from cutover.postgres.identifiers import TableName
 
@@ -27,6 +28,16 @@ CONNECTION_ERRORS = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
 )
+
+#: What opening a connection raises where a server is away, starting, full or does not know us. Nothing was sent.
+NOT_CONNECTED = (
+    *CONNECTION_ERRORS,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+
+#: What the driver raises for a DSN that it cannot read: texts that may hold a part of the password.
+_UNREADABLE = (ValueError, OverflowError)
 
 
 def other(side: Side) -> Side:
@@ -61,25 +72,54 @@ class Database:
         return self.replication_dsn or self.dsn
 
     async def connect(
-        self, application_name: str = "cutover", *, timeout: float = 10.0, **settings: str
+        self,
+        application_name: str = "cutover",
+        *,
+        timeout: float = 10.0,
+        command_timeout: float | None = None,
+        **settings: str,
     ) -> asyncpg.Connection:
         """A new connection; `settings` are server settings of the session (`lock_timeout="200ms"`).
 
-        Raises Unreachable with the database's name, never with its DSN.
+        `command_timeout`: seconds after which a statement counts as lost, where the network says nothing.
+
+        Raises Unreachable or ConfigError with the database's name, never with its DSN.
         """
-        try:
+        with self.opening():
             connection: asyncpg.Connection = await asyncpg.connect(
                 self.dsn,
                 timeout=timeout,
+                command_timeout=command_timeout,
                 server_settings={"application_name": application_name, **settings},
             )
-        except (
-            *CONNECTION_ERRORS,
-            asyncpg.InvalidAuthorizationSpecificationError,
-            asyncpg.InvalidCatalogNameError,
-        ) as e:
-            raise Unreachable(f"database {self.name!r} cannot be reached: {type(e).__name__}") from None
         return connection
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """For a block that only opens a connection or a pool: its errors leave as ours, without the DSN.
+
+        Raises Unreachable with the database's name, ConfigError with the name of its variable.
+        """
+        try:
+            with self.readable():
+                yield
+        except NOT_CONNECTED as e:
+            raise Unreachable(f"database {self.name!r} cannot be reached: {type(e).__name__}") from None
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """For a block in which the driver may read the DSN for the first time.
+
+        Raises ConfigError, with nothing of the DSN in it, where the driver cannot read it.
+        """
+        try:
+            yield
+        except _UNREADABLE:
+            raise ConfigError(
+                f"{variable(self.name)}, the DSN of database {self.name!r}, cannot be read (its value is not shown): "
+                "write postgresql://user:password@host:5432/name, with % : / ? # [ ] @ inside a user or password as "
+                "%25 %3A %2F %3F %23 %5B %5D %40"
+            ) from None
 
     @asynccontextmanager
     async def session(self, application_name: str = "cutover", **settings: str) -> AsyncIterator[asyncpg.Connection]:
@@ -90,7 +130,7 @@ class Database:
         kind = (application_name, *(f"{name}={value}" for name, value in sorted(settings.items())))
         connection = self._take(kind) if self.reuse else None
         if connection is None:
-            connection = await self.connect(application_name, timeout=10.0, **settings)
+            connection = await self.connect(application_name, timeout=10.0, command_timeout=None, **settings)
         whole = False
         try:
             yield connection

@@ -15,6 +15,8 @@ from cutover.postgres.identifiers import TableName
 
 SCHEMA = "cutover"
 FENCED_SQLSTATE = "CU001"
+#: How the ids of markers begin that a switch has put.
+SWITCH_MARKER = "switch-"
 
 _SCHEMA_SQL = f"""
 CREATE SCHEMA IF NOT EXISTS cutover;
@@ -76,7 +78,7 @@ async def install(connection: asyncpg.Connection, service: str, side: Side) -> N
 
 
 async def remove(connection: asyncpg.Connection, service: str) -> None:
-    """Takes the service's rows and marker table away; the schema goes with its last service."""
+    """Takes the service's rows and marker table away; the schema itself is `own_schema`'s."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
         if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
@@ -116,6 +118,18 @@ async def hold_token(connection: asyncpg.Connection, service: str, token: int) -
         raise StaleAttempt(f"{service}: attempt {token} was overtaken by attempt {held}; it stops here")
 
 
+async def hold_unchanged(connection: asyncpg.Connection, seen: Epoch) -> bool:
+    """Whether the row is as it was seen, under a lock that lasts until the caller's transaction ends.
+
+    Every effect of a switch takes this lock first and leaves another row, so what was decided from `seen` still holds.
+    """
+    row = await connection.fetchrow(
+        "SELECT service, side, primary_side, epoch, token FROM cutover.epoch WHERE service = $1 FOR UPDATE",
+        seen.service,
+    )
+    return row is not None and Epoch(**row) == seen
+
+
 async def raise_token(connection: asyncpg.Connection, service: str, token: int) -> None:
     """Raises the token here; waits (within lock_timeout) for an older attempt's open effect.
 
@@ -137,7 +151,7 @@ async def end_older_sessions(connection: asyncpg.Connection, service: str, token
     """Terminates sessions of earlier attempts of this service's switch; returns how many were told to end."""
     rows = await connection.fetch(
         "SELECT pid, split_part(application_name, '/', 3) AS token FROM pg_stat_activity "
-        "WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()",
+        "WHERE datname = current_database() AND starts_with(application_name, $1) AND pid <> pg_backend_pid()",
         f"cutover-switch/{service}/",
     )
     older = [row["pid"] for row in rows if row["token"].isdigit() and int(row["token"]) < token]
@@ -163,9 +177,15 @@ async def put_marker(connection: asyncpg.Connection, service: str, marker: str) 
 
 
 async def prune_markers(connection: asyncpg.Connection, service: str) -> None:
-    """Deletes markers older than ten minutes; called at the source only, the stream carries the deletes on."""
+    """Deletes markers older than ten minutes; called at the source only, the stream carries the deletes on.
+
+    A switch's own marker stays for a month: whoever finishes the switch after an outage still awaits it.
+    """
     table = marker_table(service).sql
-    await connection.execute(f"DELETE FROM {table} WHERE put_at < clock_timestamp() - interval '10 minutes'")
+    await connection.execute(
+        f"DELETE FROM {table} WHERE put_at < clock_timestamp() - CASE WHEN starts_with(id, '{SWITCH_MARKER}') "
+        "THEN interval '30 days' ELSE interval '10 minutes' END"
+    )
 
 
 async def marker_seen(connection: asyncpg.Connection, service: str, marker: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Literal
 import asyncpg
 
 from cutover.postgres.identifiers import TableName, quote_literal
+from cutover.postgres.locks import with_lock_limit
 
 WRITES = "cutover_fence"
 TRUNCATE = "cutover_fence_truncate"
@@ -64,53 +65,70 @@ def open_sql(members: Sequence[TableName]) -> str:
     )
 
 
-async def install(
-    connection: asyncpg.Connection, service: str, tables: Iterable[TableName], *, closed: bool, lock_wait: str = "2s"
-) -> int:
+async def install(connection: asyncpg.Connection, service: str, tables: Iterable[TableName], *, closed: bool) -> int:
     """Gives every table that lacks one its fence, in the state asked for; returns how many were new.
 
-    Created and disabled in one transaction, so that no writer of the primary ever meets it. Tables that
-    have both triggers already keep their state: only a switch changes it.
+    Created and disabled in one transaction, a table at a time, so that no writer of the primary ever meets it or
+    queues behind it. Tables that have both triggers already keep their state: only a switch changes it.
+    Raises NotYet that names who holds a table.
     """
-    async with connection.transaction():
-        await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_wait)
-        members = await relations(connection, tables)
-        states = await states_of(connection, members)
-        missing = [m for m in members if states[m] in ("missing", "broken")]
-        for member in missing:
-            argument = quote_literal(service)
-            await connection.execute(
-                f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql};"
-                f"DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql};"
-                f"CREATE TRIGGER {WRITES} BEFORE INSERT OR UPDATE OR DELETE ON {member.sql} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
-                f"CREATE TRIGGER {TRUNCATE} BEFORE TRUNCATE ON {member.sql} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument})"
-            )
-        if missing:
-            await connection.execute(close_sql(missing, always=False) if closed else open_sql(missing))
+    members = await relations(connection, tables)
+    states = await states_of(connection, members)
+    missing = [m for m in members if states[m] in ("missing", "broken")]
+    for member in missing:
+        made = create_sql(service, member, closed=closed, always=False)
+        await with_lock_limit(connection, made, [member], f"fence of {member}")
     return len(missing)
 
 
-async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName], *, lock_wait: str = "2s") -> None:
+def create_sql(service: str, member: TableName, *, closed: bool, always: bool) -> str:
+    """Statements that make both triggers of a table, whole again where they were not, in the state asked for."""
+    argument = quote_literal(service)
+    return (
+        f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql};"
+        f"DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql};"
+        f"CREATE TRIGGER {WRITES} BEFORE INSERT OR UPDATE OR DELETE ON {member.sql} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
+        f"CREATE TRIGGER {TRUNCATE} BEFORE TRUNCATE ON {member.sql} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION cutover.refuse({argument});"
+        + (close_sql([member], always=always) if closed else open_sql([member]))
+    )
+
+
+async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName]) -> None:
     """Turns closed fences into ENABLE ALWAYS, once the first copy is done. Open fences stay open."""
-    async with connection.transaction():
-        await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_wait)
-        members = await relations(connection, tables)
-        states = await states_of(connection, members)
-        closed = [m for m in members if states[m] == "fenced"]
-        if closed:
-            await connection.execute(close_sql(closed, always=True))
+    members = await relations(connection, tables)
+    states = await states_of(connection, members)
+    for member in members:
+        if states[member] == "fenced":
+            await with_lock_limit(connection, close_sql([member], always=True), [member], f"fence of {member}")
 
 
-async def remove(connection: asyncpg.Connection, tables: Iterable[TableName], *, lock_wait: str = "2s") -> None:
-    """Takes the fences away for good (cleanup)."""
-    async with connection.transaction():
-        await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_wait)
-        for member in await relations(connection, tables):
-            await connection.execute(
-                f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql}; DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql}"
-            )
+async def ensure(
+    connection: asyncpg.Connection, service: str, members: Sequence[TableName], *, closed: bool
+) -> list[TableName]:
+    """Inside the caller's transaction: every fence as it has to be; the tables that were not so.
+
+    A fence that somebody dropped, or that a new partition never had, is made: neither a switch nor its undoing may
+    fail for it. Tables that are so already are not locked.
+    """
+    states = await states_of(connection, members)
+    wanted = "fenced-always" if closed else "open"
+    different = [member for member in members if states[member] != wanted]
+    unwhole = [member for member in different if states[member] in ("missing", "broken")]
+    if unwhole:
+        await connection.execute(lock_sql(unwhole))
+        await connection.execute(";".join(create_sql(service, m, closed=closed, always=True) for m in unwhole))
+    if whole := [member for member in different if member not in unwhole]:
+        await connection.execute(close_sql(whole, always=True) if closed else open_sql(whole))
+    return different
+
+
+async def remove(connection: asyncpg.Connection, tables: Iterable[TableName]) -> None:
+    """Takes the fences away for good (cleanup), a table at a time."""
+    for member in await relations(connection, tables):
+        drop = f"DROP TRIGGER IF EXISTS {WRITES} ON {member.sql}; DROP TRIGGER IF EXISTS {TRUNCATE} ON {member.sql}"
+        await with_lock_limit(connection, drop, [member], f"fence of {member}")
 
 
 async def states_of(connection: asyncpg.Connection, members: Sequence[TableName]) -> dict[TableName, FenceState]:
@@ -154,6 +172,8 @@ class Holder:
     table: str
     lock: str
     age_seconds: float
+    #: An autovacuum worker that the server cancels once somebody has waited for `deadlock_timeout`.
+    yields: bool = False
 
     def __str__(self) -> str:
         return (
@@ -172,7 +192,8 @@ async def holders(
                coalesce(CASE WHEN a.backend_type = 'autovacuum worker' THEN a.backend_type ELSE a.state END, '')
                    AS state,
                l.relation::regclass::text AS "table", l.mode AS lock,
-               coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 AS age_seconds
+               coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 AS age_seconds,
+               a.backend_type = 'autovacuum worker' AND a.query NOT LIKE '%to prevent wraparound%' AS yields
         FROM pg_locks l JOIN pg_stat_activity a USING (pid)
         WHERE l.relation = ANY (SELECT to_regclass(t) FROM unnest($1::text[]) AS t) AND l.granted
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

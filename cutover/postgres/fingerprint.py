@@ -6,7 +6,7 @@ miss what a superuser's tool does; the catalog does not.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import asyncpg
@@ -27,6 +27,11 @@ class Fingerprint:
     def of(cls, items: dict[str, str]) -> "Fingerprint":
         ordered = dict(sorted(items.items()))
         return cls(hashlib.sha256(json.dumps(ordered, ensure_ascii=False).encode()).hexdigest(), ordered)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Each item with a digest of its description: enough to see a change, without what it says."""
+        return {item: hashlib.sha256(text.encode()).hexdigest()[:16] for item, text in self.items.items()}
 
 
 async def fingerprint(connection: asyncpg.Connection, tables: Iterable[TableName]) -> Fingerprint:
@@ -70,4 +75,25 @@ def differences(
             found.append(f"{item} is only at {where}, not at {absent}")
         else:
             found.append(f"{item} is {here!r} at {one_name} and {there!r} at {other_name}")
+    return found
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What changed, as `column public.trades.note was added`; names alone, whatever the items map to.
+
+    What belongs to a table that came or went as a whole is not listed again.
+    """
+    found: list[str] = []
+    whole: list[str] = []
+    for item in sorted({*before, *now}, key=lambda item: (not item.startswith("table "), item)):
+        was, here = before.get(item), now.get(item)
+        if was == here:
+            continue
+        kind, _, name = item.partition(" ")
+        if was is None or here is None:
+            if kind == "table":
+                whole.append(name + ".")
+            elif name.startswith(tuple(whole)):
+                continue
+        found.append(f"{item} was {'added' if was is None else 'dropped' if here is None else 'changed'}")
     return found

@@ -18,8 +18,8 @@ from cutover.errors import ConfigError
 from cutover.postgres import catalog
 from cutover.postgres.catalog import ForeignKey
 from cutover.postgres.databases import Database
-from cutover.postgres.foreign_keys import with_lock_limit
 from cutover.postgres.identifiers import columns_sql, quote, quote_literal
+from cutover.postgres.locks import with_lock_limit
 
 CHUNK = 2000
 
@@ -138,18 +138,26 @@ def _matches(types: list[str], columns: tuple[str, ...], alias: str) -> str:
     )
 
 
-async def process_loose_keys(parent_db: Database, child_db: Database, fk: ForeignKey, limit: int = CHUNK) -> int:
+async def process_loose_keys(
+    queue_db: Database, child_db: Database, fk: ForeignKey, *, parent_db: Database | None = None, limit: int = CHUNK
+) -> int:
     """Lets the children follow up to `limit` deleted parents; returns how many queue entries were done.
 
-    `child_db` is the database where the child's table is writable now; a fence there raises CU001 and nothing is
-    taken from the queue. A key whose parent exists again is passed over: its children are the new parent's.
+    `queue_db` is where the deletes were queued, `parent_db` where the parent's table is writable now (the same, unless
+    said otherwise): after a switch a queue may still hold deletes from before it. `child_db` is the database where the
+    child's table is writable now; a fence there raises CU001 and nothing is taken from the queue. A key whose parent
+    exists again is passed over: its children are the new parent's.
     """
     check_can_be_loose(fk)
-    async with parent_db.session("cutover-loose-keys") as parent, child_db.session("cutover-loose-keys") as child:
+    async with (
+        queue_db.session("cutover-loose-keys") as parent,
+        (parent_db or queue_db).session("cutover-loose-keys") as living,
+        child_db.session("cutover-loose-keys") as child,
+    ):
         if not await parent.fetchval("SELECT to_regclass('cutover.loose_key_queue') IS NOT NULL"):
             return 0
         width = len(fk.columns)
-        parent_is = _matches(await _types(parent, fk, of_child=False), fk.referenced_columns, "p")
+        parent_is = _matches(await _types(living, fk, of_child=False), fk.referenced_columns, "p")
         child_is = _matches(await _types(child, fk, of_child=True), fk.columns, "c")
         async with parent.transaction():
             rows = await parent.fetch(
@@ -161,7 +169,7 @@ async def process_loose_keys(parent_db: Database, child_db: Database, fk: Foreig
             if not rows:
                 return 0
             keys = sorted({tuple(cast(list[str], json.loads(row["key"]))) for row in rows})
-            again = await parent.fetch(
+            again = await living.fetch(
                 f"SELECT {_names(width)} FROM {_given(width)} "
                 f"WHERE EXISTS (SELECT FROM {fk.references.sql} p WHERE {parent_is})",
                 *_arrays(keys, width),

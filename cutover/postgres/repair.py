@@ -10,10 +10,23 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cutover.errors import ConfigError
+from cutover.postgres.catalog import Column
 from cutover.postgres.compare import Look, key_arrays, look
 from cutover.postgres.identifiers import quote
 from cutover.postgres.keys import Key
 from cutover.postgres.shapes import Shape
+from cutover.postgres.suggestions import did_you_mean
+
+_MOMENTS = frozenset({"timestamptz", "timestamp", "date"})
+_NUMBERS = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8"})
+_BASE_TYPE = """
+WITH RECURSIVE base AS (
+    SELECT t.* FROM pg_catalog.pg_type t WHERE t.oid = $1
+    UNION ALL SELECT t.* FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typbasetype
+)
+SELECT CASE WHEN typnamespace = 'pg_catalog'::regnamespace THEN typname::text END FROM base WHERE typbasetype = 0
+"""
 
 
 @dataclass(frozen=True)
@@ -55,14 +68,37 @@ async def lock_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequence
     return [seen for _, seen in await look(connection, shape, keys)]
 
 
+async def dating(connection: asyncpg.Connection, columns: Sequence[Column], column: str) -> tuple[str, bool]:
+    """What is wrong with a column as the one that dates a row ("": nothing), and whether it holds a time.
+
+    A moment, a date, or a number that rises with each version of the row; a domain counts as its base type.
+    """
+    found = next((c for c in columns if c.name == column), None)
+    if found is None:
+        return (
+            f"there is no such column; {did_you_mean(column, [c.name for c in columns]) or 'correct the plan'}",
+            False,
+        )
+    base = await connection.fetchval(_BASE_TYPE, found.type_oid)
+    if base in _MOMENTS or base in _NUMBERS:
+        return "", base in _MOMENTS
+    return (
+        f"its type {found.type_sql} does not date a row; name a column of type {', '.join(sorted(_MOMENTS))}, "
+        "or a number that rises with each change",
+        False,
+    )
+
+
 async def timestamps(
     connection: asyncpg.Connection, shape: Shape, keys: Sequence[Key], column: str
 ) -> list[str | None]:
-    """A number that rises with the column's time (or version), as text; None for NULL or no row."""
-    of_time = await connection.fetchval(
-        "SELECT typcategory = 'D' FROM pg_catalog.pg_type WHERE oid = $1",
-        next(c.column.type_oid for c in shape.columns if c.name == column),
-    )
+    """A number that rises with the column's time (or version), as text; None for NULL or no row.
+
+    Raises ConfigError for a column that cannot date a row.
+    """
+    problem, of_time = await dating(connection, [c.column for c in shape.columns], column)
+    if problem:
+        raise ConfigError(f"table {shape.table}: `timestamp: {column}` of its conflict rule: {problem}")
     value = f"extract(epoch FROM t.{quote(column)})" if of_time else f"t.{quote(column)}"
     found: list[str | None] = [None] * len(keys)
     sql = f"SELECT v.n::int AS n, {value}::text AS at FROM {shape.by_key()}"

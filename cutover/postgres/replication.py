@@ -5,15 +5,26 @@ commits here, so a kill in between would leave a slot that the next try stumbles
 `origin = none` on both directions needs both servers at 16 or newer (manual, CREATE SUBSCRIPTION).
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 import asyncpg
 
 from cutover.errors import Conflict, NotYet
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import TableName, quote, quote_literal
+from cutover.postgres.quiet import silence_log
+
+#: How long the making of a slot waits for transactions that are open already.
+SLOT_SECONDS = 30.0
+_OLD_WRITERS = """
+SELECT pid, coalesce(application_name, '') AS application, coalesce(usename, '') AS role, coalesce(state, '') AS state,
+       round(extract(epoch FROM clock_timestamp() - xact_start))::int AS seconds
+FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 5
+"""
 
 
 async def ensure_publication(connection: asyncpg.Connection, name: str, tables: Sequence[TableName]) -> None:
@@ -42,8 +53,22 @@ async def has_slot(connection: asyncpg.Connection, name: str) -> bool:
 
 
 async def create_slot(connection: asyncpg.Connection, name: str) -> None:
-    """A pgoutput slot. Waits for every transaction that is open in the cluster; none of ours may be."""
-    await connection.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", name)
+    """A pgoutput slot. Waits for every writing transaction that is open in the cluster; none of ours may be.
+
+    Raises NotYet that names the oldest of them after `SLOT_SECONDS`; a slot that was not finished does not stay.
+    """
+    try:
+        async with asyncio.timeout(SLOT_SECONDS):
+            await connection.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", name)
+    except TimeoutError:
+        rows = await connection.fetch(_OLD_WRITERS)
+        named = "; ".join(
+            f"pid {r['pid']} ({r['application'] or 'no name'}, role {r['role']}, {r['state']}) since {r['seconds']} s"
+            for r in rows
+        )
+        raise NotYet(
+            f"replication slot {name!r} waits for transactions that were open before it: {named or 'gone by now'}"
+        ) from None
 
 
 async def drop_slot(connection: asyncpg.Connection, name: str) -> None:
@@ -66,11 +91,13 @@ async def create_subscription(
 ) -> None:
     """An enabled subscription on a slot of the same name that exists already."""
     try:
-        await connection.execute(
-            f"CREATE SUBSCRIPTION {quote(name)} CONNECTION {quote_literal(publisher.conninfo)} "
-            f"PUBLICATION {quote(publication)} WITH (create_slot = false, slot_name = {quote_literal(name)}, "
-            f"copy_data = {'true' if copy else 'false'}, enabled = true, origin = none, streaming = on)"
-        )
+        async with connection.transaction():
+            await silence_log(connection)  # the statement holds the publisher's password
+            await connection.execute(
+                f"CREATE SUBSCRIPTION {quote(name)} CONNECTION {quote_literal(publisher.conninfo)} "
+                f"PUBLICATION {quote(publication)} WITH (create_slot = false, slot_name = {quote_literal(name)}, "
+                f"copy_data = {'true' if copy else 'false'}, enabled = true, origin = none, streaming = on)"
+            )
     except asyncpg.DuplicateObjectError:
         return
     except asyncpg.PostgresError as error:
@@ -157,6 +184,49 @@ async def subscription_health(connection: asyncpg.Connection, name: str) -> Subs
     if row is None:
         return SubscriptionHealth(False, False, False, 0, 0)
     return SubscriptionHealth(True, row["subenabled"], row["running"], row["apply_errors"], row["sync_errors"])
+
+
+@dataclass(frozen=True)
+class SubscriptionCounts:
+    """What the server has counted of a subscription's work. All of it only rises, until something resets it.
+
+    `subscription` is its oid: another one is another stream. `since` changes with each reset that the server notes.
+    """
+
+    subscription: int
+    since: str
+    read_at: datetime
+    failures: int
+    rows: int
+
+
+async def subscription_counts(
+    connection: asyncpg.Connection, name: str, members: Sequence[TableName]
+) -> SubscriptionCounts | None:
+    """Failed attempts of apply and first copy, and rows written to the members; None without the subscription.
+
+    Read one after the other, so that a later `read_at` never goes with lower counts. Sources: the views
+    pg_stat_subscription_stats and pg_stat_all_tables (manual, 27.2 "The Cumulative Statistics System").
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7239100007))", name)
+        row = await connection.fetchrow(
+            """
+            SELECT s.oid::bigint AS subscription,
+                   concat_ws(' ', e.stats_reset, (SELECT stats_reset FROM pg_stat_database
+                                                  WHERE datname = current_database())) AS since,
+                   clock_timestamp() AS read_at, (e.apply_error_count + e.sync_error_count)::bigint AS failures,
+                   (SELECT coalesce(sum(t.n_tup_ins + t.n_tup_upd + t.n_tup_del), 0)::bigint
+                    FROM unnest($2::text[], $3::text[]) AS wanted(schema, name)
+                    JOIN pg_stat_all_tables t ON t.schemaname = wanted.schema AND t.relname = wanted.name) AS rows
+            FROM pg_subscription s JOIN pg_stat_subscription_stats e ON e.subid = s.oid
+            WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+            """,
+            name,
+            [m.schema for m in members],
+            [m.name for m in members],
+        )
+    return SubscriptionCounts(**row) if row and row["failures"] is not None else None
 
 
 @dataclass(frozen=True)

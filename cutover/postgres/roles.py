@@ -13,6 +13,7 @@ from cutover.postgres import catalog
 from cutover.postgres.catalog import TableInfo
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import TableName, columns_sql, quote, quote_literal
+from cutover.postgres.quiet import silence_log
 from cutover.postgres.suggestions import did_you_mean
 
 #: What an application may get on tables and sequences; REFERENCES, TRIGGER and MAINTAIN are an owner's business.
@@ -154,7 +155,7 @@ async def _create_role(
     password = await _password(here, name) if role["can_login"] else None
     try:
         async with there.transaction():
-            copied = password is not None and await _silence_log(there)
+            copied = password is not None and await silence_log(there)
             secret = f" PASSWORD {quote_literal(password)}" if copied and password else ""
             await there.execute(f"CREATE ROLE {quote(name)} {' '.join(options)}{secret}")
     except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
@@ -168,19 +169,6 @@ async def _password(connection: asyncpg.Connection, role: str) -> str | None:
         return None
     value = await connection.fetchval("SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1", role)
     return str(value) if value else None
-
-
-async def _silence_log(connection: asyncpg.Connection) -> bool:
-    """Keeps the statement with the hash out of the server's log; only a superuser may (else no hash is sent)."""
-    try:
-        async with connection.transaction():
-            await connection.execute(
-                "SET LOCAL log_statement = 'none'; SET LOCAL log_min_duration_statement = -1;"
-                "SET LOCAL log_min_error_statement = 'panic'; SET LOCAL log_min_duration_sample = -1"
-            )
-    except asyncpg.InsufficientPrivilegeError:
-        return False
-    return True
 
 
 async def _apply(

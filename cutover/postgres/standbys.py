@@ -20,6 +20,15 @@ WHERE NOT EXISTS (
 _POLL_SECONDS = 0.005
 
 
+async def connected(connection: asyncpg.Connection) -> list[str]:
+    """The names of what receives this server's WAL as a standby now; our own streams are left out."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT application_name FROM pg_stat_replication r WHERE application_name <> '' AND NOT EXISTS"
+        " (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical') ORDER BY 1"
+    )
+    return [row["application_name"] for row in rows]
+
+
 async def await_flushed(connection: asyncpg.Connection, standbys: Sequence[str], timeout: float) -> None:
     """Returns once every named standby has flushed all that this server has written so far.
 

@@ -12,6 +12,7 @@ from cutover.preflight.capacity import check_capacity
 from cutover.preflight.findings import Finding, Findings
 from cutover.preflight.keys import check_keys
 from cutover.preflight.leftovers import check_leftovers
+from cutover.preflight.named import check_named
 from cutover.preflight.privileges import check_privileges
 from cutover.preflight.servers import check_servers
 from cutover.preflight.subject import Subject, open_subject
@@ -34,6 +35,7 @@ async def preflight(
             ("privileges", lambda s: check_privileges(s, findings)),
             ("tables", lambda s: check_tables(s, findings)),
             ("keys", lambda s: check_keys(s, findings)),
+            ("names in the plan", lambda s: check_named(s, findings)),
             ("leftovers", lambda s: check_leftovers(s, findings)),
             ("activity", lambda s: check_activity(s, findings, sample_seconds)),
         ]

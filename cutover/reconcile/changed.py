@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cutover.control import switches
 from cutover.control.database import Control
 from cutover.control.reports import TableReport
+from cutover.control.switches import SwitchRow
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.postgres import catalog, changes, compare, replication
 from cutover.postgres.changes import Changes, TableKey
@@ -29,13 +31,18 @@ from cutover.reconcile.sides import both_sides, translated
 MESSAGES = 10_000
 #: Keys compared by one statement.
 BATCH = 5_000
+#: So few keys are compared in a moment, inside the fence too.
+ENOUGH = 500
+#: Rounds in which the tail gets shorter while the application goes on writing.
+ROUNDS = 5
 #: Seconds for which another reader of the slot is waited out (our own background reader, mostly).
 PATIENCE = 5.0
 
 _KEEP = """
 INSERT INTO control.changed_key AS k (migration, service, direction, table_name, key_id, key_json)
 SELECT $1, $2, $3, $4, * FROM unnest($5::text[], $6::text[])
-ON CONFLICT (migration, service, direction, table_name, key_id) DO UPDATE SET number = EXCLUDED.number
+ON CONFLICT (migration, service, direction, table_name, key_id) DO UPDATE
+SET number = greatest(k.number, EXCLUDED.number)
 """
 _WHOLE = """
 UPDATE control.changed_table SET whole_number = nextval('control.change_number')
@@ -167,6 +174,11 @@ class ChangedKeys:
             if await changes.ensure_slot(connection, self.slot, self.publication):
                 await self.control.execute(_RESET, *self._who, names)
 
+    async def whole(self) -> bool:
+        """Whether the slot is there and has lost nothing."""
+        async with self._slot_session() as connection:
+            return await changes.slot_whole(connection, self.slot)
+
     async def consume(self, limit: int | None = MESSAGES, *, advance: bool = True) -> int:
         """Takes about `limit` messages off the slot (None: all that is flushed); how many there were (0: none left).
 
@@ -204,10 +216,16 @@ class ChangedKeys:
             if part.whole:
                 await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
 
-    async def drain(self) -> None:
-        """Consumes until a reading finds less than it may take, so that only what came meanwhile is left."""
-        while await self.consume() >= MESSAGES:
+    async def drain(self, *, polite: bool = False) -> None:
+        """Consumes until a reading finds less than it may take, so that only what came meanwhile is left.
+
+        `polite` stops as soon as a switch of the service is under way: that one reads the slot itself, in its pause.
+        """
+        while not (polite and await self._switching()) and await self.consume() >= MESSAGES:
             continue
+
+    async def _switching(self) -> bool:
+        return await switches.under_way(self.control, self.pair.migration, self.pair.service) is not None
 
     async def tail(self) -> dict[TableName, int]:
         """How many keys are dirty, by table, as far as the slot has been consumed."""
@@ -228,6 +246,22 @@ class ChangedKeys:
         )
         clean = {row["table_name"] for row in rows}
         return tuple(table for table in self.pair.tables if str(table) not in clean)
+
+    async def shorten(self, *, polite: bool = False) -> int:
+        """Verifies outside of a fence, again and again, until hardly a key is left; how many were compared.
+
+        What is equal on both sides by now is cleared; a key that changes again is dirty again.
+        """
+        total = 0
+        for _ in range(ROUNDS):
+            await self.drain(polite=polite)
+            if polite and await self._switching():
+                break
+            keys = (await self.verify()).keys
+            total += keys
+            if keys <= ENOUGH:
+                break
+        return total
 
     async def require_short_tail(self, limit: int) -> int:
         """The length of the tail after consuming what is there. Raises GateClosed where it is too long to fence on."""
@@ -285,16 +319,19 @@ class ChangedKeys:
             await connection.execute(_KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
         return True
 
-    async def adopt(self) -> None:
+    async def adopt(self, switch: SwitchRow) -> None:
         """Counts every table as verified: both sides stood still and were proved equal after this slot was made.
 
         For the direction that begins with a switch: its slot exists before the fence, whose verdict covers the rest.
+        Raises StaleAttempt where that switch is not the one under way any more.
         """
-        await self.control.execute(
-            "UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp() "
-            "WHERE migration = $1 AND service = $2 AND direction = $3",
-            *self._who,
-        )
+        async with self.control.transaction() as connection:
+            await switches.hold(connection, switch)
+            await connection.execute(
+                "UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp() "
+                "WHERE migration = $1 AND service = $2 AND direction = $3",
+                *self._who,
+            )
 
     async def verify(self, *, tidy: bool = True) -> Verdict:
         """Compares every dirty key on both sides; equal ones are cleared.

@@ -2,7 +2,8 @@
 
 A plan first, then the deed. `source-wins`: the primary's row is written over the other side's. `last-write-wins`: the
 same, unless the other side's timestamp is newer; the primary would have to change then, so it is a case for a person (a
-tie or a missing time: the primary wins). `manual`: always a case.
+tie or a missing time: the primary wins). `manual`: always a case. What a person decided about a case is applied here,
+with the next pass, to the very rows that it was about.
 
 Nothing is written over a row that changed since it was confirmed, and nothing newer is overwritten beside the stream:
 
@@ -13,7 +14,7 @@ Nothing is written over a row that changed since it was confirmed, and nothing n
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
@@ -21,6 +22,7 @@ from typing import Literal
 import asyncpg
 
 from cutover.control import conflicts as cases
+from cutover.control.conflicts import Case
 from cutover.control.database import Control
 from cutover.control.reports import Difference
 from cutover.errors import GateClosed, NotYet
@@ -111,8 +113,11 @@ async def resolve(
                 f"table {table} has no key, so its rows cannot be told apart and none can be mended: add a primary key"
             )
         work = _Repair(pair, direction, source, sink, source_shape, sink_shape, stream_settle)
+        decided = (
+            await cases.decided(control, pair.migration, pair.service, differences[0].table) if differences else {}
+        )
         for start in range(0, len(differences), BATCH):
-            steps = await _plan(work, rules, differences[start : start + BATCH])
+            steps = await _plan(work, rules, differences[start : start + BATCH], decided)
             if not dry_run:
                 steps = await _act(work, control, actor, rules, steps)
                 if rules.alert_on_conflict and alert:
@@ -121,7 +126,9 @@ async def resolve(
     return resolution
 
 
-async def _plan(work: _Repair, rules: Table, differences: Sequence[Difference]) -> list[Step]:
+async def _plan(
+    work: _Repair, rules: Table, differences: Sequence[Difference], decided: Mapping[str, Case]
+) -> list[Step]:
     keys = [key_from_json(d.key_json) for d in differences]
     left, right = await asyncio.gather(
         compare.look(work.source, work.source_shape, keys), compare.look(work.sink, work.sink_shape, keys)
@@ -130,18 +137,22 @@ async def _plan(work: _Repair, rules: Table, differences: Sequence[Difference]) 
     steps: list[Step] = []
     for key, difference, (_, here), (_, there) in zip(keys, differences, left, right, strict=True):
         action: Action = "skip"
+        primary_wins: Action = "delete" if here.digest is None else "insert" if there.digest is None else "update"
+        case = decided.get(difference.key_json)
         if here.digest == there.digest:
             reason = "equal by now"
         elif not difference.confirmed:
             reason = "not confirmed"
         elif (here.digest, there.digest) != (difference.source_hash, difference.target_hash):
             reason = "changed since it was confirmed"
+        elif case and case.lets_primary_win(difference, work.direction):
+            action, reason = primary_wins, f"{case.decided_by} decided that the primary's row holds"
         elif rules.conflict == "manual":
             action, reason = "case", "the rule is manual"
         elif newer.get(key):
             action, reason = "case", "the other side is newer, so the primary would have to change"
         else:
-            action = "delete" if here.digest is None else "insert" if there.digest is None else "update"
+            action = primary_wins
             reason = "no newer side can be told, so the source wins" if key in newer else "the source wins"
             if rules.conflict == "last-write-wins" and newer.get(key) is False:
                 reason = "the source is newer"
@@ -189,9 +200,16 @@ async def _act(work: _Repair, control: Control, actor: str, rules: Table, steps:
             await cases.open_case(
                 control, migration=work.pair.migration, service=work.pair.service, table=step.difference.table,
                 key_json=step.difference.key_json, kind=step.difference.kind, rule=rules.conflict,
-                detail={"reason": step.reason, "direction": work.direction}, actor=actor,
+                detail={"reason": step.reason, "direction": work.direction,
+                        "source_hash": step.difference.source_hash, "target_hash": step.difference.target_hash},
+                actor=actor,
             )  # fmt: skip
         done.append(Step(step.key, step.difference, step.action, step.reason, result))
+    if repaired := [s.difference for s in done if s.outcome == "repaired"]:
+        keys = [difference.key_json for difference in repaired]
+        await cases.close_repaired(
+            control, work.pair.migration, work.pair.service, repaired[0].table, keys, actor=actor
+        )
     written = sum(s.outcome in ("repaired", "different again") for s in done)
     if written:
         detail = {

@@ -5,6 +5,7 @@ about the pattern in use (design 5.2). Every call may be made again with the sam
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, Protocol
 
 TableStage = Literal["waiting", "copying", "catching-up", "ready"]
@@ -44,6 +45,20 @@ class StreamHealth:
     detail: str
 
 
+@dataclass(frozen=True)
+class Work:
+    """The stream's own counters at one moment, by its sink's clock. They only rise, until something resets them.
+
+    `stream` tells one life of the stream from the next; another `since` says that counting began anew.
+    """
+
+    stream: str
+    since: str
+    read_at: datetime
+    failures: int
+    applied: int
+
+
 class Stream(Protocol):
     """One direction of flow for one service."""
 
@@ -72,6 +87,9 @@ class Stream(Protocol):
         """Waits until the marker is *durable* at the target; returns the seconds it took. Raises NotYet."""
 
     async def health(self) -> StreamHealth: ...
+
+    async def work(self) -> Work | None:
+        """What was applied and what failed, as counted so far; None where nothing counts."""
 
     async def stop(self) -> None:
         """Stops the flow, keeping what a later `start` needs."""

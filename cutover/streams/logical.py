@@ -7,9 +7,9 @@ import uuid
 import asyncpg
 
 from cutover.errors import NotYet
-from cutover.postgres import epoch, replication
+from cutover.postgres import epoch, fence, replication
 from cutover.postgres.databases import Database, Direction, Pair
-from cutover.streams.base import Lag, Marker, StreamHealth, TableProgress, TableStage
+from cutover.streams.base import Lag, Marker, StreamHealth, TableProgress, TableStage, Work
 
 _STAGES: dict[str, TableStage] = {"i": "waiting", "d": "copying", "f": "catching-up", "s": "catching-up", "r": "ready"}
 
@@ -102,9 +102,9 @@ class LogicalStream:
         async with self.source.session(self._label, synchronous_commit="on") as source:
             return await self.put_marker_on(source)
 
-    async def put_marker_on(self, source: asyncpg.Connection) -> Marker:
-        """The same on a connection that is open already (inside the write pause)."""
-        marker = Marker(uuid.uuid4().hex)
+    async def put_marker_on(self, source: asyncpg.Connection, *, kind: str = "") -> Marker:
+        """The same on a connection that is open already (inside the write pause); `kind` begins its id."""
+        marker = Marker(kind + uuid.uuid4().hex)
         await epoch.put_marker(source, self.pair.service, marker.id)
         return marker
 
@@ -161,6 +161,15 @@ class LogicalStream:
             lost=lost,
             detail="; ".join(problems),
         )
+
+    async def work(self) -> Work | None:
+        """Apply and sync errors stand for secondary failures; rows written at the sink, markers too, for the work."""
+        async with self.sink.session(self._label) as sink:
+            members = await fence.relations(sink, [*self.pair.tables, epoch.marker_table(self.pair.service)])
+            counts = await replication.subscription_counts(sink, self.subscription, members)
+        if counts is None:
+            return None
+        return Work(str(counts.subscription), counts.since, counts.read_at, counts.failures, counts.rows)
 
     async def stop(self) -> None:
         async with self.sink.session(self._label) as sink:

@@ -2,7 +2,8 @@
 
 After a missed heartbeat a second attempt may start while the first one sleeps. So each attempt draws a
 new token in the control database, then in each database ends older sessions, until its own raise of
-the token gets the row's lock. From then on no older attempt can have another effect (design 5.6).
+the token gets the row's lock. From then on no older attempt can have another effect there (design 5.6).
+A side is seized before the first effect on it: what has to be done at one side does not wait for the other.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from cutover.postgres.databases import CONNECTION_ERRORS, Side
 from cutover.switch.environment import SwitchEnvironment
 
 _SEIZE_SECONDS = 10.0
+#: Beyond the pause's limit: what recovery may wait for an answer of a database.
+_COMMAND_SECONDS = 5.0
 
 
 class Attempt:
@@ -28,28 +31,34 @@ class Attempt:
         self.env = env
         self.row = row
         self._sessions: dict[Side, asyncpg.Connection] = {}
+        #: Sides where an autovacuum in the way is cancelled before a lock attempt gives up.
+        self.outranks_autovacuum: set[Side] = set()
+        self._seized: set[Side] = set()
 
     async def session(self, side: Side) -> asyncpg.Connection:
         """The open session of that side."""
         current = self._sessions.get(side)
         if current is None or current.is_closed():
             current = await self.env.pair.at(side).connect(
-                epoch.application_name(self.env.pair.service, self.row.token), synchronous_commit="on"
+                epoch.application_name(self.env.pair.service, self.row.token),
+                command_timeout=self.env.max_pause + _COMMAND_SECONDS,
+                synchronous_commit="on",
+                # a process that is stopped in the middle of an effect must not keep its locks
+                idle_in_transaction_session_timeout=str(int(1000 * (self.env.max_pause + _COMMAND_SECONDS))),
             )
             try:
                 # an autovacuum in the way is cancelled after the waiter's deadlock_timeout
                 await current.execute("SET deadlock_timeout = '50ms'")
+                self.outranks_autovacuum.add(side)
             except asyncpg.InsufficientPrivilegeError:
                 await current.execute("SELECT 1")  # not a superuser: the server's own deadlock_timeout stays
             self._sessions[side] = current
         return current
 
-    async def seize(self) -> None:
-        """Raises the token on both sides. Raises StaleAttempt, or NotYet when an old session will not end."""
-        for side in ("monolith", "service"):
-            await self._seize_side(side)
-
-    async def _seize_side(self, side: Side) -> None:
+    async def seize(self, side: Side) -> None:
+        """Raises the token on that side. Raises StaleAttempt, or NotYet when an old session will not end."""
+        if side in self._seized:
+            return
         service, token = self.env.pair.service, self.row.token
         deadline = time.monotonic() + _SEIZE_SECONDS
         while True:
@@ -59,6 +68,7 @@ class Attempt:
                 async with connection.transaction():
                     await connection.execute("SET LOCAL lock_timeout = '250ms'")
                     await epoch.raise_token(connection, service, token)
+                self._seized.add(side)
                 return
             except asyncpg.LockNotAvailableError:
                 if time.monotonic() > deadline:
@@ -68,11 +78,17 @@ class Attempt:
     @asynccontextmanager
     async def effect(self, side: Side, lock_timeout: str = "2s") -> AsyncIterator[asyncpg.Connection]:
         """One transaction with an effect on that side, under the token."""
+        await self.seize(side)
         connection = await self.session(side)
         async with connection.transaction():
             await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_timeout)
             await epoch.hold_token(connection, self.env.pair.service, self.row.token)
             yield connection
+
+    def cut(self) -> None:
+        """Ends every session at once, whatever it waits for; the servers roll back, and new ones are opened."""
+        for connection in self._sessions.values():
+            connection.terminate()
 
     async def close(self) -> None:
         for connection in self._sessions.values():
@@ -84,11 +100,10 @@ class Attempt:
 
 @asynccontextmanager
 async def open_attempt(env: SwitchEnvironment) -> AsyncIterator[Attempt]:
-    """A new attempt that owns the switch of this service on both sides."""
+    """A new attempt that owns the switch of this service."""
     row = await switches.raise_token(env.control, env.pair.migration, env.pair.service)
     attempt = Attempt(env, row)
     try:
-        await attempt.seize()
         yield attempt
     finally:
         await attempt.close()

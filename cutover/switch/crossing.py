@@ -7,12 +7,13 @@ before the real key goes. When both ends are home again they are put back and va
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import asyncpg
 
 from cutover.control import crossing as records
 from cutover.control.database import Control
-from cutover.errors import CutoverError
+from cutover.errors import CutoverError, NotYet
 from cutover.flags import store as flags
 from cutover.pairs import pair
 from cutover.plan.models import Plan
@@ -22,6 +23,9 @@ from cutover.postgres.epoch import FENCED_SQLSTATE
 from cutover.postgres.identifiers import TableName
 
 Databases = Callable[[str], Database]
+
+#: Looks at a queue that clients still fill, before its trigger goes.
+_ROUNDS = 20
 
 
 def _owners(plan: Plan) -> dict[TableName, str]:
@@ -62,10 +66,11 @@ async def detach(plan: Plan, service: Pair, control: Control) -> int:
         for record in await records.every(control, plan.migration):
             if service.service not in (record.holder, record.parent):
                 continue
-            if await foreign_keys.drop(monolith, record.key):
-                count += 1
+            # the note comes first: a key that is gone without one would never come back
             if not record.detached:
                 await records.set_detached(control, plan.migration, record.key, True)
+            if await foreign_keys.drop(monolith, record.key):
+                count += 1
     return count
 
 
@@ -106,11 +111,14 @@ async def _process(plan: Plan, record: records.CrossingRecord, control: Control,
     """Deletes are queued in the database where the parent was writable, so after a switch both may hold some."""
     parents, children = pair(plan, record.parent, database), pair(plan, record.holder, database)
     routes = await flags.all(control, plan.migration)
-    child = children.at(routes[record.holder].primary_side)
+    child, living = (
+        children.at(routes[record.holder].primary_side),
+        parents.at(routes[record.parent].primary_side),
+    )
     done = 0
     for parent in (parents.monolith, parents.target):
         try:
-            while count := await loose_keys.process_loose_keys(parent, child, record.key):
+            while count := await loose_keys.process_loose_keys(parent, child, record.key, parent_db=living):
                 done += count
         except asyncpg.PostgresError as error:
             if error.sqlstate != FENCED_SQLSTATE:
@@ -119,10 +127,72 @@ async def _process(plan: Plan, record: records.CrossingRecord, control: Control,
     return done
 
 
-async def remove(plan: Plan, service: Pair, control: Control) -> None:
-    """Takes the queues' triggers off the parents of this service (cleanup)."""
-    for database in (service.monolith, service.target):
-        async with database.session("cutover-crossing") as connection:
-            for record in await records.every(control, plan.migration):
-                if record.rule == "loose" and record.parent == service.service:
-                    await loose_keys.remove_loose_key(connection, record.key)
+@dataclass(frozen=True)
+class Definition:
+    """A key that crossed services, in words: what nobody keeps any more once the migration is over."""
+
+    name: str
+    words: str
+
+
+async def definitions(control: Control, migration: str) -> list[Definition]:
+    """The keys that crossed services as the monolith had them, for the record of the migration."""
+    rules = {"loose": "acted through a queue until cleanup", "drop": "gone since the first switch of one of its ends"}
+    return [
+        Definition(
+            record.key.name,
+            f"{record.key.table} ({record.holder}) → {record.key.references} ({record.parent}): "
+            f"{record.key.definition}; {rules[record.rule]}",
+        )
+        for record in await records.every(control, migration)
+    ]
+
+
+async def end(plan: Plan, service: str, control: Control, database: Databases) -> int:
+    """The loose keys of this service's tables stop acting (cleanup); how many deleted parents were still followed.
+
+    Queue, triggers off, queue once more: with the triggers' lock every delete that they saw has committed. Keys
+    through which deletes arrive here go first, or what they bring would be queued for nobody. Idempotent.
+    Raises NotYet while a queue does not empty.
+    """
+    loose = [record for record in await records.every(control, plan.migration) if record.rule == "loose"]
+    return await _end(plan, service, control, database, loose, set())
+
+
+async def _end(
+    plan: Plan, service: str, control: Control, database: Databases, loose: list[records.CrossingRecord], seen: set[str]
+) -> int:
+    if service in seen:
+        return 0  # a ring of services: begun further up
+    seen.add(service)
+    done = 0
+    for record in loose:
+        if record.holder == service:
+            done += await _end(plan, record.parent, control, database, loose, seen)
+    parents = pair(plan, service, database)
+    for record in loose:
+        if record.parent != service:
+            continue
+        done += await _emptied(plan, record, control, database, parents)
+        for side in (parents.monolith, parents.target):
+            async with side.session("cutover-crossing") as connection:
+                await loose_keys.remove_loose_key(connection, record.key)
+        done += await _emptied(plan, record, control, database, parents)
+    return done
+
+
+async def _emptied(
+    plan: Plan, record: records.CrossingRecord, control: Control, database: Databases, parents: Pair
+) -> int:
+    """Follows what both queues hold of a key until nothing is left; where nothing is queued no table is looked at."""
+    done = 0
+    for _ in range(_ROUNDS):
+        waiting = 0
+        for side in (parents.monolith, parents.target):
+            async with side.session("cutover-crossing") as connection:
+                waiting += await loose_keys.pending(connection, record.key)
+        if not waiting:
+            return done
+        done += await _process(plan, record, control, database)
+    raise NotYet(f"{record.key.name}: deleted rows of {record.key.references} are still to be followed; their queue "
+                 "does not empty")  # fmt: skip

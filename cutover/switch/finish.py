@@ -1,5 +1,6 @@
 """Step 12, after the pause: prove the new direction once more, then take the old one away."""
 
+from cutover.control import switches
 from cutover.errors import Refused
 from cutover.flags import store as flags
 from cutover.postgres.databases import direction_from, other
@@ -21,5 +22,14 @@ async def finish(env: SwitchEnvironment, request: SwitchRequest) -> None:
     stream = env.stream(direction_from(request.to_side))
     await stream.await_marker(await stream.put_marker(), _PROOF_SECONDS)
     old = direction_from(other(request.to_side))
-    await env.changed(old).drop()
-    await env.stream(old).drop()
+    for drop in (env.changed(old).drop, env.stream(old).drop):
+        await _require_route(env, request, route.epoch)
+        await drop()
+
+
+async def _require_route(env: SwitchEnvironment, request: SwitchRequest, epoch: int) -> None:
+    """Looked at again before each deed: an attempt that slept meets a stream that a way back has made since."""
+    now = await flags.get(env.control, request.migration, request.service)
+    begun = await switches.under_way(env.control, request.migration, request.service)
+    if (now.primary_side, now.epoch) != (request.to_side, epoch) or begun:
+        raise Refused(f"{request.service}: another switch has begun; its streams are left alone")

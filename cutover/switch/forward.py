@@ -17,10 +17,11 @@ from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
 from cutover.streams.base import Marker
+from cutover.switch import servers
 from cutover.switch.attempt import Attempt
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import StepTiming, SwitchOutcome, SwitchRequest
-from cutover.switch.steps import SECTION
+from cutover.switch.steps import POINT_OF_NO_RETURN, SECTION
 from cutover.telemetry.setup import tracer
 
 #: One try at the fence's lock; longer would queue the application's writers behind it.
@@ -28,6 +29,10 @@ _LOCK_WAIT_MS = 400
 #: How long transactions that stand in the way are waited out before the pause begins.
 _CLEAR_SECONDS = 15.0
 _OLD_TRANSACTION_SECONDS = 0.3
+#: A step that keeps the limit by itself says better what it waited for.
+_STEP_GRACE = 0.3
+#: Steps that the pause's limit cuts short.
+_LIMITED = SECTION[: SECTION.index(POINT_OF_NO_RETURN)]
 #: What journal, commit and flip may need of the pause's limit.
 _JOURNAL_SECONDS = 0.1
 
@@ -59,6 +64,8 @@ class Forward:
         self._marker: Marker | None = None
         self._sequences: sequences.SequencePlan | None = None
         self._unfencing: asyncpg.transaction.Transaction | None = None
+        #: Once it is set, only the control database knows whether there is a way back.
+        self.journal_sent = False
 
     async def run(self) -> SwitchOutcome:
         """All steps, or the first one's error."""
@@ -80,7 +87,7 @@ class Forward:
             self.said[0] = name
             begun = time.monotonic()
             with tracer().start_as_current_span(f"switch {name}", attributes=labels):
-                await steps[name]()
+                await (self._limited(steps[name]) if name in _LIMITED else steps[name]())
             self.timings.append(StepTiming(name=name, ms=round((time.monotonic() - begun) * 1000, 2)))
         ended = time.monotonic()
         outcome = SwitchOutcome(
@@ -97,9 +104,26 @@ class Forward:
             compared_keys=self.compared,
             steps=self.timings,
         )
-        self.attempt.row = await switches.advance(self.env.control, self.attempt.row, "done", only_from=("journaled",))
-        await switches.record_outcome(self.env.control, self.attempt.row, outcome.model_dump(mode="json"))
+        self.attempt.row = await switches.advance(
+            self.env.control,
+            self.attempt.row,
+            "done",
+            only_from=("journaled",),
+            outcome=outcome.model_dump(mode="json"),
+        )
         return outcome
+
+    async def _limited(self, step: Callable[[], Awaitable[None]]) -> None:
+        """What can be undone may take what is left of the pause: a network that says nothing must not prolong it."""
+        try:
+            async with asyncio.timeout(self._remaining + _STEP_GRACE):
+                await step()
+        except TimeoutError:
+            self.attempt.cut()
+            raise NotYet(
+                f"{self.request.service}: step {self.said[0]!r} did not end within the pause's limit of "
+                f"{self.env.max_pause:g} s"
+            ) from None
 
     @property
     def _remaining(self) -> float:
@@ -110,12 +134,17 @@ class Forward:
         return left
 
     async def clear_the_way(self) -> None:
-        """Before the pause: connections open, tables resolved, transactions in the way waited out.
+        """Before the pause: connections open, tables resolved, transactions in the way waited out on both sides.
 
-        Raises NotYet with the sessions that would hold the fence off.
+        Raises GateClosed where the stream is lost or a server is another one than the evidence came from: a pause
+        would only be in vain. NotYet where the stream lags too far, or with the sessions that would hold a fence off.
         """
         self.said[0] = "clear-the-way"
+        await servers.require_known(self.env)
+        await self._require_stream()
+        await self._require_way_back()
         for side in ("monolith", "service"):
+            await self.attempt.seize(side)
             connection = await self.attempt.session(side)
             self._members[side] = await fence.relations(connection, self.env.pair.tables)
         self._sequences = await sequences.plan_sequences(
@@ -124,19 +153,46 @@ class Forward:
             self.env.pair.tables,
             self.env.plan.switchover.sequence_margin,
         )
-        await self.changed.require_short_tail(TAIL_LIMIT)
-        # what is equal on both sides by now is cleared, so that inside the fence only the last moments are left;
-        # a key that changes again is dirty again
-        self.compared = (await self.changed.verify()).keys
-        source = await self.attempt.session(self._from_side)
         deadline = time.monotonic() + _CLEAR_SECONDS
-        while True:
-            found = await fence.holders(source, self._members[self._from_side], older_than=_OLD_TRANSACTION_SECONDS)
-            if not found:
-                return
+        while found := await self._in_the_way():
             if time.monotonic() > deadline:
-                raise NotYet(f"{self.request.service}: in the way of the fence: " + "; ".join(map(str, found[:5])))
+                raise NotYet(f"{self.request.service}: in the way of the fences: " + "; ".join(found[:5]))
             await asyncio.sleep(0.1)
+        # last of all, so that inside the fence only what changes from here on is left
+        self.compared = await self.changed.shorten()
+        await self.changed.require_short_tail(TAIL_LIMIT)
+
+    async def _require_stream(self) -> None:
+        health = await self.stream.health()
+        if health.lost or not health.ok:
+            raise GateClosed(
+                f"{self.request.service}: {health.detail}; writes stay at the {self._from_side} (a lost stream: "
+                f"cutover doctor {self.request.migration} --service {self.request.service} --rebuild-stream)"
+            )
+        limit = self.env.max_pause / 2
+        await self.stream.await_marker(await self.stream.put_marker(), limit)
+
+    async def _require_way_back(self) -> None:
+        """It was made and proved before; looked at once more, for since then it may have gone (invariant 5)."""
+        back = direction_from(self.request.to_side)
+        health = await self.env.stream(back).health()
+        whole = await self.env.changed(back).whole()
+        if not (health.ok and whole and await self.env.stream(back).ready()):
+            raise GateClosed(
+                f"{self.request.service}: the stream of the way back is not ready"
+                + (f": {health.detail}" if health.detail else "")
+                + ("" if whole else ": the record of its changed keys is missing")
+            )
+
+    async def _in_the_way(self) -> list[str]:
+        """Sessions that would hold off the fence at one side or its lifting at the other, in words."""
+        found: list[str] = []
+        for side in ("monolith", "service"):
+            connection = await self.attempt.session(side)
+            holders = await fence.holders(connection, self._members[side], older_than=_OLD_TRANSACTION_SECONDS)
+            outranked = side in self.attempt.outranks_autovacuum
+            found += [f"at the {side} {holder}" for holder in holders if not (holder.yields and outranked)]
+        return found
 
     @property
     def _from_side(self) -> Side:
@@ -149,6 +205,7 @@ class Forward:
             self.request.service,
             self.request.switch_id,
             self.env.plan.switchover.max_write_pause,
+            switch=self.attempt.row,
         )
         self.acks = await instances.await_acknowledged(
             self.env.control,
@@ -163,15 +220,19 @@ class Forward:
         self._fence_begun = time.monotonic()
         members = self._members[self._from_side]
         row = self.attempt.row
+        service = self.request.service
         while True:
             wait_ms = int(min(_LOCK_WAIT_MS, self._remaining * 1000))
             try:
                 async with self.attempt.effect(self._from_side) as connection:
                     await connection.execute(f"SET LOCAL statement_timeout = {wait_ms}")
                     await connection.execute(fence.lock_sql(members))
+                    # a partition that was made since has a table of its own: none can be made from here on
+                    if more := set(await fence.relations(connection, self.env.pair.tables)) - set(members):
+                        await connection.execute(fence.lock_sql(sorted(more)))
                     await connection.execute("SET LOCAL statement_timeout = 0")
-                    await connection.execute(fence.close_sql(members, always=True))
-                    await epoch.set_epoch(connection, self.request.service, row.to_side, row.to_epoch)
+                    await fence.ensure(connection, service, [*members, *sorted(more)], closed=True)
+                    await epoch.set_epoch(connection, service, row.to_side, row.to_epoch)
                 break
             except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
                 connection = await self.attempt.session(self._from_side)
@@ -185,27 +246,27 @@ class Forward:
         self.attempt.row = await switches.advance(self.env.control, row, "fenced", only_from=("fencing",))
 
     async def _carry_marker(self) -> None:
-        self._marker = await self.stream.put_marker_on(await self.attempt.session(self._from_side))
+        source = await self.attempt.session(self._from_side)
+        self._marker = await self.stream.put_marker_on(source, kind=epoch.SWITCH_MARKER)
         await self.stream.await_marker_on(
             await self.attempt.session(self.request.to_side), self._marker, self._remaining
         )
 
     async def _standbys(self) -> None:
-        """Both sides at once; without standbys in the plan there is nothing to wait for."""
-        await asyncio.gather(
-            standbys.await_flushed(
-                await self.attempt.session("monolith"), self.env.plan.monolith.standbys, self._remaining
-            ),
-            standbys.await_flushed(await self.attempt.session("service"), self.env.service.standbys, self._remaining),
-        )
+        """One side after the other: while the first is awaited, the second's standbys follow all the same."""
+        named_at: dict[Side, list[str]] = {
+            "monolith": self.env.plan.monolith.standbys,
+            "service": self.env.service.standbys,
+        }
+        for side, named in named_at.items():
+            await standbys.await_flushed(await self.attempt.session(side), named, self._remaining)
 
     async def _raise_sequences(self) -> None:
+        """Under the token: an attempt that slept would give ids a second time on a side that has gone on since."""
         assert self._sequences is not None
-        await sequences.raise_planned(
-            await self.attempt.session(self._from_side),
-            await self.attempt.session(self.request.to_side),
-            self._sequences,
-        )
+        source = await self.attempt.session(self._from_side)
+        async with self.attempt.effect(self.request.to_side) as target:
+            await sequences.raise_planned(source, target, self._sequences)
 
     async def _compare(self) -> None:
         verdict = await asyncio.wait_for(self.changed.verify(tidy=False), self._remaining)
@@ -217,7 +278,7 @@ class Forward:
                 f"{self.request.service}: keys differ inside the fence ({', '.join(found)}); run cutover reconcile"
             )
         # the way back begins where this proof ends
-        await self.env.changed(direction_from(self.request.to_side)).adopt()
+        await self.env.changed(direction_from(self.request.to_side)).adopt(self.attempt.row)
 
     async def _unfence(self) -> None:
         """Executed and left open: after the journal only its commit is left to do."""
@@ -228,7 +289,7 @@ class Forward:
         self._unfencing = transaction
         await connection.execute("SET LOCAL lock_timeout = '1s'")
         await epoch.hold_token(connection, self.request.service, row.token)
-        await connection.execute(fence.open_sql(self._members[self.request.to_side]))
+        await fence.ensure(connection, self.request.service, self._members[self.request.to_side], closed=False)
         await epoch.set_epoch(connection, self.request.service, row.to_side, row.to_epoch)
 
     async def _journal(self) -> None:
@@ -237,6 +298,7 @@ class Forward:
         if self._remaining < _JOURNAL_SECONDS:  # afterwards there is no way but forwards
             raise NotYet(f"{self.request.service}: too little of the pause is left to write the journal")
         row = self.attempt.row
+        self.journal_sent = True
         try:
             self.attempt.row = await switches.advance(
                 self.env.control, row, "journaled", only_from=("fenced",), detail={"marker": self._marker.id}

@@ -6,11 +6,13 @@ a database that does not answer, a report that is missing and evidence that is t
 
 import asyncpg
 
-from cutover.control import reports, switches
+from cutover.control import conflicts, reports
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
-from cutover.postgres import catalog, fence, fingerprint
+from cutover.monitor import catalogs
+from cutover.postgres import fence
 from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from, other
+from cutover.switch import servers
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import GateFacts
 
@@ -47,6 +49,7 @@ async def measure(env: SwitchEnvironment, to_side: Side) -> GateFacts:
         ("servers", _servers),
         ("stream", _stream),
         ("differences", _differences),
+        ("cases", _cases),
         ("transactions", _transactions),
         ("catalogs", _catalogs),
         ("fences", _fences),
@@ -69,18 +72,7 @@ async def _route(env: SwitchEnvironment, to_side: Side, found: Measurement) -> N
 
 
 async def _servers(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
-    """Another server or timeline than the one the evidence came from voids it."""
-    for side in ("monolith", "service"):
-        database = env.pair.at(side)
-        async with database.session("cutover-gate") as connection:
-            facts = await catalog.server_facts(connection)
-        now = (str(facts.system_identifier), facts.timeline)
-        noted = await switches.note_identity(env.control, env.pair.migration, database.name, *now)
-        if noted != now:
-            found.problems.append(
-                f"database {database.name!r} is on another server or timeline than the evidence "
-                f"(timeline {noted[1]} → {now[1]}): evidence is void, take it again after `cutover doctor`"
-            )
+    found.problems += await servers.changed(env)
 
 
 async def _stream(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
@@ -125,6 +117,17 @@ async def _differences(env: SwitchEnvironment, to_side: Side, found: Measurement
     found.measures["differences"] = float(total)
 
 
+async def _cases(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
+    """No row waits for a person: whoever decides needs both sides as they are."""
+    count = (await conflicts.count_open(env.control, env.pair.migration)).get(env.pair.service, 0)
+    found.measures["cases"] = float(count)
+    if count:
+        found.problems.append(
+            f"{count} rows that differ wait for a person or for the next pass; "
+            f"see them with: cutover conflicts list {env.pair.migration} --service {env.pair.service}"
+        )
+
+
 async def _transactions(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
     for side in ("monolith", "service"):
         database = env.pair.at(side)
@@ -142,12 +145,10 @@ async def _transactions(env: SwitchEnvironment, to_side: Side, found: Measuremen
 
 
 async def _catalogs(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
-    async with env.pair.monolith.session("cutover-gate") as one, env.pair.target.session("cutover-gate") as two:
-        here = await fingerprint.fingerprint(one, env.pair.tables)
-        there = await fingerprint.fingerprint(two, env.pair.tables)
-    found.facts["catalogs"] = f"{here.hash[:12]} / {there.hash[:12]}"
-    if different := fingerprint.differences(here, there, "monolith", "service"):
-        found.problems.append("catalogs differ: " + "; ".join(different[:5]))
+    drift = await catalogs.drift(env.control, env.pair)
+    found.facts["catalogs"] = " / ".join(one[:12] for one in drift.hashes.values())
+    if drift.changed:
+        found.problems.append(f"the schema changed: {drift.text}; {catalogs.remedy(env.pair)}")
 
 
 async def _fences(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
@@ -162,5 +163,6 @@ async def _fences(env: SwitchEnvironment, to_side: Side, found: Measurement) -> 
 
 async def _tail(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
     async with env.changed(direction_from(other(to_side))) as changed:
+        await changed.shorten()
         tail = await changed.require_short_tail(TAIL_LIMIT)
     found.facts["keys changed since the last pass"] = str(tail)

@@ -30,7 +30,8 @@ class SwitchOutcome(BaseModel):
     """How a switch ended.
 
     `pause_ms` is announcement to end, as clients see it; `write_pause_ms` runs from the first lock
-    attempt of the fence. Both are 0 where the switch was recovered by another process. `compared_keys`
+    attempt of the fence and is 0 where the switch was recovered; `pause_ms` of one counts until the recovery began.
+    `compared_keys`
     counts the keys compared right before the fence and inside it.
     """
 

@@ -9,9 +9,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from cutover.control import reports
+from cutover.control import reports, switches
 from cutover.control.reports import TableReport
-from cutover.errors import GateClosed, NotYet
+from cutover.errors import GateClosed, NotYet, Refused
 from cutover.flags import store as flags
 from cutover.plan.models import Table
 from cutover.postgres.databases import Direction, direction_from
@@ -31,8 +31,14 @@ _ALL = 1_000_000
 async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[TableReport]:
     """Builds the stream from the primary of now to the other side anew; the last report of each table.
 
-    May be called again at any time. Raises GateClosed where differences stay after some rounds.
+    May be called again at any time. Raises Refused while a switch is under way, GateClosed where differences stay
+    after some rounds.
     """
+    if begun := await switches.under_way(env.control, env.pair.migration, env.pair.service):
+        raise Refused(
+            f"{env.pair.service}: a switch is {begun.state}, and awaits a marker of this very stream: let a worker "
+            "end it first (cutover worker)"
+        )
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     direction = direction_from(route.primary_side)
     stream, changed = env.stream(direction), env.changed(direction)

@@ -7,7 +7,8 @@ directions exist at once, kept apart by `origin = none` (both servers 16 or newe
 import asyncio
 import time
 
-from cutover.errors import NotYet
+from cutover.errors import Conflict, NotYet
+from cutover.flags import store as flags
 from cutover.postgres.databases import Side, direction_from
 from cutover.switch.environment import SwitchEnvironment
 
@@ -17,11 +18,18 @@ _READY_SECONDS = 30.0
 async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     """Makes ready what rows will flow through once `to_side` is writable; returns the proof's seconds.
 
-    Raises NotYet where the stream does not come up or carry its marker in time.
+    Raises NotYet where the stream does not come up or carry its marker in time, Conflict where `to_side` is the
+    primary already: a stream that its writes depend on is mended by `rebuild`, never made anew with a gap.
     """
     direction = direction_from(to_side)
-    # the record of changed keys begins before the first write on the new side can happen
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    if route.primary_side == to_side:
+        raise Conflict(f"{env.pair.service} is writable at the {to_side} already; its {direction} stream is left alone")
     stream = env.stream(direction)
+    if (await stream.health()).lost:
+        # its source has taken no write of an application since it was made, so nothing of it is missed
+        await stream.drop()
+    # the record of changed keys begins before the first write on the new side can happen
     await stream.prepare()
     await env.changed(direction).prepare()
     await stream.start(copy=False)
@@ -36,7 +44,13 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
 
 
 async def take_back(env: SwitchEnvironment, to_side: Side) -> None:
-    """The compensation of `make_ready` where no switch followed."""
+    """The compensation of `make_ready` where no switch followed; nothing where `to_side` is the primary.
+
+    What is left standing would hold back the other server's log: nobody reads the slot of its changed keys.
+    """
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    if route.primary_side == to_side:
+        return
     direction = direction_from(to_side)
     await env.changed(direction).drop()
     await env.stream(direction).drop()

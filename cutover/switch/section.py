@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 
 from cutover.control import switches
-from cutover.errors import Conflict, CutoverError, Unreachable
+from cutover.errors import Conflict, CutoverError, NotYet, StaleAttempt, Unreachable
 from cutover.flags import store as flags
 from cutover.postgres.databases import CONNECTION_ERRORS, direction_from, other
 from cutover.switch.attempt import Attempt, open_attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.forward import Forward
 from cutover.switch.models import SwitchOutcome, SwitchRequest
-from cutover.switch.recovery import complete, undo
+from cutover.switch.recovery import complete, reopen, undo
 
 #: A tenth of a second under a heartbeat timeout of two seconds leaves room for a busy machine.
 _HEARTBEAT_SECONDS = 0.4
@@ -32,9 +32,9 @@ async def run(
     """Switches the writable side of one service, or finishes what an earlier attempt left.
 
     Returns the outcome, done or undone; an unfinished switch of another run is ended first. Raises
-    Conflict where the service is writable at that side already, StaleAttempt when a newer attempt took
-    over, Unreachable when a database does not answer (call again: recovery decides). `permitted` is asked
-    right before a switch begins, and refuses by raising: approvals are checked again at the flip.
+    Conflict where the service is writable at that side already, GateClosed where it must not begin, NotYet when
+    another attempt took over, Unreachable when a database does not answer (call again after both: recovery decides).
+    `permitted` is asked right before a switch begins, and refuses by raising: approvals are checked again at the flip.
     """
     recorded = await switches.outcome(env.control, request.switch_id)
     if recorded is not None:
@@ -44,6 +44,9 @@ async def run(
     try:
         async with open_attempt(env) as attempt:
             return await _attempt(env, request, attempt, said, permitted)
+    except StaleAttempt as error:
+        # whichever attempt was the newer one may be gone by now: the next one looks at what it left
+        raise NotYet(str(error)) from None
     except CONNECTION_ERRORS as error:
         raise Unreachable(
             f"{request.service}: a database stopped answering in step {said[0]!r} ({type(error).__name__})"
@@ -66,6 +69,10 @@ async def _attempt(
     permitted: Callable[[], Awaitable[None]] | None,
 ) -> SwitchOutcome:
     row = attempt.row
+    # once more, under the token: an attempt that slept must not begin a switch that has ended meanwhile
+    recorded = await switches.outcome(env.control, request.switch_id)
+    if recorded is not None:
+        return SwitchOutcome.model_validate(recorded)
     if row.switch_id == request.switch_id:
         return await _recover(env, attempt, "an earlier attempt ended in the middle", said)
     if row.state not in switches.SETTLED:
@@ -77,7 +84,11 @@ async def _attempt(
         raise Conflict(f"{request.service} is writable at the {request.to_side} already; nothing to switch")
     async with env.changed(direction_from(route.primary_side)) as changed:
         forward = Forward(env, request, attempt, changed, said)
-        await forward.clear_the_way()
+        try:
+            await forward.clear_the_way()
+        except NotYet as error:
+            # nothing has begun: the run may try again, or hear a person
+            return _not_begun(request, route.epoch, str(error))
         if permitted is not None:
             await permitted()
         attempt.row = await switches.begin(
@@ -98,8 +109,36 @@ async def _attempt(
         except asyncpg.PostgresError as error:
             # never the server's own text: it may quote a row
             reason = f"step {said[0]!r} was refused by the database ({type(error).__name__}, {error.sqlstate})"
-        await forward.roll_back_unfence()
+        except asyncio.CancelledError:
+            # a worker that shuts down, a run that was terminated: both sides must not stay shut for want of a next try
+            await asyncio.shield(asyncio.create_task(_take_back(env, forward, attempt, "it was cancelled", said)))
+            raise
+        return await _take_back(env, forward, attempt, reason, said)
+
+
+async def _take_back(
+    env: SwitchEnvironment, forward: Forward, attempt: Attempt, reason: str, said: list[str]
+) -> SwitchOutcome:
+    await forward.roll_back_unfence()
+    try:
         return await _recover(env, attempt, reason, said)
+    except Unreachable:
+        # Only switches stop without the control database: as nothing was journaled, the application goes on
+        if not forward.journal_sent:
+            await reopen(env, attempt)
+        raise
+
+
+def _not_begun(request: SwitchRequest, epoch: int, reason: str) -> SwitchOutcome:
+    return SwitchOutcome(
+        result="undone",
+        switch_id=request.switch_id,
+        service=request.service,
+        from_side=other(request.to_side),
+        to_side=request.to_side,
+        epoch=epoch,
+        reason=reason,
+    )
 
 
 async def _recover(env: SwitchEnvironment, attempt: Attempt, reason: str, said: list[str]) -> SwitchOutcome:
@@ -108,7 +147,7 @@ async def _recover(env: SwitchEnvironment, attempt: Attempt, reason: str, said: 
     row = await switches.settled(env.control, env.pair.migration, env.pair.service)
     if row.token != attempt.row.token:
         # not ours any more: the newer attempt recovers
-        raise Conflict(f"{env.pair.service}: attempt {attempt.row.token} was overtaken by attempt {row.token}")
+        raise StaleAttempt(f"{env.pair.service}: attempt {attempt.row.token} was overtaken by attempt {row.token}")
     attempt.row = row
     if row.state in ("journaled", "done"):
         return await complete(env, attempt)

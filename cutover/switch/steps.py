@@ -25,9 +25,9 @@ STEPS: tuple[Step, ...] = (
     Step("announce-pause", "section", "hold new transactions in every live instance", "lift the pause"),
     Step("fence", "section", "fence the primary; its commit ends the drain", "lift the fence"),
     Step("marker", "section", "put a marker and await it, durable, at the other side"),
-    Step("standbys", "section", "wait until the plan's standbys have flushed fence and marker, on both sides"),
     Step("sequences", "section", "raise the other side's sequences past the primary's"),
     Step("compare", "section", "compare the keys changed since the last verified pass; none may differ"),
+    Step("standbys", "section", "wait until the plan's standbys have flushed all of this, on both sides"),
     Step("unfence", "section", "lift the other side's fence, uncommitted", "roll back"),
     Step("journal", "section", "write the journal row: the point of no return"),
     Step("commit", "section", "commit the unfence"),
@@ -37,9 +37,3 @@ STEPS: tuple[Step, ...] = (
 
 SECTION: tuple[str, ...] = tuple(step.name for step in STEPS if step.phase == "section")
 POINT_OF_NO_RETURN = "journal"
-
-
-def undoable(name: str) -> bool:
-    """Whether a switch that stopped in this step is taken back, not finished."""
-    names = [step.name for step in STEPS]
-    return names.index(name) <= names.index(POINT_OF_NO_RETURN)

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,12 @@ class Demo:
         self.say = say
         self.ground = ground
         self.fleet = Fleet(self.ground.folder, self.ground.environ)
+        #: What is held until `release`: the lock on the home.
+        self._held = ExitStack()
 
     def prepare(self) -> None:
-        """The stack, empty. Raises ConfigError (a port in use, no Temporal)."""
+        """The stack, empty. Raises ConfigError (a port in use, no Temporal), Conflict while another demo runs there."""
+        self._held.enter_context(self.ground.alone())
         stack = self.ground.stack(lambda text: self.say(f"  {text}"))
         if count := end_leftovers(self.ground.folder):
             self.say(f"· ended {count} processes that an earlier demo had left behind")
@@ -100,6 +104,10 @@ class Demo:
             self.ground.folder.mkdir(parents=True)
         with step(self.say, "starting Temporal and two PostgreSQL servers"):
             stack.up()
+
+    def release(self) -> None:
+        """Another demo may begin here."""
+        self._held.close()
 
     async def run(self, also: Beside | None = None) -> Findings:
         """From the empty stack to the findings. Raises CutoverError where it could not begin."""
@@ -272,6 +280,8 @@ def perform(options: Options) -> int:
         demo.fleet.stop_now()
         console.print(f"demo: {error}", style="red", markup=False)
         return 2
+    finally:
+        demo.release()
     if options.down:
         demo.ground.stack(demo.say).down()
     else:

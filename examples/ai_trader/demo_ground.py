@@ -4,6 +4,7 @@ Nothing here reads the person's CUTOVER_DSN_*, TEMPORAL_* or PG* variables: a de
 reach a database of theirs.
 """
 
+import fcntl
 import os
 import sys
 import time
@@ -18,10 +19,11 @@ from temporalio.client import Client, WorkflowHandle
 from cutover.cli.connection import temporal
 from cutover.control import plans
 from cutover.control.database import Control
-from cutover.devstack.binaries import postgres_bin
+from cutover.devstack.accounts import own_folder
 from cutover.devstack.home import PORT_BASE, Home
 from cutover.devstack.stack import Stack
 from cutover.devstack.temporal import Say
+from cutover.errors import Conflict
 from cutover.plan.load import load_text
 from cutover.plan.models import Plan
 from cutover.settings import CONTROL, Settings
@@ -46,8 +48,6 @@ def own_environment(environ: Mapping[str, str], home: Path, port_base: int) -> d
         "CUTOVER_DEV_HOME": str(home),
         PORT_BASE: str(port_base),
         "CUTOVER_ENV_FILE": str(home / "env"),
-        # pg_dump has to be as new as the servers, which the machine's own need not be.
-        "PATH": os.pathsep.join([str(postgres_bin()), environ.get("PATH", os.defpath)]),
         # A profile file of the person's names their server.
         "TEMPORAL_CONFIG_FILE": os.devnull,
     }
@@ -68,6 +68,27 @@ class Ground:
     @property
     def home(self) -> Home:
         return Home.from_environment(self.environ)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One demo at a time: a second one would delete the first one's stack under it. Raises Conflict.
+
+        The lock is the process's own, so it is gone with it, however that ends.
+        """
+        folder = own_folder(self.home.folder, 0o700)
+        with (folder / "demo.lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise Conflict(
+                    f"another demo (process {file.read().strip() or 'unknown'}) is at work in {folder}, and this one "
+                    "would delete its stack: wait for it or stop it, or give --home and --port-base of its own"
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
 
     @property
     def settings(self) -> Settings:

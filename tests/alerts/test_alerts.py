@@ -9,17 +9,26 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, cast
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from temporalio.testing import ActivityEnvironment
 
+from activities import models as m
+from activities.context import Context
+from activities.messages import MessageActivities
 from cutover.alerts import store
 from cutover.alerts.store import Alert
 from cutover.alerts.webhook import Webhook
 from cutover.control.database import Control
 from cutover.errors import ConfigError
 from cutover.settings import Settings
+from cutover.telemetry import meters
+from workers.worker import activity_objects
 
 M, S = "ai-trader", "trading_engine"
 ROLLBACK = Alert("rollback", "critical", M, S, "rolled back to the monolith", "https://example.org/run/1")
@@ -88,11 +97,12 @@ async def test_an_alert_is_kept_logged_and_posted(control: Control, caplog: pyte
 async def test_a_repetition_within_the_window_is_counted_and_not_sent_again(control: Control) -> None:
     async with receiver() as hook:
         webhook = Webhook(hook.url)
-        results = await asyncio.gather(*(store.raise_alert(control, ROLLBACK, webhook=webhook) for _ in range(4)))
+        lag = Alert("lag", "critical", M, S, "late")
+        results = await asyncio.gather(*(store.raise_alert(control, lag, webhook=webhook) for _ in range(4)))
         assert sorted(result.count for result in results) == [1, 2, 3, 4]
-        await store.raise_alert(control, ROLLBACK, timedelta(0), webhook=webhook)
-        await store.raise_alert(control, Alert("lag", "warning", M, S, "late"), webhook=webhook)
-        await store.raise_alert(control, Alert("rollback", "critical", M, None, "all"), webhook=webhook)
+        await store.raise_alert(control, lag, timedelta(0), webhook=webhook)
+        await store.raise_alert(control, Alert("slot", "warning", M, S, "late"), webhook=webhook)
+        await store.raise_alert(control, Alert("lag", "critical", M, None, "all"), webhook=webhook)
     rows = await store.recent(control, M)
     assert sorted(row.count for row in rows) == [1, 1, 1, 4]
     assert all(row.webhook == "sent" for row in rows)
@@ -105,14 +115,53 @@ async def test_a_more_severe_alert_is_not_swallowed_by_a_milder_one(control: Con
     assert (worse.deduplicated, milder.deduplicated, milder.id) == (False, True, worse.id)
 
 
+async def test_what_happened_to_something_else_is_no_repetition(control: Control) -> None:
+    async with receiver() as hook:
+        for step in ("preflight", "roles", "preflight"):
+            alert = Alert("parked", "warning", M, S, f"{step}: failed", subject=step)
+            await store.raise_alert(control, alert, webhook=Webhook(hook.url))
+    rows = await store.recent(control, M)
+    assert {(row.alert.text, row.count) for row in rows} == {("preflight: failed", 2), ("roles: failed", 1)}
+    assert len(hook.requests) == 2
+
+
+async def test_a_second_rollback_is_never_taken_for_a_repetition_of_the_first(control: Control) -> None:
+    async with receiver() as hook:
+        for _ in range(2):
+            await store.raise_alert(control, ROLLBACK, webhook=Webhook(hook.url))
+        for event in ("run/1", "run/2", "run/2"):
+            alert = replace(ROLLBACK, subject=event)
+            await store.raise_alert(control, alert, webhook=Webhook(hook.url))
+    assert len(hook.requests) == 4
+    assert sorted(row.count for row in await store.recent(control, M)) == [1, 1, 1, 2]
+
+
+async def test_alerts_are_counted_by_the_meter_without_their_repetitions(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(store, "instruments", lambda: meters.build(provider.get_meter("test")))
+    for service in (S, S, None):
+        await store.raise_alert(control, Alert("lag", "warning", M, service, "a text that stays out of it"))
+    data = reader.get_metrics_data()
+    assert data is not None
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    points = {str(point.attributes): getattr(point, "value", 0) for point in metric.data.data_points}
+    assert (metric.name, sorted(points.values())) == ("migration_alerts", [1, 1])
+    assert "stays out" not in data.to_json()
+    provider.shutdown()
+
+
 async def test_a_server_error_is_recorded_and_tried_again_with_the_next_repetition(control: Control) -> None:
     async with receiver("error") as hook:
-        first = await store.raise_alert(control, ROLLBACK, webhook=Webhook(hook.url))
+        failing = Alert("lag", "warning", M, S, "late")
+        first = await store.raise_alert(control, failing, webhook=Webhook(hook.url))
         assert first.webhook == "failed"
         (row,) = await store.recent(control, M)
         assert row.webhook_error == "answered with status 500"
         hook.mode = "ok"
-        second = await store.raise_alert(control, ROLLBACK, webhook=Webhook(hook.url))
+        second = await store.raise_alert(control, failing, webhook=Webhook(hook.url))
     assert (second.deduplicated, second.webhook) == (True, "sent")
     assert len({headers["webhook-id"] for headers, _ in hook.requests}) == 1
 
@@ -169,3 +218,23 @@ async def test_a_dsn_in_an_alert_is_cut_out(control: Control, caplog: pytest.Log
     (row,) = await store.recent(control, M)
     assert row.alert.text == "postgresql://*** is down"
     assert "hunter2" not in caplog.text
+
+
+def test_every_activity_that_alerts_has_the_webhook() -> None:
+    hook = Webhook("https://example.org")
+    for made in activity_objects(cast(Context, None), hook):
+        assert getattr(made, "webhook", hook) is hook, type(made).__name__
+
+
+async def test_a_rollback_alert_of_an_activity_that_is_tried_again_is_one_event_and_another_rollback_is_another(
+    control: Control,
+) -> None:
+    async with receiver() as hook:
+        messages = MessageActivities(Context(Settings({}), control), Webhook(hook.url))
+        request = m.AlertRequest(ref=m.Ref(migration=M, service=S), kind="rollback", severity="critical", text="back")
+        for activity_id in ("7", "7", "12"):
+            environment = ActivityEnvironment()
+            environment.info = replace(environment.info, activity_id=activity_id)
+            await environment.run(messages.raise_alert, request)
+    assert len(hook.requests) == 2
+    assert sorted(row.count for row in await store.recent(control, M)) == [1, 2]

@@ -7,11 +7,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from cutover.archive import service as old_tables
 from cutover.archive.export import export_table, file_name
 from cutover.archive.manifest import NAME, read_manifest, restore_test, verify, write_manifest
 from cutover.errors import ConfigError, NotYet, Refused
 from cutover.postgres import retire
-from cutover.postgres.databases import Database
+from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
 
 NASTY = TableName('we"ird/..', "ü" * 31)
@@ -89,6 +90,18 @@ async def fenced(c: asyncpg.Connection, table: TableName) -> None:
         "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';"
         f"CREATE TRIGGER cutover_fence BEFORE INSERT OR UPDATE OR DELETE ON {table.sql} EXECUTE FUNCTION refuse()"
     )
+
+
+async def test_renamed_tables_are_not_archived_again_under_another_plan(filled: Database, tmp_path: Path) -> None:
+    pair = Pair("test", "svc", filled, filled, (NASTY, PLAIN))
+    first = await old_tables.archive(pair, tmp_path, "plan-1")
+    async with filled.session() as c:
+        for table in pair.tables:
+            await fenced(c, table)
+            await c.execute(f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER cutover_fence")
+            await retire.retire(c, table)
+    assert await old_tables.archive(pair, tmp_path, "plan-2") == first
+    assert read_manifest(tmp_path / NAME).facts["plan_hash"] == "plan-1"
 
 
 async def test_a_table_is_retired_once_and_only_behind_a_fence(filled: Database) -> None:

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from cutover.errors import ConfigError, Conflict, NotYet
-from cutover.postgres import foreign_keys, loose_keys, roles
+from cutover.postgres import foreign_keys, locks, loose_keys, roles
 from cutover.postgres.catalog import ForeignKey
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import TableName, quote
@@ -47,7 +47,7 @@ async def test_a_lock_that_is_held_is_not_waited_for_and_its_holder_is_named(mon
         async with d.transaction():
             await d.execute("SELECT FROM t")
             with pytest.raises(NotYet, match="nightly-job"):
-                await foreign_keys.with_lock_limit(c, "ALTER TABLE t DROP COLUMN id", [T], "dropping", attempts=2)
+                await locks.with_lock_limit(c, "ALTER TABLE t DROP COLUMN id", [T], "dropping", attempts=2)
         assert await foreign_keys.drop(c, key)
 
 

@@ -19,8 +19,8 @@ async def applied(database: Database, files: list[MigrationFile]) -> list[str]:
         return await migrate.migrate(connection, files)
 
 
-async def test_a_second_run_applies_nothing(control_db: Database) -> None:
-    control = await Control.open(control_db)
+async def test_a_second_run_applies_nothing(service_db: Database) -> None:
+    control = await Control.open(service_db)
     try:
         first = await control.migrate()
         assert first == [str(file) for file in migrate.shipped()]
@@ -29,43 +29,43 @@ async def test_a_second_run_applies_nothing(control_db: Database) -> None:
         await control.close()
 
 
-async def test_runs_at_the_same_time_apply_each_file_once(control_db: Database) -> None:
-    results = await asyncio.gather(*(applied(control_db, migrate.shipped()) for _ in range(4)))
+async def test_runs_at_the_same_time_apply_each_file_once(service_db: Database) -> None:
+    results = await asyncio.gather(*(applied(service_db, migrate.shipped()) for _ in range(4)))
     assert sorted(len(files) for files in results) == [0, 0, 0, len(migrate.shipped())]
 
 
-async def test_gaps_between_numbers_are_allowed_and_later_files_are_added(control_db: Database) -> None:
-    assert await applied(control_db, [ONE]) == ["0001_one.sql"]
-    assert await applied(control_db, [ONE, THREE]) == ["0003_three.sql"]
+async def test_gaps_between_numbers_are_allowed_and_later_files_are_added(service_db: Database) -> None:
+    assert await applied(service_db, [ONE]) == ["0001_one.sql"]
+    assert await applied(service_db, [ONE, THREE]) == ["0003_three.sql"]
 
 
-async def test_a_changed_file_is_an_error_that_names_it(control_db: Database) -> None:
-    await applied(control_db, [ONE])
+async def test_a_changed_file_is_an_error_that_names_it(service_db: Database) -> None:
+    await applied(service_db, [ONE])
     changed = MigrationFile(1, "one", ONE.sql + " ")
     with pytest.raises(Conflict, match=r"0001_one\.sql was changed after it had been applied"):
-        await applied(control_db, [changed])
+        await applied(service_db, [changed])
 
 
-async def test_a_file_below_the_newest_is_an_error_and_changes_nothing(control_db: Database) -> None:
-    await applied(control_db, [ONE, THREE])
+async def test_a_file_below_the_newest_is_an_error_and_changes_nothing(service_db: Database) -> None:
+    await applied(service_db, [ONE, THREE])
     late = MigrationFile(2, "late", "CREATE TABLE control.late (n int)")
     with pytest.raises(Conflict, match=r"give the file a number above 0003"):
-        await applied(control_db, [ONE, late, THREE])
-    async with control_db.session() as connection:
+        await applied(service_db, [ONE, late, THREE])
+    async with service_db.session() as connection:
         assert await connection.fetchval("SELECT to_regclass('control.late')") is None
 
 
-async def test_a_database_newer_than_the_code_is_an_error(control_db: Database) -> None:
-    await applied(control_db, [ONE, THREE])
+async def test_a_database_newer_than_the_code_is_an_error(service_db: Database) -> None:
+    await applied(service_db, [ONE, THREE])
     with pytest.raises(Conflict, match="0003_three, which this version of cutover does not know"):
-        await applied(control_db, [ONE])
+        await applied(service_db, [ONE])
 
 
-async def test_a_failing_file_leaves_nothing_behind(control_db: Database) -> None:
+async def test_a_failing_file_leaves_nothing_behind(service_db: Database) -> None:
     bad = MigrationFile(2, "bad", "CREATE TABLE control.bad (n int); SELECT 1/0")
     with pytest.raises(ConfigError, match=r"0002_bad\.sql of the control database failed"):
-        await applied(control_db, [ONE, bad])
-    async with control_db.session() as connection:
+        await applied(service_db, [ONE, bad])
+    async with service_db.session() as connection:
         assert await connection.fetchval("SELECT to_regclass('control.one')") is None
 
 
@@ -74,8 +74,8 @@ def test_line_ends_of_a_checkout_do_not_count_as_a_change() -> None:
     assert pending([windows], {1: ("one", unix.checksum)}) == []
 
 
-async def test_a_database_without_schema_says_what_to_run(control_db: Database) -> None:
-    control = await Control.open(control_db)
+async def test_a_database_without_schema_says_what_to_run(service_db: Database) -> None:
+    control = await Control.open(service_db)
     try:
         with pytest.raises(ConfigError, match="run `cutover setup`"):
             await control.fetch("SELECT * FROM control.audit")

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from cutover.control import approvals, audit, plans, stages
+from cutover.control import adoption, approvals, audit, plans, stages
 from cutover.control.database import Control
 from cutover.errors import Conflict, CutoverError, Refused
 from tests.control.plans import plan
@@ -80,7 +80,7 @@ async def test_another_plan_is_refused_to_a_running_migration_unless_a_person_ad
         await plans.bind(control, M, changed.hash, "workflow")
     assert (await plans.load(control, M)).hash == bound.hash
 
-    await plans.bind(control, M, changed.hash, "carol", adopt=True)
+    await adoption.adopt(control, changed, "carol")
     assert (await plans.load(control, M)).hash == changed.hash
     day = timedelta(days=1)
     for plan_hash in (bound.hash, changed.hash):

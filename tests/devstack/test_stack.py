@@ -174,7 +174,7 @@ def test_a_port_in_use_is_named_with_the_way_out_and_nothing_is_started(dev: Dev
         other.bind(("127.0.0.1", dev.base + 3))
         other.listen()
         done = dev.run("up")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"port in use by another program: {dev.base + 3} (PostgreSQL services)" in done.stderr
     assert "CUTOVER_DEV_PORT_BASE" in done.stderr
     assert "Traceback" not in done.stderr
@@ -183,7 +183,7 @@ def test_a_port_in_use_is_named_with_the_way_out_and_nothing_is_started(dev: Dev
 
 def test_a_wrong_port_base_is_refused_in_words(dev: Dev) -> None:
     done = Dev(dev.home, 70000).run("status")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "CUTOVER_DEV_PORT_BASE=70000" in done.stderr
 
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from cutover.control.database import Control
 from cutover.dualwrite import RoutedPool, ServicePool
 from cutover.flags import store
-from cutover.postgres import epoch, fence
+from cutover.postgres import epoch, fence, own_schema
 from cutover.postgres.databases import Database, Side
 from cutover.postgres.identifiers import TableName
 
@@ -57,6 +57,16 @@ class World:
 
     async def flip(self, to: Side, at: int, pause: str | None = "p1") -> None:
         await store.flip(self.control, MIGRATION, SERVICE, primary_side=to, epoch=at, actor="test", pause_id=pause)
+
+    async def clean_up(self) -> None:
+        """What cleanup does to a service that was switched: nothing of ours is left at its side, and no flag."""
+        await self.switch_databases("service", 1)
+        await self.flip("service", 1, pause=None)
+        async with self.databases["service"].session("test") as connection:
+            await fence.remove(connection, TRADES)
+            await epoch.remove(connection, SERVICE)
+            assert await own_schema.drop_if_unused(connection) == ""
+        await store.drop(self.control, MIGRATION, SERVICE, actor="cleanup")
 
 
 @pytest_asyncio.fixture

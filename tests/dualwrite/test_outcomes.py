@@ -253,6 +253,18 @@ async def test_a_read_that_outlives_its_lease_is_not_answered_by_the_side_that_w
         assert await reading == 0, "the service side has no rows"
 
 
+async def test_a_lost_control_database_stops_nothing_of_a_service_that_was_cleaned_up(world: World) -> None:
+    async with Relay(world.control_db) as relay:
+        trading = (await world.open(control=relay.database)).service(SERVICE)
+        await world.clean_up()
+        await until(lambda: trading.gate.route.epoch == 1)
+        await relay.cut()
+        await cut_control(trading)
+        await insert(trading, 1)
+        assert await trading.fetchval("SELECT count(*) FROM trades") == 1
+        assert await world.ids("service") == [1]
+
+
 async def test_a_pause_that_nobody_can_lift_any_more_ends_at_its_limit(world: World) -> None:
     async with Relay(world.control_db) as relay:
         trading = (await world.open(control=relay.database)).service(SERVICE)

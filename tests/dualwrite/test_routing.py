@@ -143,3 +143,14 @@ async def test_a_service_that_was_not_opened_is_named(pool: RoutedPool) -> None:
 async def test_many_callers_share_few_connections(world: World, trading: ServicePool) -> None:
     await asyncio.gather(*(insert(trading, number) for number in range(50)))
     assert await world.ids("monolith") == list(range(50))
+
+
+async def test_pools_stay_at_the_service_when_cleanup_has_removed_the_flags(
+    world: World, pool: RoutedPool, trading: ServicePool
+) -> None:
+    await insert(trading, 1)
+    await world.clean_up()
+    await insert(trading, 2)
+    async with await world.open() as later:
+        await insert(later.service(SERVICE), 3)
+    assert await world.ids("service") == [2, 3]

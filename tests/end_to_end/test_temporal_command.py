@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from cutover.alerts.store import recent
+from cutover.cli.checklist import read_checklist
+from cutover.control.database import Control
 from cutover.dualwrite import RoutedPool
 from cutover.monitor.thresholds import MINIMUM_OPERATIONS
 from cutover.settings import CONTROL, Settings
 from examples.ai_trader.demo_fleet import Fleet
-from examples.ai_trader.demo_ground import Ground, register_plan
+from examples.ai_trader.demo_ground import Ground, connected, register_plan
 from tests.waiting import until
 from workflows.status import GateStatus, Status
 
@@ -170,11 +173,22 @@ async def test_a_whole_run_is_driven_by_the_temporal_command_alone(
         (ended,) = await asyncio.gather(selling, return_exceptions=True)
     assert isinstance(ended, asyncio.CancelledError), ended
     assert fleet.failed() == []
+    control = await Control.open(settings.database(CONTROL))
+    try:
+        # nobody has touched a schema or a fence: whatever is told of them is untrue
+        told = await recent(control, "ai-trader", limit=10_000)
+    finally:
+        await control.close()
+    assert [row.alert.text for row in told if row.alert.kind in ("ddl", "fence")] == []
     async with settings.database(DATABASE).session("test") as connection:
         for table, ids in shop.acknowledged.items():
             there = {row["id"] for row in await connection.fetch(f"SELECT id FROM {table}")}
             assert set(ids) <= there, f"acknowledged rows of {table} are not there"
             assert len(set(ids)) == len(ids)
+    async with connected(settings) as (_, control):
+        items = await read_checklist(control, "ai-trader")
+    assert items.total > 30
+    assert items.open == [], "an item of the strategy's lists was not answered"
 
 
 def _drive(terminal: Terminal) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from cutover.cli.status import Overview, ServiceLine
 from tests.end_to_end.test_reference_plan import secrets_in
-from tests.end_to_end.truth import untrue
+from tests.end_to_end.truth import Lasting, at_odds, untrue
 from workflows.status import GateStatus, Status, command
 
 RUN = "migration/ai-trader/analytics/switchover"
@@ -46,6 +47,7 @@ def test_a_true_line_passes() -> None:
         ({"since": NOW + timedelta(hours=1)}, "in the future"),
         ({"gates": []}, "not open"),
         ({"gates": [GATE.model_copy(update={"evidence": "m3qq"})]}, "shows evidence k7f2"),
+        ({"gates": [GATE.model_copy(update={"ok": False})]}, "does not hold"),
         ({"commands": []}, "no command"),
         ({"waiting_for": "evidence of gate 'read' to hold: x, since now"}, "'read', which is not open"),
         ({"waiting_for": "2 task(s) of people, each by, since now"}, "none is open"),
@@ -60,6 +62,48 @@ def test_a_true_line_passes() -> None:
 )
 def test_an_untrue_line_is_found(fields: dict[str, Any], said: str) -> None:
     assert any(said in one for one in untrue(status(**fields), SERVICES)), untrue(status(**fields), SERVICES)
+
+
+def line(**fields: Any) -> ServiceLine:
+    shown: dict[str, Any] = {"stage": "switched", "writable": "service", "reads": "service", "epoch": 1}
+    return ServiceLine("analytics", paused=False, differences=0, oldest_pass_seconds=1.0, **{**shown, **fields})
+
+
+def seen(*lines: ServiceLine, **fields: Any) -> Overview:
+    return Overview("ai-trader", runs=[status(**fields)], services=list(lines))
+
+
+def test_an_overview_that_agrees_with_the_databases_passes() -> None:
+    assert at_odds(seen(line(), phase="deprecation"), {"analytics": "service"}, SERVICES) == []
+    back = line(writable="monolith", reads="monolith")
+    assert at_odds(seen(back, phase="read gate"), {"analytics": "monolith"}, SERVICES) == []
+    assert at_odds(seen(), {}, SERVICES) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "side", "said"),
+    [
+        (seen(line()), "monolith", "shown writable at the service"),
+        (seen(line(writable="monolith"), phase="deprecation"), "monolith", "is not switched"),
+        (seen(line(), phase="read gate"), "service", "is switched"),
+        (
+            seen(ServiceLine("x", "", "monolith", "monolith", 0, False, None, None)),
+            "monolith",
+            "no service of the plan",
+        ),
+    ],
+)
+def test_an_overview_at_odds_with_the_databases_is_found(found: Overview, side: str, said: str) -> None:
+    assert any(said in one for one in at_odds(found, {"analytics": side}, SERVICES))
+
+
+def test_only_what_lasts_is_wrong() -> None:
+    lasting = Lasting(3.0)
+    assert lasting.observe(["x", "y"], 0.0) == []
+    assert lasting.observe(["x"], 2.9) == []
+    assert lasting.observe(["x", "y"], 3.0) == ["x"]
+    assert lasting.observe([], 4.0) == []
+    assert lasting.observe(["x"], 5.0) == []
 
 
 def test_a_table_whose_name_begins_like_a_service_is_no_service() -> None:

@@ -1,9 +1,11 @@
 """Whether what a run says of itself is true: the rules by which every sampled `status` is judged."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from cutover.cli.status import Overview
 from workflows.status import Status
 
 #: Clocks are the same machine's; a run's `since` is its own clock, which lags behind by an activation at most.
@@ -29,6 +31,8 @@ def untrue(status: Status, services: Sequence[str]) -> list[str]:
         gate = gates.get(asked[1])
         if gate is None:
             wrong.append(f"waits for gate {asked[1]!r}, which is not open: {line}")
+        elif not gate.ok:
+            wrong.append(f"waits for approvals of gate {asked[1]!r}, whose evidence does not hold: {line}")
         elif asked[2] and asked[2] != gate.evidence:
             wrong.append(f"shows evidence {asked[2]}, but the gate has {gate.evidence!r}")
         elif not any(one.temporal.count("--name approve") for one in status.commands) and status.state == "WAITING":
@@ -63,3 +67,37 @@ def _foreign(status: Status, text: str, services: Sequence[str]) -> list[str]:
         return []
     named = [one for one in services if one != status.service and re.search(rf"\b{re.escape(one)}\b", text)]
     return [f"names a service that is not its own ({', '.join(named)}): {text}"] if named else []
+
+
+def at_odds(found: Overview, writable: Mapping[str, str], services: Sequence[str]) -> list[str]:
+    """Where an overview and the databases differ: `writable` is each service's side as the monolith has it.
+
+    During a switch they differ for a moment, as one is read after the other; what is wrong is what lasts.
+    """
+    odd = []
+    lines = {line.service: line for line in found.services}
+    for name, side in writable.items():
+        if name in lines and lines[name].writable != side:
+            odd.append(f"{name} is shown writable at the {lines[name].writable}, the databases have it at the {side}")
+    odd += [f"{name} is no service of the plan" for name in lines if name not in services]
+    for run in found.runs:
+        line = lines.get(run.service)
+        if run.workflow != "Switchover" or line is None:
+            continue
+        if run.phase in ("deprecation", "deprecated") and line.writable != "service":
+            odd.append(f"{run.workflow_id} is in its {run.phase}, and {line.service} is not switched")
+        if run.phase in ("read gate", "rolled back") and (line.writable, line.reads) != ("monolith", "monolith"):
+            odd.append(f"{run.workflow_id} is at {run.phase}, and {line.service} is switched")
+    return odd
+
+
+@dataclass
+class Lasting:
+    """Reports what has been seen at every look for longer than `seconds`."""
+
+    seconds: float
+    _since: dict[str, float] = field(default_factory=dict)
+
+    def observe(self, seen: Sequence[str], now: float) -> list[str]:
+        self._since = {one: self._since.get(one, now) for one in seen}
+        return [one for one, since in self._since.items() if now - since >= self.seconds]

@@ -1,6 +1,8 @@
 """When the demo's waiting ends: with the migration, with its limit, or with what cannot go on; not with a helper."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +10,7 @@ from typing import Any, cast
 import pytest
 from temporalio.client import WorkflowHandle
 
-from examples.ai_trader.demo import Demo, Options
+from examples.ai_trader.demo import Demo, Options, perform
 from examples.ai_trader.demo_ground import Ground
 from examples.ai_trader.demo_person import GaveUp
 
@@ -59,3 +61,37 @@ async def test_the_limit_ends_it(tmp_path: Path) -> None:
 async def test_a_watcher_that_fails_is_heard(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="untrue"):
         await ends(tmp_path, 60, breaks())
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from examples.ai_trader.demo_ground import Ground
+with Ground.at(Path(sys.argv[1])).alone():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_demo_in_the_same_home_is_refused_and_touches_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touched(*_: Any) -> None:
+        raise AssertionError("the first demo's stack was touched")
+
+    monkeypatch.setattr(Ground, "stack", touched)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "held\n"
+            (tmp_path / "logs").mkdir()
+            assert perform(Options(home=tmp_path)) == 2
+            said = " ".join(capfd.readouterr().out.split())
+            assert f"another demo (process {first.pid}) is at work" in said
+            assert (tmp_path / "logs").exists()
+        finally:
+            first.kill()
+    with Ground.at(tmp_path).alone():  # the lock is gone with its process
+        pass

@@ -148,6 +148,16 @@ async def test_dropped_flags_are_gone_and_a_second_drop_is_nothing(control: Cont
     with pytest.raises(Refused, match="a pause stands"):
         await store.drop(control, M, S, actor="cleanup")
     await store.lift_pause(control, M, S, "p1")
+    await store.flip(control, M, S, primary_side="service", epoch=3, actor="switch", pause_id=None)
+    last = await store.get(control, M, S)
     await store.drop(control, M, S, actor="cleanup")
     await store.drop(control, M, S, actor="cleanup")
-    assert await store.find(control, M, S) is None
+    assert await store.left(control, M) == []
+    # no instance may take it for a service that has not been moved yet, nor is it given flags again
+    for route in (await store.get(control, M, S), (await store.all(control, M))[S], await store.ensure(control, M, S)):
+        assert (route.primary_side, route.read_from_new, route.epoch, route.revision) == (
+            "service", True, 3, last.revision,
+        )  # fmt: skip
+    assert await store.left(control, M) == []
+    with pytest.raises(Refused):
+        await store.announce_pause(control, M, S, "p2", LIMIT)

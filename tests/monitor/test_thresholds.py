@@ -115,7 +115,9 @@ def test_failed_reads_beyond_the_usual_are_a_breach() -> None:
 
 
 def test_secondary_failures() -> None:
-    assert secondary_failures(None, 0.01).breached
+    away = secondary_failures("database 'x' cannot be reached", 0.01)
+    assert away.breached
+    assert "'x'" in away.detail
     assert secondary_failures(StreamFacts(attempts=0, failures=1), 0.01).breached
     assert secondary_failures(StreamFacts(attempts=0, failures=0), 0.01).passes
     assert secondary_failures(StreamFacts(attempts=1000, failures=10), 0.01).passes
@@ -182,7 +184,7 @@ async def test_all_readings_of_a_healthy_service_pass_and_travel_as_json(control
 
 
 async def test_what_cannot_be_read_is_breached(control: Control, pair: Pair) -> None:
-    found = await thresholds.sample(control, pair, PLAN, SERVICE, None, reads=True)
+    found = await thresholds.sample(control, pair, PLAN, SERVICE, "the stream is away", reads=True)
     assert len(found.breached) == 6
     await control.pool.close()
     found = await thresholds.sample(control, pair, PLAN, SERVICE, OK, reads=True)

@@ -147,8 +147,8 @@ CASES = [
     ("key that is no text", MINIMAL.replace("users: {}", "true: {}"),
      "plan.yaml:14: services.users.tables: the key 'true' is not text; "
      "write a key that is text, in quotes if need be"),
-    ("an item of the programme as a task", MINIMAL + "tasks:\n  backup_completed: {owner: a}\n",
-     "plan.yaml:16: tasks.backup_completed: this item is checked by the programme, with evidence, and not by a "
+    ("an item of the programme as a task", MINIMAL + "tasks:\n  tables_archived: {owner: a}\n",
+     "plan.yaml:16: tasks.tables_archived: this item is checked by the programme, with evidence, and not by a "
      "person; choose another name for a task of your own"),
     ("compress below one", MINIMAL + "compress: 0.5\n",
      "plan.yaml:15: compress: the number is too small; write at least 1.0"),

@@ -19,6 +19,7 @@ from cutover.plan.models import Plan
 from cutover.postgres.databases import Database
 from cutover.preflight.findings import Finding
 from cutover.preflight.run import preflight
+from tests.switch.test_standbys import standby
 
 SOUND = """
 CREATE TABLE users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text);
@@ -249,6 +250,45 @@ services:
   accounts: {database: accounts_db, tables: {users: {}}}
   trading: {database: trading_db, tables: {trades: {}}}
 """
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("changed_at", ""),
+        ("version", ""),
+        ("day", ""),
+        ("Changed_at", "did you mean 'changed_at'?"),
+        ("gone", "there is no such column"),
+        ("name", "its type text does not date a row"),
+        ("at_clock", "its type time without time zone does not date a row"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["last-write-wins", "source-wins"])
+async def test_a_column_that_cannot_date_a_row_blocks(
+    lookup: Callable[[str], Database], rule: str, column: str, words: str
+) -> None:
+    added = "CREATE DOMAIN birthday AS date; ALTER TABLE users ADD changed_at timestamptz, ADD version bigint, " \
+        "ADD day birthday, ADD at_clock time"  # fmt: skip
+    named = plan(users=f"users: {{conflict: {rule}, timestamp: {column}}}")
+    found = blocking(await look(lookup, added, named))
+    assert [f.code for f in found] == ["timestamp_column"] * bool(words)
+    assert all(words in f.what and f.where == "plan: services.accounts.tables.users.timestamp" for f in found)
+
+
+async def test_a_standby_that_nobody_is_blocks(lookup: Callable[[str], Database], tmp_path: Path) -> None:
+    text = PLAN.replace("mono}", "mono, standbys: [standby_on, standby_one]}").replace(
+        "database: trading_db", "database: trading_db, standbys: [third]"
+    )
+    async with standby(lookup("mono"), tmp_path):
+        found = blocking(await look(lookup, of=load_text(text)))
+    assert [(f.code, f.where) for f in found] == [
+        ("standby_unknown", "plan: monolith.standbys"),
+        ("standby_unknown", "plan: services.trading.standbys"),
+    ]
+    assert "'standby_on'" in found[0].what
+    assert found[0].remedy == "did you mean 'standby_one'?"
+    assert "'third'" in found[1].what
 
 
 async def test_the_exit_status_tells(run: Callable[..., Any], lookup: Callable[[str], Database]) -> None:

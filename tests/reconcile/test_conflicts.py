@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from cutover.control import audit, reports
 from cutover.control import conflicts as cases
-from cutover.control import reports
 from cutover.control.reports import Difference
+from cutover.errors import ConfigError
 from cutover.plan.models import Table
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile import conflicts
@@ -104,6 +106,81 @@ async def test_manual_opens_a_case_for_each_key_and_writes_nothing(world: World)
     assert await differences(world) == found
 
 
+async def decide(world: World, key: str, decision: cases.Decision = "primary") -> int:
+    opened = await cases.list_open(world.control, "m", "svc")
+    (case,) = [one for one in opened if one.key_json == f'["{key}"]']
+    await cases.decide(world.control, "m", case.id, "alice", decision)
+    return case.id
+
+
+async def test_what_a_person_decided_is_applied_by_the_next_pass_and_closes_the_case(world: World) -> None:
+    await different(world)
+    manual = Table(conflict="manual")
+    await repair(world, manual, await differences(world))
+    before = await world.left.fetch("SELECT t::text, xmin::text FROM t ORDER BY id")
+    decided = [await decide(world, key) for key in ("3", "5", "6")]
+    done = await repair(world, manual, await differences(world))
+    assert (done.repaired, done.cases) == (3, 3)
+    assert {one.reason for one in done.steps if one.outcome == "repaired"} == {
+        "alice decided that the primary's row holds"
+    }
+    assert {d.key_json for d in await differences(world)} == {'["1"]', '["2"]', '["4"]'}
+    closed = [await cases.get(world.control, "m", number) for number in decided]
+    assert {(one.resolved_by, one.resolution) for one in closed} == {
+        ("alice", "the primary's row was written over the other side")
+    }
+    assert await world.left.fetch("SELECT t::text, xmin::text FROM t ORDER BY id") == before
+    assert len(await cases.list_open(world.control, "m", "svc")) == 3
+
+
+async def test_a_decision_does_not_outlive_the_rows_that_it_was_about(world: World) -> None:
+    await different(world)
+    manual = Table(conflict="manual")
+    await repair(world, manual, await differences(world))
+    number = await decide(world, "3")
+    await world.right.execute("UPDATE t SET v = 'changed after the decision' WHERE id = 3")
+    done = await repair(world, manual, await differences(world))
+    assert done.repaired == 0
+    assert await world.right.fetchval("SELECT v FROM t WHERE id = 3") == "changed after the decision"
+    case = await cases.get(world.control, "m", number)
+    assert (case.decision, case.resolved_at) == (None, None)
+    async with world.control.connection() as connection:
+        newest = (await audit.entries(connection, "m"))[0]
+    assert (newest.action, newest.detail["by"]) == ("conflict.decision_cleared", "alice")
+
+
+async def test_a_decision_is_about_the_primary_of_its_time(world: World) -> None:
+    await different(world)
+    manual = Table(conflict="manual")
+    await repair(world, manual, await differences(world))
+    await decide(world, "3")
+    await world.compare("t", "reverse")
+    found = await reports.open_differences(world.control, "m", "svc", "t")
+    done = await repair(world, manual, found, direction="reverse")
+    assert (done.repaired, done.cases) == (0, 6)
+
+
+async def test_a_pass_that_finds_both_sides_alike_closes_the_case(world: World) -> None:
+    await different(world)
+    manual = Table(conflict="manual")
+    await repair(world, manual, await differences(world))
+    mended = await decide(world, "3", "mended")
+    await decide(world, "4", "mended")
+    await world.both("UPDATE t SET at = '2024-05-05', v = 'agreed' WHERE id = 3")
+    earlier = await world.compare("t")
+    stale = earlier.model_copy(update={"started_at": earlier.started_at - timedelta(hours=1)})
+    await cases.close_settled(world.control, stale)
+    assert len(await cases.list_open(world.control, "m", "svc")) == 6
+    await cases.close_settled(world.control, earlier.model_copy(update={"complete": False}))
+    assert len(await cases.list_open(world.control, "m", "svc")) == 6
+    await cases.close_settled(world.control, earlier)
+    case = await cases.get(world.control, "m", mended)
+    assert (case.resolved_by, case.resolution) == ("alice", "both sides agree")
+    assert len(await cases.list_open(world.control, "m", "svc")) == 5
+    await repair(world, manual, await differences(world))
+    assert await cases.decided(world.control, "m", "svc", "t") == {}
+
+
 async def test_a_row_that_changed_since_it_was_confirmed_is_left_alone(world: World) -> None:
     await different(world)
     found = await differences(world)
@@ -185,6 +262,9 @@ async def test_a_row_that_another_one_stands_in_the_way_of_becomes_a_case_and_th
     assert (done.repaired, done.cases) == (2, 1)
     [case] = await cases.list_open(world.control, "m", "svc")
     assert case.key_json == '["9"]'
+    await decide(world, "9")
+    assert (await repair(world, Table(), [d for d in found if d.key_json == '["9"]'])).cases == 1
+    assert (await cases.get(world.control, "m", case.id)).decision is None
 
 
 async def test_a_repair_beside_a_running_stream_does_not_stop_it(world: World, live: Callable[..., Any]) -> None:
@@ -223,3 +303,11 @@ async def test_a_repair_beside_a_running_stream_does_not_stop_it(world: World, l
     assert (report.differences, report.unsettled, report.rows_source) == (0, 0, report.rows_target)
     errors = await world.right.fetchval("SELECT sum(apply_error_count) FROM pg_stat_subscription_stats")
     assert errors in (0, None)
+
+
+async def test_a_rule_by_a_column_that_cannot_date_a_row_says_so(world: World) -> None:
+    await different(world)
+    found = await differences(world)
+    for column, words in (("gone", "there is no such column"), ("doc", "its type jsonb does not date a row")):
+        with pytest.raises(ConfigError, match=rf"`timestamp: {column}` of its conflict rule: {words}"):
+            await repair(world, Table(conflict="last-write-wins", timestamp=column), found)

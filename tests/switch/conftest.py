@@ -1,17 +1,27 @@
 """A service of two tables between two real clusters, ready to be switched."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import pytest_asyncio
+from temporalio.testing import ActivityEnvironment
 
+from activities.context import Context
+from activities.models import Ref
+from cutover.alerts.store import Alert, recent
+from cutover.control import checks, plans, stages
 from cutover.control.database import Control
 from cutover.flags import store as flags
+from cutover.monitor import catalogs
+from cutover.plan.dsn import variable
 from cutover.plan.load import load_text
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import Database, Direction, Pair, Side
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.passes import run_pass
+from cutover.settings import Settings
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 from tests.waiting import until
@@ -92,3 +102,35 @@ async def env(monolith_db: Database, service_db: Database, control: Control) -> 
         yield environment
     finally:
         await drop_streams(environment)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Activities of one worker on the environment's service."""
+
+    context: Context
+    ref: Ref
+
+    async def run(self, activity: Any, argument: Any = None) -> Any:
+        """One activity, outside of Temporal."""
+        return await ActivityEnvironment().run(activity, self.ref if argument is None else argument)
+
+    async def alerts(self, kind: str) -> list[Alert]:
+        """What was told of that kind, newest first."""
+        return [row.alert for row in await recent(self.context.control, self.ref.migration) if row.alert.kind == kind]
+
+
+@pytest_asyncio.fixture
+async def work(env: SwitchEnvironment) -> Work:
+    """A worker's context for that service, its plan registered and its catalogs taken."""
+    await plans.register(env.control, env.plan, "test")
+    await checks.ensure(env.control, env.plan)
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
+    await stages.set_stage(env.control, "test", env.pair.service, "ready")
+    dsns = {
+        variable("monolith"): env.pair.monolith.dsn,
+        variable(env.service.database): env.pair.target.dsn,
+        variable("control"): env.control.database.dsn,
+    }
+    ref = Ref(migration="test", plan_hash=env.plan.hash, service=env.pair.service)
+    return Work(Context(Settings(dsns), env.control), ref)

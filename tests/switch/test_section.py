@@ -7,13 +7,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from cutover.control import switches
+from cutover.control import conflicts, switches
 from cutover.errors import Conflict, StaleAttempt
 from cutover.flags import store as flags
+from cutover.monitor import catalogs
 from cutover.postgres import epoch, fence
 from cutover.postgres.applier import applier_session
 from cutover.postgres.databases import Side, other
-from cutover.switch import finish, forward, reverse, section
+from cutover.switch import finish, forward, gates, reverse, section
 from cutover.switch.attempt import open_attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchOutcome
@@ -158,17 +159,20 @@ async def test_a_switch_of_a_run_that_is_gone_is_ended_before_the_next_begins(
         patch.setattr(forward.Forward, "_carry_marker", hang)
         gone = asyncio.create_task(switch(env, "service"))
         await asyncio.wait_for(reached.wait(), 20)
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
     assert not await writable(env, "monolith")
     outcome = await switch(env, "service")
     assert outcome.result == "done"
     assert await writable(env, "service")
     assert not await writable(env, "monolith")
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert await writable(env, "service")
 
 
 async def test_an_overtaken_attempt_has_no_further_effect(env: SwitchEnvironment) -> None:
-    async with open_attempt(env) as old, open_attempt(env):
+    async with open_attempt(env) as old, open_attempt(env) as new:
+        await old.seize("monolith")
+        await new.seize("monolith")
         with pytest.raises((StaleAttempt, asyncpg.PostgresError, ConnectionError, asyncpg.InterfaceError)):
             async with old.effect("monolith") as connection:
                 await epoch.set_epoch(connection, env.pair.service, "service", 99)
@@ -215,13 +219,15 @@ async def test_a_transaction_in_the_way_holds_the_switch_off_and_is_named(
     env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "_CLEAR_SECONDS", 0.0)
+    await reverse.make_ready(env, "service")
     async with env.pair.monolith.session("the nightly report") as writer:
         transaction = writer.transaction()
         await transaction.start()
         await writer.execute("INSERT INTO trades (price) VALUES (1)")
         await asyncio.sleep(forward._OLD_TRANSACTION_SECONDS + 0.1)
-        with pytest.raises(Exception, match="the nightly report"):
-            await switch(env, "service")
+        outcome = await switch(env, "service")
+        assert outcome.result == "undone"
+        assert "the nightly report" in (outcome.reason or "")
         await transaction.commit()
     assert await writable(env, "monolith")
 
@@ -258,3 +264,19 @@ async def test_at_no_instant_are_two_sides_writable(env: SwitchEnvironment) -> N
         for connection in (one, two):
             states = await fence.states_of(connection, await fence.relations(connection, TABLES))
             assert len(set(states.values())) == 1
+
+
+async def test_an_open_case_closes_the_write_gate_and_the_command_is_named(env: SwitchEnvironment) -> None:
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
+    assert (await gates.measure(env, "service")).problems == []
+    case = await conflicts.open_case(
+        env.control, migration="test", service=env.pair.service, table="trades", key_json='["1"]', kind="mismatched",
+        rule="manual",
+    )  # fmt: skip
+    measured = await gates.measure(env, "service")
+    (problem,) = measured.problems
+    assert f"cutover conflicts list test --service {env.pair.service}" in problem
+    await conflicts.decide(env.control, "test", case, "alice", "primary")
+    assert not (await gates.measure(env, "service")).ok
+    await conflicts.resolve(env.control, case, "alice", "both sides agree")
+    assert (await gates.measure(env, "service")).ok

@@ -24,8 +24,12 @@ async def skipping(temporal_cli: Path) -> AsyncIterator[WorkflowEnvironment]:
         yield environment
 
 
-async def start_skipping(cli: Path | str) -> WorkflowEnvironment:
-    """The server as the tests and the recording of histories use it."""
+async def start_skipping(cli: Path | str, *, continue_after: int | None = None) -> WorkflowEnvironment:
+    """The server as the tests and the recording of histories use it.
+
+    `continue_after`: the number of events from which on it suggests to continue as new (4096 by default).
+    """
+    suggest = [] if continue_after is None else [f"limit.historyCount.suggestContinueAsNew={continue_after}"]
     return await WorkflowEnvironment.start_time_skipping_v2(
         ts_config=TimeSkippingConfig(enabled=False, max_session_skip_count=5000),
         dev_server_existing_path=str(cli),
@@ -36,6 +40,7 @@ async def start_skipping(cli: Path | str) -> WorkflowEnvironment:
             "frontend.WorkflowTimeSkippingEnabled=true",
             "--dynamic-config-value",
             'history.timerProcessorMaxTimeShift="10ms"',
+            *(part for value in suggest for part in ("--dynamic-config-value", value)),
         ],
     )
 

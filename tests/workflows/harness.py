@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -120,10 +120,10 @@ class Harness:
 
 
 @asynccontextmanager
-async def running(environment: WorkflowEnvironment, world: World) -> AsyncIterator[Harness]:
+async def running(environment: WorkflowEnvironment, world: World, queue: str = "") -> AsyncIterator[Harness]:
     """A harness with its worker; runs that are left are ended."""
     client = environment.client
-    harness = Harness(client, world, environment)
+    harness = Harness(client, world, environment, queue or f"test-{uuid.uuid4()}")
     async with Worker(
         client,
         task_queue=harness.queue,
@@ -136,4 +136,6 @@ async def running(environment: WorkflowEnvironment, world: World) -> AsyncIterat
             yield harness
         finally:
             async for found in client.list_workflows(f"TaskQueue = '{harness.queue}' AND ExecutionStatus = 'Running'"):
-                await client.get_workflow_handle(found.id, run_id=found.run_id).terminate("the test is over")
+                # the list may be a moment late: a run that has just ended is left alone
+                with suppress(RPCError):
+                    await client.get_workflow_handle(found.id, run_id=found.run_id).terminate("the test is over")

@@ -18,6 +18,7 @@ from workflows.replication import ReplicationWorkflow
 
 FIRST, SECOND = "trading_engine", "analytics"
 HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
 
 
@@ -55,7 +56,7 @@ async def switch(harness: Harness, service: str) -> None:
     run = ids.switchover(harness.plan, service)
     await harness.approve(run, "read", "ann")
     await harness.until(run, lambda one: one.phase == "soak")
-    await harness.advance(run, HOUR + timedelta(minutes=1))
+    await harness.advance(run, 5 * MINUTE)
     await harness.approve(run, "write", "ann", "ben")
     await harness.stage(service, "switched")
     await harness.until(run, lambda one: one.phase == "deprecation")
@@ -66,7 +67,10 @@ async def switch(harness: Harness, service: str) -> None:
 @pytest.mark.slow
 async def test_the_programme_runs_from_preparation_to_cleanup_over_its_real_days(make: Make) -> None:
     # The calendar alone is compressed: a parent's clock stands while its children run (see the toolchain notes).
-    harness = await make(FIRST, SECOND, compress=200_000.0, watch_every=12 * HOUR)
+    # What is done hourly or by the minute has tests of its own; each jump in time costs a moment here.
+    harness = await make(
+        FIRST, SECOND, compress=200_000.0, watch_every=12 * HOUR, hour=6 * HOUR, soak=4 * MINUTE, soak_samples=5
+    )
     plan = harness.plan
     main = ids.migration(plan)
     await harness.start(MigrationWorkflow, main)
@@ -145,6 +149,33 @@ async def test_a_failed_child_parks_the_programme_and_retry_starts_it_again(make
     await harness.until(child, lambda one: one.phase == "dual-write")
 
 
+async def test_a_baseline_or_first_pass_that_fails_may_be_skipped_and_the_stream_may_not(make: Make) -> None:
+    harness = await make(FIRST)
+    harness.world.stage = "prepared"
+    harness.world.faults["record_baseline"] = [refused("no statistics")]
+    harness.world.faults["start_stream"] = [refused("wal_level is replica")]
+    harness.world.faults["reconcile_table"] = [refused("no primary key")]
+    run = ids.replication(harness.plan, FIRST)
+    await harness.start(ReplicationWorkflow, run, service=FIRST)
+
+    async def parked_at(step: str) -> set[str]:
+        status = await harness.until(run, lambda one: step in one.attention and one.state == "NEEDS_ATTENTION", step)
+        return {one.does for one in status.commands}
+
+    assert "Leave this step out" in await parked_at("baseline")
+    assert "skip: baseline" in await harness.update(run, "skip", by="ann", reason="no client uses the library yet")
+    assert "Leave this step out" not in await parked_at("starting the stream")
+    with pytest.raises(WorkflowUpdateFailedError) as refusal:
+        await harness.update(run, "skip", by="ann")
+    assert "starting the stream cannot be skipped" in str(refusal.value.cause)
+    await harness.update(run, "retry", by="ann")
+    assert "Leave this step out" in await parked_at("first full pass")
+    await harness.update(run, "skip", by="ann")
+    await harness.until(run, lambda one: one.phase == "dual-write")
+    assert [one.action for one in harness.world.decisions] == ["skip", "retry", "skip"]
+    assert harness.world.count("record_baseline") == 1
+
+
 async def test_replication_refuses_before_the_preparation(make: Make) -> None:
     harness = await make(FIRST)
     handle = await harness.start(ReplicationWorkflow, ids.replication(harness.plan, FIRST), service=FIRST)
@@ -203,3 +234,19 @@ async def test_what_people_said_survives_continue_as_new(make: Make) -> None:
     assert (await harness.handle(run).describe()).run_id != first.result_run_id
     assert "not a string" in status.refused[0].text
     assert status.plan_hash == "hash-1"
+
+
+async def test_an_automatic_item_that_does_not_hold_parks_the_preparation_with_its_evidence(make: Make) -> None:
+    harness = await make(FIRST)
+    harness.world.unchecked["preparation"] = "trades: column price differs"
+    run = ids.preparation(harness.plan)
+    await harness.start(PreparationWorkflow, run)
+    status = await harness.parked(run)
+    assert "checks of preparation (trades: column price differs)" in status.attention
+    assert harness.world.count("claim_tables") == 1
+    names = [name for name, _ in harness.world.calls]
+    assert names.index("preflight") < names.index("claim_tables") < names.index("create_schema")
+    harness.world.unchecked.clear()
+    await harness.update(run, "retry", by="ann")
+    await prepare(harness)
+    assert await harness.handle(run).result() == "prepared"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 
+from activities.models import Standing
 from tests.workflows.conftest import Make
 from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
@@ -221,7 +222,7 @@ async def test_an_unreachable_database_is_waited_out_in_words(make: Make) -> Non
 
 async def test_a_rollback_is_heard_while_a_database_is_away(make: Make) -> None:
     harness, run = await switched(make)
-    harness.world.down["summarise"] = unreachable()
+    harness.world.down["sample_thresholds"] = unreachable()
     await harness.advance(run, HOUR + MINUTE)
     await harness.until(run, lambda one: "cannot be reached" in one.waiting_for)
     await harness.signal(run, "rollback", by="dora")
@@ -259,3 +260,41 @@ async def test_a_cancellation_in_the_soak_sends_the_reads_back(make: Make) -> No
     with pytest.raises(WorkflowFailureError):
         await harness.handle(run).result()
     assert not harness.world.read_new[SERVICE]
+
+
+async def test_a_deprecation_does_not_end_before_the_items_of_its_phase_hold(make: Make) -> None:
+    harness, run = await switched(make, deprecation=2 * HOUR)
+    harness.world.unchecked["switchover"] = "no summary row since its writes moved"
+    await harness.advance(run, 3 * HOUR)
+    status = await harness.parked(run)
+    assert "no summary row since its writes moved" in status.attention
+    assert status.rollback is not None
+    assert harness.world.count("checklist") == 2, "what is missing just now is taken first, and looked at again"
+    assert harness.world.stages_of[SERVICE] == "switched"
+    harness.world.unchecked.clear()
+    await harness.update(run, "retry", by="carol")
+    await harness.stage(SERVICE, "deprecated")
+
+
+async def test_a_hand_over_that_people_did_not_approve_changes_nothing(make: Make) -> None:
+    harness, run = await switched(make, hour=6 * HOUR)
+    harness.world.standing = Standing(ok=False, detail="0 of 2 approvals")
+    await harness.advance(run, 25 * HOUR)
+    await harness.until(run, lambda one: one.phase == "deprecated")
+    await harness.signal(run, "hand_over", by="mallory")
+    await harness.until(run, lambda one: any("0 of 2 approvals" in refusal.text for refusal in one.refused))
+    assert harness.world.stages_of[SERVICE] == "deprecated"
+    await harness.signal(run, "rollback", by="dora")
+    await harness.at_gate(run, "switch-again")
+    assert harness.world.primary[SERVICE] == "monolith"
+
+
+async def test_a_switch_that_an_earlier_run_left_half_done_is_ended_first(make: Make) -> None:
+    harness = await make(SERVICE)
+    harness.world.stages_of[SERVICE] = "ready"
+    harness.world.unfinished = "left-over"
+    run = ids.switchover(harness.plan, SERVICE)
+    await harness.start(SwitchoverWorkflow, run, service=SERVICE)
+    await harness.at_gate(run, "read")
+    (order,) = [argument for name, argument in harness.world.calls if name == "fenced_section"]
+    assert order.switch_id == "left-over"

@@ -22,6 +22,11 @@ def unreachable(text: str = "database 'control' cannot be reached: ConnectionErr
     return ApplicationError(text, type="Unreachable")
 
 
+def replaced(text: str = "the migration goes by another plan now") -> ApplicationError:
+    """What the error translation makes of `PlanReplaced`."""
+    return ApplicationError(text, type="PlanReplaced", non_retryable=True)
+
+
 class World:
     """Stages, flags and gates of one migration; every activity is a method of its signature's name."""
 
@@ -40,6 +45,7 @@ class World:
             m.TaskRules(key="runbook", owner="platform", phase="preparation"),
             m.TaskRules(key="docs", owner="all", phase="cleanup"),
         ]
+        self.former: dict[str, m.Rules] = {}
         self.stage = "registered"
         self.stages_of: dict[str, str] = {}
         self.primary: dict[str, m.SideName] = defaultdict(lambda: "monolith")
@@ -58,7 +64,10 @@ class World:
         self.alerts: list[m.AlertRequest] = []
         self.tasks_done: list[m.TaskDone] = []
         self.samples = 0
+        self.unfinished = ""
+        self.standing = m.Standing()
         self.blocking = 0
+        self.unchecked: dict[str, str] = {}
         self.differences = 0
         self.on: dict[str, Callable[[], Any]] = {}
 
@@ -91,12 +100,29 @@ class World:
     def bind_plan(self, request: m.BindRequest) -> m.Rules:
         if request.plan != self.plan:
             raise refused(f"no plan {request.plan!r} is registered: cutover plan register FILE")
-        return self.rules
+        former = self.former.get(request.plan_hash)
+        if former is None:
+            return self.rules
+        return self.rules.model_copy(update={"former": former, "adopted_by": "carol", "changes": "~ a: 1 → 2"})
+
+    def adopt(self, **rules: Any) -> None:
+        """A person adopts another plan; no run is told."""
+        self.former[self.rules.plan_hash] = self.rules
+        number = len(self.former) + 1
+        self.rules = self.rules.model_copy(update={"plan_hash": f"hash-{number}", **rules})
+
+    def require(self, ref: m.Ref) -> None:
+        """As the real activities that look at the plan in force."""
+        if ref.plan_hash != self.rules.plan_hash:
+            raise replaced()
 
     def stages(self, ref: m.Ref) -> m.Stages:
+        self.require(ref)
         return m.Stages(migration=self.stage, services=dict(self.stages_of))
 
     def set_stage(self, change: m.StageChange) -> None:
+        if change.stage == "prepared":
+            self.require(change.ref)
         if change.ref.service:
             self.stages_of[change.ref.service] = change.stage
         else:
@@ -104,6 +130,7 @@ class World:
 
     def calendar(self, request: m.CalendarRequest) -> m.Calendar:
         """A service a day, in the plan's order."""
+        self.require(request.ref)
         order = [one.name for one in self.rules.services if one.name in request.services]
         return m.Calendar(
             windows=[
@@ -117,6 +144,8 @@ class World:
         )
 
     def record_decision(self, decision: m.Decision) -> None:
+        if decision.action == "approve":
+            self.require(decision.ref)
         self.decisions.append(decision)
 
     def raise_alert(self, alert: m.AlertRequest) -> None:
@@ -138,8 +167,15 @@ class World:
     def preflight(self, ref: m.Ref) -> m.PreflightResult:
         return m.PreflightResult(blocking=self.blocking, findings=["wal_level is replica"] * self.blocking)
 
-    def checklist(self, ref: m.Ref) -> m.Checklist:
-        return m.Checklist(items=[m.ChecklistItem(key="schemas", text="schemas match", ok=True, evidence="9 tables")])
+    def checklist(self, request: m.ChecklistRequest) -> m.Checklist:
+        text, failing = f"checks of {request.phase}", self.unchecked.get(request.phase, "")
+        return m.Checklist(
+            items=[m.ChecklistItem(key="checks", text=text, ok=not failing, evidence=failing or "9 tables")]
+        )
+
+    def create_schema(self, ref: m.Ref) -> m.Facts:
+        self.require(ref)
+        return m.Facts()
 
     def start_stream(self, ref: m.Ref) -> m.Facts:
         self.backfills[str(ref.service)] += 1
@@ -154,8 +190,9 @@ class World:
         return m.PassResult(table=request.table, rows_source=300, rows_target=300, missing=self.differences)
 
     def sample_thresholds(self, request: m.SampleRequest) -> m.Readings:
+        self.require(request.ref)
         self.samples += 1
-        names = ("write_latency", "mismatch_rate", "secondary_failures", "reconciliation_lag")
+        names = ("write_latency", "mismatch_rate", "secondary_failures", "reconciliation_lag", "servers")
         return m.Readings(
             readings=[m.Reading(name=one, value=0.5, limit=0.1, breached=one in self.breached) for one in names],
             lag_seconds=0.1,
@@ -169,15 +206,24 @@ class World:
             primary_side=self.primary[service],
             read_from_new=self.read_new[service],
             epoch=self.epochs[service],
+            unfinished=self.unfinished,
         )
+
+    def given_up(self, ref: m.Ref) -> m.Standing:
+        return self.standing
 
     def set_read_flag(self, change: m.FlagChange) -> m.Acknowledged:
         self.read_new[str(change.ref.service)] = change.read_from_new
         return m.Acknowledged(acked=4)
 
     def fenced_section(self, order: m.SwitchOrder) -> m.SwitchReport:
+        if order.to_side == "service":
+            self.require(order.ref)
         service = str(order.ref.service)
         before = self.primary[service]
+        if order.switch_id == self.unfinished:
+            self.unfinished = ""
+            return m.SwitchReport(result="undone", switch_id=order.switch_id, reason="recovered")
         if self.undone:
             return m.SwitchReport(result="undone", switch_id=order.switch_id, reason=self.undone.pop(0))
         self.primary[service] = order.to_side
@@ -199,8 +245,10 @@ class World:
     # --- gates -----------------------------------------------------------------------------------
 
     def _gate(self, request: m.GateRequest) -> m.GateEvidence:
+        self.require(request.ref)
         problems = list(self.problems[request.gate])
-        code = self.codes.get(request.gate, f"k7{request.gate[:2]}")
+        later = "" if request.ref.plan_hash == "hash-1" else request.ref.plan_hash[-1]
+        code = self.codes.get(request.gate, f"k7{request.gate[:2]}{later}")
         why = self.worse.pop(request.gate, "") if request.against else ""
         return m.GateEvidence(
             code=code, ok=not problems, problems=problems, facts={"differences": 0}, worse=bool(why), why=why

@@ -1,0 +1,77 @@
+"""Whether both servers are still the ones that the evidence came from (design 5.6, "Failover").
+
+A promoted standby, or a restored backup, has another timeline or system identifier. Then what was measured is void,
+and the last commits may be missing: the fence of the side that is not the primary among them. So that fence is put
+back at once, and nothing is switched until a person has looked and accepted the server.
+"""
+
+from cutover.control import identity, switches
+from cutover.errors import GateClosed
+from cutover.flags import store as flags
+from cutover.postgres import catalog
+from cutover.postgres.databases import Side, other
+from cutover.switch.attempt import open_attempt
+from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.recovery import set_fence
+
+
+async def changed(env: SwitchEnvironment) -> list[str]:
+    """What is another server or timeline than the one noted, a sentence each; the fence is put back then."""
+    problems = [problem for side in ("monolith", "service") if (problem := await _look(env, side))]
+    if problems and await _put_back(env):
+        problems.append(f"{env.pair.service}: the fence of the side that is not the primary was put back")
+    return problems
+
+
+async def require_known(env: SwitchEnvironment) -> None:
+    """Raises GateClosed where `changed` finds something."""
+    if problems := await changed(env):
+        raise GateClosed("; ".join(problems))
+
+
+async def accept(env: SwitchEnvironment, by: str, reason: str) -> list[str]:
+    """A person has looked: the servers of now are the right ones. Returns the databases that were noted anew.
+
+    Reports and changed keys from before prove nothing any more: every table needs a full pass.
+    """
+    accepted: list[str] = []
+    for side in ("monolith", "service"):
+        database = env.pair.at(side)
+        now = await _identity(env, side)
+        touched = list(env.plan.services) if side == "monolith" else [env.pair.service]
+        if await identity.accept(
+            env.control, env.pair.migration, touched, database.name, *now, by=by, reason=reason
+        ):  # fmt: skip
+            accepted.append(database.name)
+    return accepted
+
+
+async def _identity(env: SwitchEnvironment, side: Side) -> tuple[str, int]:
+    async with env.pair.at(side).session("cutover-gate") as connection:
+        facts = await catalog.server_facts(connection)
+    return str(facts.system_identifier), facts.timeline
+
+
+async def _look(env: SwitchEnvironment, side: Side) -> str:
+    """What is wrong with that side's server, or "". The first sight of a server is noted."""
+    name = env.pair.at(side).name
+    now = await _identity(env, side)
+    noted = await switches.note_identity(env.control, env.pair.migration, name, *now)
+    if noted == now:
+        return ""
+    what = f"timeline {noted[1]} → {now[1]}" if noted[0] == now[0] else "another system identifier"
+    return (
+        f"database {name!r} is on another server or timeline than the evidence ({what}): the evidence is void. Look "
+        f"whether it has lost commits, rebuild the stream if so, then: cutover doctor {env.pair.migration} "
+        f"--service {env.pair.service} --accept-server --by NAME --reason TEXT"
+    )
+
+
+async def _put_back(env: SwitchEnvironment) -> bool:
+    """Closes the side that is not the primary, unless a switch is under way, which does so itself."""
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    if await switches.under_way(env.control, env.pair.migration, env.pair.service):
+        return False
+    shut = other(route.primary_side)
+    async with open_attempt(env) as attempt:
+        return await set_fence(env, attempt, shut, closed=True, primary=route.primary_side, number=route.epoch)
