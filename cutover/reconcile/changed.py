@@ -217,10 +217,7 @@ class ChangedKeys:
                 await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
 
     async def drain(self, *, polite: bool = False) -> None:
-        """Consumes until a reading finds less than it may take, so that only what came meanwhile is left.
-
-        `polite` stops as soon as a switch of the service is under way: that one reads the slot itself, in its pause.
-        """
+        """Consumes until hardly anything is left; `polite` stops once a switch is under way, which reads the slot itself."""
         while not (polite and await self._switching()) and await self.consume() >= MESSAGES:
             continue
 
