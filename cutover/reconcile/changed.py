@@ -217,7 +217,7 @@ class ChangedKeys:
                 await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
 
     async def drain(self, *, polite: bool = False) -> None:
-        """Consumes until hardly anything is left; `polite` stops once a switch is under way, which reads the slot itself."""
+        """Consumes until hardly anything is left; `polite` stops once a switch is under way, which reads it itself."""
         while not (polite and await self._switching()) and await self.consume() >= MESSAGES:
             continue
 
