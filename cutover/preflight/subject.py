@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncpg
 
@@ -37,6 +37,8 @@ class Subject:
     targets: dict[str, Opened | None]
     #: The plan's tables that exist on the monolith.
     tables: dict[TableName, TableInfo]
+    #: Of each database of the plan that names one, by the database's name.
+    replicas: dict[str, Opened | None] = field(default_factory=dict)
 
     def names(self, service: str) -> list[TableName]:
         return [TableName.parse(key) for key in self.plan.services[service].tables]
@@ -85,7 +87,9 @@ async def open_subject(plan: Plan, database: Callable[[str], Database], findings
                     "there is nothing to move under that name",
                     "correct the name in the plan (capitals count), or take the table out",
                 )
-        yield Subject(plan, monolith, targets, tables)
+        holders = (plan.monolith, *plan.services.values())
+        replicas = {h.database: await _open(stack, h.replica, database, findings) for h in holders if h.replica}
+        yield Subject(plan, monolith, targets, tables, replicas)
 
 
 async def _open(
