@@ -87,8 +87,9 @@ async def open_subject(plan: Plan, database: Callable[[str], Database], findings
                     "there is nothing to move under that name",
                     "correct the name in the plan (capitals count), or take the table out",
                 )
-        holders = (plan.monolith, *plan.services.values())
-        replicas = {h.database: await _open(stack, h.replica, database, findings) for h in holders if h.replica}
+        named = {plan.monolith.database: plan.monolith.replica}
+        named |= {rules.database: rules.replica for rules in plan.services.values()}
+        replicas = {primary: await _open(stack, name, database, findings) for primary, name in named.items() if name}
         yield Subject(plan, monolith, targets, tables, replicas)
 
 
