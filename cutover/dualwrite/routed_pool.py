@@ -88,6 +88,7 @@ class RoutedPool:
         control: Database,
         database: Databases,
         application: str,
+        version: str = "",
         min_size: int = 0,
         max_size: int = 10,
         tables: Mapping[str, str] | None = None,
@@ -98,6 +99,7 @@ class RoutedPool:
     ) -> Self:
         """Registers this process, reads its routes and begins to follow them.
 
+        `application` and its `version` are what `cutover fleet` shows of this process.
         `database` names the two databases of a service, by its side. `tables` maps a table to its service, so that a
         wrong `table=` is refused. `min_size` and `max_size` count connections per database; `options` go to
         `asyncpg.create_pool`. `patience`: seconds for which an operation looks for a database that is away.
@@ -110,7 +112,7 @@ class RoutedPool:
         lease = Lease()
         gates = {s: Gate(before_preparation(migration, s), lease, max_held=max_held) for s in services}
         name = f"{application}-{secrets.token_hex(4)}"
-        instance = Instance(name, socket.gethostname(), os.getpid(), application)
+        instance = Instance(name, socket.gethostname(), os.getpid(), application, version)
         opened = await _open_control(control, open_timeout)
         watcher = Watcher(opened, control, migration, instance, gates, lease)
         pools = Pools(application=application, min_size=min_size, max_size=max_size, options=options)

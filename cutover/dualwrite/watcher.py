@@ -49,7 +49,7 @@ class Watcher:
 
     def __post_init__(self) -> None:
         self._wake = asyncio.Event()
-        self._sent: dict[str, tuple[int, str | None]] = {}
+        self._sent: dict[str, tuple[int, str | None, int]] = {}
         self._renewed = 0.0
         self._reachable = True
         for gate in self.gates.values():
@@ -73,10 +73,10 @@ class Watcher:
         due = sent_at - self._renewed >= instances.RENEW_EVERY.total_seconds() or not fresh
         for service, gate in self.gates.items():
             # the pause as it stands at this moment: what is said here must be true when it is sent
-            acknowledgement = (gate.revision_seen, gate.acknowledgeable)
+            revision, pause, epoch = acknowledgement = (gate.revision_seen, gate.acknowledgeable, gate.route.epoch)
             if due or self._sent.get(service) != acknowledgement:
                 await self._answered(
-                    instances.renew(self.control, self.instance, self.migration, service, *acknowledgement)
+                    instances.renew(self.control, self.instance, self.migration, service, revision, pause, epoch=epoch)
                 )
                 self._sent[service] = acknowledgement
         if not due:
