@@ -3,7 +3,7 @@
 import typer
 
 from cutover import __version__
-from cutover.cli import conflicts, dev, doctor, operations, plan, preflight, runs, status
+from cutover.cli import conflicts, dev, doctor, flags, fleet, operations, plan, preflight, runs, status
 
 app = typer.Typer(
     name="cutover",
@@ -14,6 +14,7 @@ app = typer.Typer(
 app.add_typer(dev.app, name="dev")
 app.add_typer(plan.app, name="plan")
 app.add_typer(conflicts.app, name="conflicts")
+app.add_typer(flags.app, name="flags")
 app.command("preflight")(preflight.preflight)
 for command in (
     operations.setup,
@@ -30,6 +31,7 @@ for command in (
     operations.reconcile,
     runs.history,
     doctor.doctor,
+    fleet.fleet,
 ):
     app.command(command.__name__)(command)
 

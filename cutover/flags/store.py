@@ -102,6 +102,12 @@ async def all(control: Control, migration: str) -> dict[str, Route]:
     return {row["service"]: route_from(row) for row in rows}
 
 
+async def migrations(control: Control) -> list[str]:
+    """The migrations that have flags, or had them until their cleanup."""
+    rows = await control.fetch("SELECT DISTINCT migration FROM control.standing_route ORDER BY migration")
+    return [row["migration"] for row in rows]
+
+
 async def ensure(
     control: Control, migration: str, service: str, *, epoch: int = 0, actor: str = "preparation"
 ) -> Route:
