@@ -28,6 +28,7 @@ from cutover.dualwrite.routing import before_preparation
 from cutover.dualwrite.service_pool import ServicePool
 from cutover.dualwrite.watcher import Watcher
 from cutover.errors import ConfigError, CutoverError, Unreachable
+from cutover.flags import instances
 from cutover.flags.instances import Instance
 from cutover.monitor import statistics
 from cutover.monitor.statistics import Collector
@@ -205,6 +206,7 @@ class RoutedPool:
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + random.uniform(0.5, 1.0) * PRUNE_EVERY
                     await statistics.prune(self._watcher.control)
+                    await instances.forget_lapsed(self._watcher.control, self._watcher.migration)
 
 
 def _both_sides(database: Databases, service: str) -> dict[Side, Database]:
