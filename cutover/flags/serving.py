@@ -1,11 +1,10 @@
 """An HTTP server for as long as a command runs: a clear word where it cannot listen, and a graceful end."""
 
 import asyncio
-import contextlib
 import errno
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
 from starlette.applications import Starlette
@@ -14,14 +13,6 @@ from cutover.errors import ConfigError
 
 #: Seconds that running requests get after SIGTERM or Ctrl-C.
 GRACE = 5
-
-
-class _Server(uvicorn.Server):
-    """uvicorn raises a caught signal again after its graceful end, so that the process would end by it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -43,7 +34,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 async def serve(app: Starlette, listening: socket.socket, *, ready: Callable[[], None]) -> None:
     """Answers requests until SIGTERM or SIGINT; calls `ready` before the first. Needs the main thread."""
-    server = _Server(
+    server = uvicorn.Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -59,6 +50,7 @@ async def serve(app: Starlette, listening: socket.socket, *, ready: Callable[[],
     def stop() -> None:
         server.should_exit = True
 
+    # uvicorn ends gracefully on both, and raises them again after that: then they end here and not the process
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

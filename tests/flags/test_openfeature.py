@@ -117,6 +117,9 @@ async def test_flags_removed_by_cleanup_keep_their_last_value(control: Control, 
 async def test_polling_finds_what_no_notification_told(control: Control, control_db: Database) -> None:
     await store.ensure(control, M, S)
     client = await opened(control_db)
+    # once this is seen the listening has begun, which would be a look of its own
+    await store.set_percentage(control, M, S, 20, actor="alice")
+    await until(lambda: client.get_integer_value(f"{S}_percentage", 7) == 20)
     await control.execute("ALTER TABLE control.route DISABLE TRIGGER route_changes")
     await control.execute("UPDATE control.route SET percentage = 40")
     await until(lambda: client.get_integer_value(f"{S}_percentage", 7) == 40)

@@ -170,7 +170,7 @@ async def test_a_share_of_the_reads_moves_and_all_of_them_is_the_read_flag(contr
 async def test_reads_called_back_leave_no_share_behind(control: Control) -> None:
     """`read_from_new` is false at 30 percent already: calling the reads back still has to move them."""
     await store.ensure(control, M, S)
-    await store.set_percentage(control, M, S, 30, actor="alice")
+    assert (await store.set_percentage(control, M, S, 30, actor="alice")).percentage == 30
     assert (await store.set_read_from_new(control, M, S, False, actor="alice")).percentage == 0
 
 
