@@ -15,6 +15,7 @@ class Relay:
         self.target = database
         self.port = free_port()
         self.writers: set[asyncio.StreamWriter] = set()
+        self.serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Relay":
         await self.mend()
@@ -22,6 +23,7 @@ class Relay:
 
     async def __aexit__(self, *_: object) -> None:
         await self.cut()
+        await asyncio.gather(*self.serving, return_exceptions=True)
 
     @property
     def database(self) -> Database:
@@ -37,17 +39,30 @@ class Relay:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        task.add_done_callback(self.serving.discard)
+        # before anything is awaited: a cut in this moment cuts it too
+        self.writers.add(writer)
         address = self.target.dsn.rpartition("@")[2].partition("/")[0]
         host, _, port = address.rpartition(":")
-        there, back = await asyncio.open_connection(host, int(port))
-        self.writers |= {writer, back}
+        try:
+            there, back = await asyncio.open_connection(host, int(port))
+            self.writers.add(back)
+            try:
+                await asyncio.gather(_copy(reader, back), _copy(there, writer))
+            finally:
+                back.close()
+                self.writers.discard(back)
+        finally:
+            writer.close()
+            self.writers.discard(writer)
 
-        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            with suppress(OSError):
-                while data := await source.read(65536):
-                    sink.write(data)
-                    await sink.drain()
-            sink.close()
 
-        await asyncio.gather(copy(reader, back), copy(there, writer))
-        self.writers -= {writer, back}
+async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+    sink.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -13,9 +14,10 @@ from cutover.cli.connection import control
 from cutover.cli.failing import login, plainly, print_json, run
 from cutover.control import plans
 from cutover.control.database import Control
-from cutover.errors import ConfigError, Refused
+from cutover.errors import ConfigError, NotYet, Refused
 from cutover.flags import by_hand, store
 from cutover.flags.follower import Flag, Follower, flags_of
+from cutover.flags.instances import Acks, await_acknowledged
 from cutover.flags.store import Route
 from cutover.settings import Settings
 
@@ -27,6 +29,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 #: The bearer token (or API key) that `serve` asks for.
 TOKEN = "CUTOVER_FLAGS_TOKEN"
 PORT = 8016
+#: For how long `set` waits until every live instance follows the change.
+ACKNOWLEDGE = timedelta(seconds=10)
 
 
 @app.command("list")
@@ -80,18 +84,23 @@ def set_flag(
     if not reason.strip():
         raise typer.BadParameter("say why: it is kept in the audit log", param_hint="--reason")
 
-    async def work() -> tuple[Route, bool]:
+    async def work() -> tuple[Route, bool, Acks]:
         async with control(Settings.from_environment()) as opened:
-            return await by_hand.change(opened, plan, flag, value, by=person, reason=reason)
+            route, changed = await by_hand.change(opened, plan, flag, value, by=person, reason=reason)
+            try:
+                acks = await await_acknowledged(opened, plan, service, revision=route.revision, timeout=ACKNOWLEDGE)
+            except NotYet as error:
+                raise NotYet(f"{flag} is {value} now, but not everywhere yet: {error}") from None
+            return route, changed, acks
 
-    route, changed = run(work())
+    route, changed, acks = run(work())
     flags = flags_of({service: route})
     if as_json:
-        print_json({"changed": changed, "by": person, "flags": [_facts(one) for one in flags.values()]})
+        facts = {"changed": changed, "by": person, "acknowledged": acks.acked, "lapsed": acks.lapsed}
+        print_json({**facts, "flags": [_facts(one) for one in flags.values()]})
         return
     typer.echo(f"{flag} is {_value(flags[flag])}{f', as {person}' if changed else ' already; nothing was changed'}")
-    if changed:
-        typer.echo(f"see who follows it: cutover fleet {plan} --service {service}")
+    typer.echo(f"followed by {acks.acked} instance(s); the lease of {acks.lapsed} ran out instead")
 
 
 @app.command()

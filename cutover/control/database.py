@@ -150,7 +150,12 @@ class Control:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError) as e:
+        except (
+            asyncpg.UndefinedTableError,
+            asyncpg.UndefinedColumnError,
+            asyncpg.UndefinedFunctionError,
+            asyncpg.InvalidSchemaNameError,
+        ) as e:
             what = str(e.args[0]) if e.args else type(e).__name__
             if what.startswith("operator"):
                 raise  # a statement of ours is wrong, not the schema

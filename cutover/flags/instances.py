@@ -184,7 +184,8 @@ async def await_acknowledged(
                     what = f"pause {pause_id!r}" if pause_id is not None else f"revision {revision}"
                     raise NotYet(
                         f"{service}: {len(waiting)} live instance(s) have not acknowledged {what} within "
-                        f"{timeout.total_seconds():g} s: {', '.join(sorted(waiting)[:5])}"
+                        f"{timeout.total_seconds():g} s: {', '.join(sorted(waiting)[:5])} "
+                        f"(cutover fleet {migration} shows them)"
                     )
                 await _first_of(news, min(POLL, left))
         finally:

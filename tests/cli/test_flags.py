@@ -1,9 +1,12 @@
 """`cutover flags` and `cutover fleet` as typed."""
 
 import json
+from datetime import timedelta
 
+import pytest
 import pytest_asyncio
 
+from cutover.cli import flags
 from cutover.control import plans
 from cutover.control.database import Control
 from cutover.flags import instances, store
@@ -40,6 +43,22 @@ async def test_flags_are_listed_and_set_with_who_and_why(desk: Desk, control: Co
         "SELECT detail::text FROM control.audit WHERE actor = 'bob' AND action = 'route.percentage'"
     )
     assert "no flags yet" in (await desk.type("flags", "list", M, "--service", "analytics")).output
+
+
+async def test_a_change_that_an_instance_does_not_follow_is_told_with_its_name(
+    desk: Desk, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.set_percentage(control, M, S, 30, actor="alice")
+    monkeypatch.setattr(flags, "ACKNOWLEDGE", timedelta(seconds=0.2))
+    await instances.renew(control, Instance("orders-1"), M, S, 1, lease=timedelta(seconds=60))
+    change = ["flags", "set", M, f"{S}_percentage", "10", "--by", "bob", "--reason", "too slow"]
+    told = await desk.type(*change, status=1)
+    assert f"{S}_percentage is 10 now, but not everywhere yet" in told.stderr
+    assert "orders-1 (cutover fleet ai-trader shows them)" in told.stderr
+    route = await store.get(control, M, S)
+    assert route.percentage == 10
+    await instances.renew(control, Instance("orders-1"), M, S, route.revision)
+    assert "followed by 1 instance(s)" in (await desk.type(*change)).output
 
 
 async def test_what_is_not_allowed_and_what_is_mistyped_end_in_their_own_status(desk: Desk) -> None:

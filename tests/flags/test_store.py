@@ -9,7 +9,7 @@ import pytest
 
 from cutover.control import audit
 from cutover.control.database import Control
-from cutover.errors import Conflict, Refused
+from cutover.errors import ConfigError, Conflict, Refused
 from cutover.flags import store
 
 M, S = "ai-trader", "trading_engine"
@@ -192,6 +192,12 @@ async def test_all_reads_go_with_the_writes_there_and_back(control: Control) -> 
     await store.flip(control, M, S, primary_side="monolith", epoch=2, actor="switch", pause_id=None)
     route = await store.get(control, M, S)
     assert (route.percentage, route.read_from_new) == (0, False)
+
+
+async def test_a_schema_from_before_the_percentages_is_named_with_what_to_do(control: Control) -> None:
+    await control.execute("ALTER TABLE control.route DROP COLUMN percentage CASCADE")
+    with pytest.raises(ConfigError, match="cutover setup"):
+        await store.set_percentage(control, M, S, 30, actor="alice")
 
 
 @pytest.mark.parametrize("wrong", ["percentage = 50", "read_from_new = false", "percentage = 101"])
