@@ -3,7 +3,7 @@
 import typer
 
 from cutover import __version__
-from cutover.cli import conflicts, dev, doctor, operations, plan, preflight, runs, status
+from cutover.cli import conflicts, dev, diff, doctor, operations, plan, preflight, reconcile, runs, status
 
 app = typer.Typer(
     name="cutover",
@@ -27,7 +27,8 @@ for command in (
     runs.rollback,
     runs.retry,
     runs.skip,
-    operations.reconcile,
+    reconcile.reconcile,
+    diff.diff,
     runs.history,
     doctor.doctor,
 ):
