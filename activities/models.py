@@ -9,6 +9,13 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from activities.pass_models import PassOpened as PassOpened
+from activities.pass_models import PassRequest as PassRequest
+from activities.pass_models import PassResult as PassResult
+from activities.pass_models import Resolved as Resolved
+from activities.pass_models import ResolveRequest as ResolveRequest
+from activities.pass_models import SpanRequest as SpanRequest
+from activities.pass_models import SpanWalked as SpanWalked
 from activities.rules import FROZEN
 from activities.rules import Ref as Ref
 from activities.rules import Rules as Rules
@@ -215,49 +222,6 @@ class Backfill(Model):
     @property
     def bytes(self) -> int:
         return sum(one.bytes for one in self.tables)
-
-
-class PassRequest(Model):
-    """One reconciliation pass over one table; the direction follows the primary side of now."""
-
-    ref: Ref
-    table: str
-
-
-class PassResult(Model):
-    """The report's figures (row counts; rate as a share of the source's rows; seconds)."""
-
-    table: str
-    direction: str = "forward"
-    report_id: str = ""
-    rows_source: int = 0
-    rows_target: int = 0
-    missing: int = 0
-    extra: int = 0
-    mismatched: int = 0
-    unsettled: int = 0
-    rate: float = 0.0
-    rate_limit: float = 0.001
-    seconds: float = 0.0
-
-    @property
-    def differences(self) -> int:
-        return self.missing + self.extra + self.mismatched
-
-
-class ResolveRequest(Model):
-    """Apply the plan's conflict rule to the open differences of a report."""
-
-    ref: Ref
-    table: str
-    report_id: str
-
-
-class Resolved(Model):
-    """Differences repaired, and those that wait for a person."""
-
-    repaired: int = 0
-    cases: int = 0
 
 
 class Reading(Model):

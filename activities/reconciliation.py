@@ -5,10 +5,11 @@ from datetime import timedelta
 from temporalio import activity
 
 from activities import models as m
+from activities import passes
 from activities import signatures as s
 from activities.context import Context
 from activities.guards import guard_catalogs
-from activities.passes import pass_over, settling
+from activities.passes import settling
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
@@ -29,13 +30,28 @@ class ReconciliationActivities:
         self.context = context
         self.webhook = webhook
 
-    @implements(s.RECONCILE_TABLE)
-    async def reconcile_table(self, request: m.PassRequest) -> m.PassResult:
-        """One pass; a killed attempt is gone on with."""
-        info = activity.info()
-        pass_id = f"{info.workflow_run_id}/{info.activity_id}"
+    @implements(s.OPEN_PASS)
+    async def open_pass(self, request: m.PassRequest) -> m.PassOpened:
+        """Begins a pass, or finds it where it stands."""
         await guard_catalogs(self.context, request.ref)
-        report = await pass_over(self.context, request.ref, request.table, pass_id=pass_id)
+        plan = await self.context.plan(request.ref)
+        spans = await passes.begin(self.context, request.ref, request.table, request.pass_id)
+        return m.PassOpened(spans=spans, at_once=plan.reconciliation.connections)
+
+    @implements(s.WALK_SPAN)
+    async def walk_span(self, request: m.SpanRequest) -> m.SpanWalked:
+        """Compares one span; a killed attempt is gone on with."""
+        where = self.context, request.ref, request.table, request.pass_id
+        try:
+            await passes.walk(*where, request.number, self._late)
+        except passes.Frozen as frozen:
+            return m.SpanWalked(frozen_until=frozen.until)
+        return m.SpanWalked()
+
+    @implements(s.FINISH_PASS)
+    async def finish_pass(self, request: m.PassRequest) -> m.PassResult:
+        """Settles what the spans have found, and records the report."""
+        report = await passes.finish(self.context, request.ref, request.table, request.pass_id)
         plan = await self.context.plan(request.ref)
         return m.PassResult(
             table=request.table,
@@ -51,6 +67,13 @@ class ReconciliationActivities:
             rate_limit=plan.thresholds.mismatch_rate,
             seconds=round(report.duration_ms / 1000, 3),
         )
+
+    async def _late(self, ref: m.Ref, text: str, table: str) -> None:
+        """Before it is too late: a pass will not be done when the next one is due."""
+        alert = Alert(
+            "reconciliation-cadence", "warning", ref.migration, self.context.service(ref), text, subject=table
+        )
+        await raise_alert(self.context.control, alert, REMEMBERED, webhook=self.webhook)
 
     @implements(s.RESOLVE_CONFLICTS)
     async def resolve_conflicts(self, request: m.ResolveRequest) -> m.Resolved:

@@ -16,8 +16,8 @@ Out = TypeVar("Out")
 Self = TypeVar("Self")
 
 _MARK = "__cutover_signature__"
-#: A sixth of the heartbeat timeout of measuring and long activities.
-BEAT_SECONDS = 5.0
+#: A cancellation arrives with the answer to a heartbeat, and is to be heard within a second.
+BEAT_SECONDS = 0.4
 
 
 def implements(

@@ -66,7 +66,9 @@ PROCESS_LOOSE_KEYS = Signature("process_loose_keys", m.Ref, m.Facts, "measure")
 MEASURE_READY = Signature("measure_ready", m.GateRequest, m.GateEvidence, "long")
 
 # reconciliation, monitoring
-RECONCILE_TABLE = Signature("reconcile_table", m.PassRequest, m.PassResult, "long")
+OPEN_PASS = Signature("open_pass", m.PassRequest, m.PassOpened, "measure")
+WALK_SPAN = Signature("walk_span", m.SpanRequest, m.SpanWalked, "long")
+FINISH_PASS = Signature("finish_pass", m.PassRequest, m.PassResult, "long")
 RESOLVE_CONFLICTS = Signature("resolve_conflicts", m.ResolveRequest, m.Resolved, "long")
 SAMPLE = Signature("sample_thresholds", m.SampleRequest, m.Readings)
 SUMMARISE = Signature("summarise", m.Ref, m.Facts)

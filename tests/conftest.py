@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 FreshDatabase = Callable[..., Awaitable[Database]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that none of them is left alone on one core at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def clusters() -> Iterator[Clusters]:
     """Two real PostgreSQL clusters, `monolith` and `services`."""

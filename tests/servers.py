@@ -7,6 +7,7 @@ no fsync, and a clean end for a database that still has subscriptions, slots or 
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import asyncpg
 
+from cutover.devstack.accounts import give, server_account
+from cutover.devstack.binaries import postgres_bin
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster, free_port
 from cutover.devstack.processes import command_line
 from cutover.postgres.databases import Database
@@ -43,7 +46,7 @@ def _sweep() -> None:
     for folder in SHARED.glob(PREFIX + "*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         if folder.stat().st_uid == os.geteuid() and owner.isdigit() and not command_line(int(owner)):
-            for name in ("monolith", "services"):
+            for name in ("monolith", "services", "standby"):
                 Cluster(name, folder / name, 0).kill9()
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -66,6 +69,28 @@ def run_clusters() -> Iterator[Clusters]:
     finally:
         for cluster in both:
             cluster.kill9()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def standby_of(primary: Cluster) -> Iterator[Cluster]:
+    """A running physical replica of a cluster, beside its folder; stopped and deleted at the end."""
+    folder = primary.folder.parent / "standby"
+    standby = Cluster("standby", give(folder, server_account()), free_port(), {**primary.settings, "hot_standby": "on"})
+    try:
+        source = primary.superuser_dsn("postgres")
+        subprocess.run(
+            [str(postgres_bin() / "pg_basebackup"), "-D", str(standby.data), "-d", source, "-R", "-c", "fast", "-X",
+             "stream"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        account = server_account()
+        if account.uid is not None and account.gid is not None:
+            for path in (standby.data, *standby.data.rglob("*")):
+                os.chown(path, account.uid, account.gid)
+        yield standby.start()
+    finally:
+        standby.kill9()
         shutil.rmtree(folder, ignore_errors=True)
 
 

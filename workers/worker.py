@@ -36,6 +36,7 @@ from workflows.timeouts import TASK_QUEUE
 _log = logging.getLogger(__name__)
 
 #: Activities that run at once; a switch takes a few connections to each database, a pass two.
+HEARTBEATS = timedelta(seconds=0.4)
 ACTIVITIES_AT_ONCE = 40
 #: Longer than the fenced section's longest pause, so that a deploy never cuts one.
 GRACE = timedelta(seconds=20)
@@ -130,9 +131,9 @@ def make_worker(client: Client, control: Control, settings: Settings, *, task_qu
         workflow_runner=sandbox(),
         max_concurrent_activities=ACTIVITIES_AT_ONCE,
         graceful_shutdown_timeout=GRACE,
-        # Heartbeats of two seconds' timeout must not be held back.
-        max_heartbeat_throttle_interval=timedelta(seconds=1),
-        default_heartbeat_throttle_interval=timedelta(seconds=1),
+        # Not held back: a cancellation comes with the answer to one.
+        max_heartbeat_throttle_interval=HEARTBEATS,
+        default_heartbeat_throttle_interval=HEARTBEATS,
     )
 
 

@@ -6,14 +6,14 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
-    from activities.models import PassRequest, ResolveRequest
+    from activities.models import ResolveRequest
     from workflows.failures import StepFailed
     from workflows.messages import TableStart
-    from workflows.run import Run
+    from workflows.passing import Passing
 
 
 @workflow.defn(name="ReconciliationWorkflow")
-class ReconciliationWorkflow(Run[TableStart]):
+class ReconciliationWorkflow(Passing[TableStart]):
     """`{"plan": "ai-trader", "service": "trading_engine", "table": "trades"}`.
 
     A pass that fails for good alerts and ends: the schedule makes the next one, and gates look at the
@@ -47,8 +47,7 @@ class ReconciliationWorkflow(Run[TableStart]):
         return text
 
     async def _pass(self, table: str) -> str:
-        request = PassRequest(ref=self.ref, table=table)
-        result = await self.call(s.RECONCILE_TABLE, request, summary=table)
+        result = await self.make_pass(table)
         text = (
             f"{table} ({result.direction}): {result.rows_source} rows, {result.missing} missing, {result.extra} extra, "
             f"{result.mismatched} mismatched, {result.unsettled} unsettled"

@@ -13,14 +13,14 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
-    from activities.models import PassRequest, ResolveRequest, SampleRequest
+    from activities.models import ResolveRequest, SampleRequest
     from workflows import timeouts
     from workflows.deadlines import DWELL
     from workflows.failures import PLAN_REPLACED, StepFailed
     from workflows.gates import Gate
     from workflows.messages import ServiceStart
+    from workflows.passing import Passing
     from workflows.preparation import open_tasks
-    from workflows.run import Run
 
 STARTS_FROM = ("prepared", "")
 BACKFILL_POLL = timedelta(seconds=1)
@@ -32,7 +32,7 @@ RELEASED = ("released", "archived")
 
 
 @workflow.defn(name="ReplicationWorkflow")
-class ReplicationWorkflow(Run[ServiceStart]):
+class ReplicationWorkflow(Passing[ServiceStart]):
     """`{"plan": "ai-trader", "service": "trading_engine"}` once the migration is prepared."""
 
     title = "Replication"
@@ -131,7 +131,7 @@ class ReplicationWorkflow(Run[ServiceStart]):
             await self.do("schedules of reconciliation", s.CREATE_SCHEDULES, self.ref)
 
     async def _reconcile(self, table: str) -> None:
-        result = await self.call(s.RECONCILE_TABLE, PassRequest(ref=self.ref, table=table), summary=table)
+        result = await self.make_pass(table)
         self.progress[f"differences {table}"] = result.differences
         if result.differences:
             request = ResolveRequest(ref=self.ref, table=table, report_id=result.report_id)

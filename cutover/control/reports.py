@@ -56,6 +56,8 @@ class TableReport(BaseModel):
     #: Columns that were not compared, each with the reason.
     left_out: list[str] = []
     warnings: list[str] = []
+    #: Rows were read from a replica: no switch is decided by it.
+    replica: bool = False
     id: int = 0
     #: Seconds since it was recorded, by the control database's clock, at the moment it was read.
     age: float = Field(default=0.0)
@@ -109,9 +111,9 @@ async def _store(connection: Connection, report: TableReport) -> int:
     report_id: int = await connection.fetchval(
         "INSERT INTO control.report (migration, service, table_name, direction, started_at, finished_at,"
         " rows_source, rows_target, missing, extra, mismatched, unsettled, orphans, rate, seed_rate,"
-        " duration_ms, position, plan_hash, complete, bytes_moved, seed, left_out, warnings)"
+        " duration_ms, position, plan_hash, complete, bytes_moved, seed, left_out, warnings, replica)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,"
-        " $22, $23)"
+        " $22, $23, $24)"
         " RETURNING id",
         report.migration,
         report.service,
@@ -136,6 +138,7 @@ async def _store(connection: Connection, report: TableReport) -> int:
         report.seed,
         report.left_out,
         report.warnings,
+        report.replica,
     )
     return report_id
 
@@ -148,16 +151,22 @@ async def latest(
     *,
     direction: Direction | None = None,
     complete: bool = True,
+    decisive: bool = False,
 ) -> TableReport | None:
-    """The newest report of the table (a complete one, unless said otherwise), or None."""
+    """The newest report of the table (a complete one, unless said otherwise), or None.
+
+    `decisive`: one that a switch may be decided by, which no report from a replica is.
+    """
     row = await control.fetchrow(
         f"{_SELECT} WHERE migration = $1 AND service = $2 AND table_name = $3"
-        " AND ($4::text IS NULL OR direction = $4) AND (complete OR NOT $5::boolean) ORDER BY id DESC LIMIT 1",
+        " AND ($4::text IS NULL OR direction = $4) AND (complete OR NOT $5::boolean)"
+        " AND NOT (replica AND $6::boolean) ORDER BY id DESC LIMIT 1",
         migration,
         service,
         table,
         direction,
         complete,
+        decisive,
     )
     return _report(row) if row else None
 
@@ -246,7 +255,7 @@ _DIFFERENCES = (
 _SELECT = (
     "SELECT id, migration, service, table_name, direction, started_at, finished_at, rows_source, rows_target, missing,"
     " extra, mismatched, unsettled, orphans, rate, seed_rate, duration_ms, position, plan_hash, complete, bytes_moved,"
-    " seed, left_out, warnings,"
+    " seed, left_out, warnings, replica,"
     " extract(epoch FROM clock_timestamp() - recorded_at)::float8 AS age FROM control.report"
 )
 

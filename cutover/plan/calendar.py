@@ -4,10 +4,11 @@ Times of a run with `compress` are the plan's own: `planned_now` says what day i
 All functions are pure; callers pass the present moment in (a workflow its own clock).
 """
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from cutover.plan.fields import parse_at, zone
-from cutover.plan.models import Plan, Window
+from cutover.plan.models import FreezeWindow, Plan, Window
 
 
 def planned_now(plan: Plan, start: datetime, now: datetime) -> datetime:
@@ -23,17 +24,38 @@ def next_opening(window: Window, after: datetime, timezone: str) -> datetime:
     """
     if window.at is None:
         return after.astimezone(UTC)
-    weekday, hour, minute = parse_at(window.at)
-    local_zone = zone(timezone)
-    local = after.astimezone(local_zone)
-    # From two weeks back: a window may be longer than a week, and an opening before `after` may still be open.
-    monday = (local - timedelta(days=local.weekday() + 14)).date()
-    for week in range(5):
-        day = monday + timedelta(weeks=week, days=weekday)
-        opening = datetime(day.year, day.month, day.day, hour, minute, tzinfo=local_zone).astimezone(UTC)
+    for opening in _weekly(window.at, after, timezone):
         if opening >= after or after < opening + window.window:
             return max(opening, after.astimezone(UTC))
     raise AssertionError("five weeks hold every weekday")
+
+
+def _weekly(at: str, around: datetime, timezone: str) -> Iterator[datetime]:
+    """The moments (UTC) of five weeks, from two weeks back: a window may be longer than a week, and still be open."""
+    weekday, hour, minute = parse_at(at)
+    local_zone = zone(timezone)
+    local = around.astimezone(local_zone)
+    monday = (local - timedelta(days=local.weekday() + 14)).date()
+    for week in range(5):
+        day = monday + timedelta(weeks=week, days=weekday)
+        yield datetime(day.year, day.month, day.day, hour, minute, tzinfo=local_zone).astimezone(UTC)
+
+
+def frozen_until(windows: Sequence[FreezeWindow], now: datetime, timezone: str) -> datetime | None:
+    """The end (UTC) of the freeze that `now` lies in, over windows that follow on each other; None: no freeze."""
+    end = now
+    for _ in range(len(windows) + 1):
+        later = max((_closing(window, end, timezone) for window in windows), default=end)
+        if later <= end:
+            break
+        end = later
+    return end.astimezone(UTC) if end > now else None
+
+
+def _closing(window: FreezeWindow, now: datetime, timezone: str) -> datetime:
+    """The end of the window's opening that `now` lies in; `now` itself outside of it."""
+    closings = (opening + window.window for opening in _weekly(window.at, now, timezone) if opening <= now)
+    return max((closing for closing in closings if closing > now), default=now)
 
 
 def openings(plan: Plan, start: datetime) -> dict[str, datetime]:

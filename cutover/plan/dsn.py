@@ -7,6 +7,8 @@ from typing import Any
 from cutover.plan.models import Plan
 from cutover.plan.rules import Problem
 
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,62}", re.ASCII)
+
 
 def variable(database: str, prefix: str = "CUTOVER_DSN_") -> str:
     """The name of the environment variable that holds a database's DSN."""
@@ -14,7 +16,7 @@ def variable(database: str, prefix: str = "CUTOVER_DSN_") -> str:
 
 
 def missing_dsns(plan: Plan | Mapping[str, Any], has_dsn: Callable[[str], bool]) -> list[Problem]:
-    """A problem at each `database:` key whose database `has_dsn` (as `Settings.has_dsn`) does not know.
+    """A problem at each `database:` or `replica:` key whose database `has_dsn` (as `Settings.has_dsn`) does not know.
 
     `plan` may be plain data with other problems, so that all are reported at once. Standbys are looked
     for in `pg_stat_replication` of their primary, and need no DSN.
@@ -26,15 +28,16 @@ def missing_dsns(plan: Plan | Mapping[str, Any], has_dsn: Callable[[str], bool])
         holders += [(("services", str(name)), service) for name, service in services.items()]
     problems = []
     for path, holder in holders:
-        name = holder.get("database") if isinstance(holder, Mapping) else None
-        # Anything else in this place (a DSN, even) has its own problem, and must not show up in a variable's name.
-        if isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,62}", name, re.ASCII) and not has_dsn(name):
-            wanted = variable(name)
-            problems.append(
-                Problem(
-                    (*path, "database"),
-                    f"database {name} has no DSN",
-                    f"set {wanted} (or {wanted}_FILE) in the environment, or a line in .cutover/env",
+        for key in ("database", "replica"):
+            name = holder.get(key) if isinstance(holder, Mapping) else None
+            # Anything else in this place (a DSN, even) has its own problem, and must not show up in a variable's name.
+            if isinstance(name, str) and _NAME.fullmatch(name) and not has_dsn(name):
+                wanted = variable(name)
+                problems.append(
+                    Problem(
+                        (*path, key),
+                        f"database {name} has no DSN",
+                        f"set {wanted} (or {wanted}_FILE) in the environment, or a line in .cutover/env",
+                    )
                 )
-            )
     return problems

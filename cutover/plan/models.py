@@ -54,6 +54,7 @@ class MonolithRef(_Model):
     """The database that the tables leave. `tables`: all tables that must find an owner (empty: not checked)."""
 
     database: DatabaseName
+    replica: DatabaseName | None = None
     standbys: list[Identifier] = []
     tables: list[TableKey] = []
 
@@ -124,6 +125,7 @@ class Service(_Model):
     """One owner of tables, and the database they move to."""
 
     database: DatabaseName
+    replica: DatabaseName | None = None
     stream: Annotated[StreamKind, BeforeValidator(_stream)] = "logical"
     consistency: Consistency = "eventual"
     tables: dict[TableKey, Table] = Field(min_length=1)
@@ -141,6 +143,20 @@ class Thresholds(_Model):
     mismatch_rate: Rate = 0.001
     secondary_failure_rate: Rate = 0.01
     reconciliation_lag: PositiveDuration = timedelta(minutes=5)
+
+
+class FreezeWindow(_Model):
+    """When nothing is compared: from `at` on, every week, for the length of `window`, by the clock on the wall."""
+
+    at: At
+    window: PositiveDuration = timedelta(hours=4)
+
+
+class ReconciliationRules(_Model):
+    """How politely all passes together read: sessions at each database at most, and when none reads at all."""
+
+    connections: int = Field(default=2, ge=1, le=64)
+    freeze: list[FreezeWindow] = []
 
 
 class SwitchoverRules(_Model):
@@ -189,6 +205,7 @@ class Plan(_Model):
     dual_write: DualWriteRules = DualWriteRules()
     services: dict[ServiceName, Service] = Field(min_length=1)
     thresholds: Thresholds = Thresholds()
+    reconciliation: ReconciliationRules = ReconciliationRules()
     switchover: SwitchoverRules = SwitchoverRules()
     approvals: ApprovalRules = ApprovalRules()
     default_tasks: bool = True

@@ -52,17 +52,18 @@ def _databases(data: Mapping[str, Any], services: Mapping[str, Any]) -> Iterator
     roles: list[tuple[Path, object, str]] = [(("monolith",), data.get("monolith"), "the monolith's database")]
     roles += [(("services", name), service, f"the database of {name}") for name, service in services.items()]
     for path, holder, role in roles:
-        database = holder.get("database") if isinstance(holder, Mapping) else None
-        if not isinstance(database, str) or not database:
-            continue
-        variable = re.sub("[^A-Z0-9]", "_", database.upper())
-        if variable in seen:
-            yield Problem(
-                (*path, "database"),
-                f"{role} is the same as {seen[variable]} (both read CUTOVER_DSN_{variable})",
-                "give each service a database of its own",
-            )
-        seen.setdefault(variable, role)
+        for key, what in (("database", role), ("replica", f"the replica of {role}")):
+            database = holder.get(key) if isinstance(holder, Mapping) else None
+            if not isinstance(database, str) or not database:
+                continue
+            variable = re.sub("[^A-Z0-9]", "_", database.upper())
+            if variable in seen:
+                yield Problem(
+                    (*path, key),
+                    f"{what} is the same as {seen[variable]} (both read CUTOVER_DSN_{variable})",
+                    "give each service a database of its own" if key == "database" else "name the replica itself",
+                )
+            seen.setdefault(variable, what)
 
 
 def _tables(data: Mapping[str, Any], services: Mapping[str, Any]) -> Iterator[Problem]:

@@ -166,6 +166,8 @@ class Pair:
     tables: tuple[TableName, ...]
     #: What the plan lets a comparison pass over; nothing in tables that are not named.
     compare: Mapping[TableName, Compare] = field(default_factory=dict, hash=False)
+    #: Replicas to read from where nothing is decided by it, by the name of their primary.
+    replicas: Mapping[str, Database] = field(default_factory=dict, hash=False)
 
     def at(self, side: Side) -> Database:
         return self.monolith if side == "monolith" else self.target

@@ -22,6 +22,8 @@ from cutover.postgres.identifiers import columns_sql, quote, quote_literal
 from cutover.postgres.locks import with_lock_limit
 
 CHUNK = 2000
+#: Child rows that are looked through under one snapshot.
+_SHARE_ROWS = 2_000_000
 
 # SECURITY DEFINER: the application's role deletes parents and has no right on the queue.
 # The settings make the text of a key the same whoever deletes, so that the other side reads the same value.
@@ -208,7 +210,8 @@ async def orphans(
 ) -> int:
     """How many child rows refer to a parent that does not exist at the other database, chunk by chunk.
 
-    Both connections may be to one database. Rows in flight can be counted: look again after a marker.
+    Both connections may be to one database. A large table is read in shares, so that no snapshot gets old. Rows in
+    flight can be counted: look again after a marker.
     """
     width = len(fk.columns)
     parent_is = _matches(await _types(parent_conn, fk, of_child=False), fk.referenced_columns, "p")
@@ -217,13 +220,28 @@ async def orphans(
         f"SELECT coalesce(sum(k.n), 0)::bigint FROM {counted} AS k({_names(width)}, n) "
         f"WHERE NOT EXISTS (SELECT FROM {fk.references.sql} p WHERE {parent_is})"
     )
-    texts = ", ".join(f"{quote(column)}::text" for column in fk.columns)
+    rows = (await catalog.table(child_conn, fk.table)).estimated_rows
+    shares = 1 << max(0, (rows // _SHARE_ROWS).bit_length())
+    found = 0
+    for share in range(shares):
+        found += await _orphans(child_conn, parent_conn, fk, query, (share, shares), chunk)
+    return found
+
+
+async def _orphans(
+    child_conn: asyncpg.Connection, parent_conn: asyncpg.Connection, fk: ForeignKey, query: str,
+    share: tuple[int, int], chunk: int,
+) -> int:  # fmt: skip
+    width = len(fk.columns)
+    texts = [f"{quote(column)}::text" for column in fk.columns]
     given = " AND ".join(f"{quote(column)} IS NOT NULL" for column in fk.columns)  # MATCH SIMPLE
+    among = f"hashtext(concat_ws(' ', {', '.join(texts)})) & {share[1] - 1} = {share[0]}"
     found = 0
     async with child_conn.transaction(isolation="repeatable_read", readonly=True):
         await child_conn.execute("SET LOCAL datestyle = 'ISO, YMD'; SET LOCAL extra_float_digits = 1")
         cursor = await child_conn.cursor(
-            f"SELECT {texts}, count(*) AS n FROM {fk.table.sql} WHERE {given} GROUP BY {columns_sql(fk.columns)}"
+            f"SELECT {', '.join(texts)}, count(*) AS n FROM {fk.table.sql} WHERE {given} AND {among} "
+            f"GROUP BY {columns_sql(fk.columns)}"
         )
         while rows := await cursor.fetch(chunk):
             arrays = [[row[i] for row in rows] for i in range(width)]

@@ -280,7 +280,7 @@ class ChangedKeys:
     async def verified(self, report: TableReport) -> bool:
         """A full pass has ended: what changed before it began is no longer dirty; the keys it found differing are.
 
-        False where the report proves nothing (incomplete, or not found as a pass).
+        False where the report proves nothing (incomplete, read from a replica, or not found as a pass).
         """
         async with self.control.transaction() as connection:
             mark = await connection.fetchval(
@@ -290,7 +290,7 @@ class ChangedKeys:
                 *self._who,
                 report.table,
             )
-            if mark is None or not report.complete:
+            if mark is None or not report.complete or report.replica:
                 return False
             await connection.execute(
                 "DELETE FROM control.changed_key WHERE migration = $1 AND service = $2 AND direction = $3 "

@@ -1,24 +1,35 @@
-"""One pass of reconciliation over one table: walk, confirm, report (design 5.4)."""
+"""One pass of reconciliation over one table: cut into spans, walk them, confirm, report (design 5.4).
+
+Opening, walking a span and finishing can each be done by another worker, one after the other or the spans at the same
+time; all that they have to know of each other stands in the control database.
+"""
 
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from uuid import uuid4
+
+import asyncpg
 
 from cutover.control import reports
 from cutover.control.database import Control
 from cutover.control.reports import TableReport
+from cutover.errors import GateClosed
 from cutover.plan.models import Table
 from cutover.postgres import compare
 from cutover.postgres.buckets import Reader
 from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.hashing import agree
 from cutover.postgres.identifiers import TableName
+from cutover.postgres.replicas import await_replayed, require_replica
 from cutover.postgres.shapes import Shape, shapes
 from cutover.reconcile.confirm import confirm
+from cutover.reconcile.pace import Pace
 from cutover.reconcile.ranges import Walk
 from cutover.reconcile.sides import both_sides
-from cutover.reconcile.state import PassState
+from cutover.reconcile.spans import cut
+from cutover.reconcile.state import PassState, SpanState, Walked
 
 Settle = Callable[[], Awaitable[None]]
 
@@ -33,96 +44,217 @@ class Progress:
     rows_target: int
     rows_estimated: int
     chunks: int
+    #: Found by this walk, and not yet looked at again.
     candidates: int
+    #: Of this walk, at the source.
     rows_per_second: float
+    #: Since the pass began.
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pass: what is compared by which rules, and how politely.
+
+    `settle()` puts a marker at the source and returns when the target has applied it. The same `pass_id` (one per
+    run of a workflow, say) goes on where a killed one stood, and returns the report of one that had finished.
+    `replicas`: rows are read from the replicas that the plan names. What differs there is judged on the primaries, but
+    what is equal was seen on a replica alone: such a report decides nothing about a switch.
+    """
+
+    pair: Pair
+    direction: Direction
+    table: TableName
+    rules: Table
+    control: Control
+    plan_hash: str
+    settle: Settle
+    pass_id: str = field(default_factory=lambda: str(uuid4()))
+    pace: Pace = field(default_factory=Pace)
+    replicas: bool = False
+
+    @property
+    def from_replica(self) -> bool:
+        """Whether the plan names a replica for this pass to read from."""
+        return self.replicas and bool(self.pair.replicas)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Open sessions at both sides, and how the table is compared there."""
+
+    source: asyncpg.Connection
+    sink: asyncpg.Connection
+    source_shape: Shape
+    sink_shape: Shape
+
+
+async def open_pass(job: Job) -> int:
+    """Begins a pass, or finds it where it stands; the number of its spans, 0 for one that has its report.
+
+    Raises GateClosed (definitions or the plan's rules do not fit), ConfigError (no such table), Refused (no privilege),
+    Unreachable and NotYet (run it again).
+    """
+    async with _opened(job) as sides:
+        state = await _open(job, sides)
+        return 0 if await state.finished_report() else len(await state.spans())
+
+
+async def walk_span(job: Job, number: int, progress: Callable[[Progress], Awaitable[None]] | None = None) -> None:
+    """Compares one span (1 is the first), from where an earlier walk of it stood.
+
+    Raises what `open_pass` raises, and StaleAttempt where another walk of the span has taken over.
+    """
+    async with _opened(job, replicas=job.from_replica) as sides:
+        await _walk(job, sides, number, progress)
+
+
+async def finish_pass(job: Job, orphans: int = 0) -> TableReport:
+    """Settles what the spans have found, and records the report with every differing key.
+
+    Raises what `open_pass` raises, GateClosed where a span was not walked to its end, StaleAttempt where another run
+    has taken over.
+    """
+    async with _opened(job) as sides:
+        state = await _open(job, sides)
+        if finished := await state.finished_report():
+            return finished
+        return await _finish(job, state, sides, orphans)
 
 
 async def run_pass(
-    pair: Pair,
-    direction: Direction,
-    table: TableName,
-    rules: Table,
-    *,
-    control: Control,
-    plan_hash: str,
-    settle: Settle,
-    progress: Callable[[Progress], None] | None = None,
-    pass_id: str | None = None,
-    busy: float = 1.0,
-    orphans: int = 0,
+    job: Job, progress: Callable[[Progress], Awaitable[None]] | None = None, orphans: int = 0
 ) -> TableReport:
-    """Compares the whole table and records a report with every differing key.
+    """The whole pass, one span after the other, by this process alone; its memory does not grow with the table.
 
-    `settle()` puts a marker at the source and returns when the target has applied it. With a `pass_id` (one per
-    activity, say) a pass that was killed goes on at its last finished range, and one that had finished returns its
-    report. `busy` is the share of the time that statements may take. Its memory does not grow with the table or with
-    the number of differences.
-
-    Raises GateClosed (definitions or the plan's rules do not fit), ConfigError (no such table), Refused (no privilege),
-    Unreachable and NotYet (run it again), StaleAttempt (a newer run of this pass has taken over).
+    Raises what `open_pass` raises, StaleAttempt where a newer run of this pass has taken over.
     """
-    pass_id = pass_id or str(uuid4())
-    limit = f"{max(1, round(rules.reconcile.max_snapshot.total_seconds() * 1000))}ms"
-    async with both_sides(pair, direction, f"compare/{pair.service}", statement_timeout=limit) as (source, sink):
-        source_shape, sink_shape = await shapes(source, sink, table, pair.passes_over(table))
-        state = await PassState.open(
-            control, pass_id=pass_id, migration=pair.migration, service=pair.service, table=str(table),
-            direction=direction, plan_hash=plan_hash, position=await compare.position(source),
-        )  # fmt: skip
+    async with _opened(job) as sides:
+        state = await _open(job, sides)
         if finished := await state.finished_report():
             return finished
-        if not state.row["walked"]:
-            hashing = await agree(source, sink, (source_shape, sink_shape), state.row["seed"])
-            walk = Walk(Reader(source, source_shape, hashing), Reader(sink, sink_shape, hashing), busy)
-            await _walk(state, walk, progress)
-        await confirm(state, (source, source_shape, sink, sink_shape), settle, rules.reconcile.max_lag)
-    return await _report(state, pair, direction, source_shape, plan_hash, orphans)
+        for number, (_, done) in (await state.spans()).items():
+            if done:
+                continue
+            if job.from_replica:
+                await walk_span(job, number, progress)
+            else:
+                await _walk(job, sides, number, progress)
+        return await _finish(job, state, sides, orphans)
 
 
-async def _walk(state: PassState, walk: Walk, progress: Callable[[Progress], None] | None) -> None:
-    if state.after and state.after.startswith("[") != walk.ordered:
-        await state.restart()
-        after = None
-    else:
-        after = state.after
-    started, rows_before, candidates = time.monotonic(), state.rows_source, 0
-    async for chunk in walk.chunks(after):
-        if chunk.candidates:
-            await state.spill(chunk.candidates)
-        candidates += len(chunk.candidates)
-        if chunk.last:
-            await state.advance(chunk.after, chunk.rows_source, chunk.rows_target, chunk.moved)
-        if progress:
-            elapsed = max(time.monotonic() - started, 0.001)
-            progress(
-                Progress(
-                    pass_id=state.id,
-                    table=str(walk.source.shape.table),
-                    rows_source=state.rows_source,
-                    rows_target=state.rows_target,
-                    rows_estimated=walk.source.shape.estimated_rows,
-                    chunks=state.chunks,
-                    candidates=candidates,
-                    rows_per_second=(state.rows_source - rows_before) / elapsed,
-                )
-            )
+@asynccontextmanager
+async def _opened(job: Job, *, replicas: bool = False) -> AsyncIterator[_Sides]:
+    limit = f"{max(1, round(job.rules.reconcile.max_snapshot.total_seconds() * 1000))}ms"
+    purpose = f"compare/{job.pair.service}"
+    async with both_sides(job.pair, job.direction, purpose, replicas=replicas, statement_timeout=limit) as connections:
+        yield _Sides(*connections, *await shapes(*connections, job.table, job.pair.passes_over(job.table)))
 
 
-async def _report(
-    state: PassState, pair: Pair, direction: Direction, shape: Shape, plan_hash: str, orphans: int
-) -> TableReport:
+async def _open(job: Job, sides: _Sides) -> PassState:
+    if job.from_replica:
+        await _require_replicas(job, sides)
+    state = await PassState.open(
+        job.control, pass_id=job.pass_id, migration=job.pair.migration, service=job.pair.service,
+        table=str(job.table), direction=job.direction, plan_hash=job.plan_hash,
+        positions=(await compare.position(sides.source), await compare.position(sides.sink)),
+        rows_estimated=max(sides.source_shape.estimated_rows, sides.sink_shape.estimated_rows),
+    )  # fmt: skip
+    if await state.finished_report():
+        return state
+    found = [span for span, _ in (await state.spans()).values()]
+    # an index may be gone since a killed run cut the table
+    if not found or found[0].ordered != sides.source_shape.ordered:
+        hashing = await agree(sides.source, sides.sink, (sides.source_shape, sides.sink_shape), state.row["seed"])
+        await state.cut(await cut(Reader(sides.source, sides.source_shape, hashing), state.row["rows_estimated"]))
+    return state
+
+
+async def _walk(job: Job, sides: _Sides, number: int, progress: Callable[[Progress], Awaitable[None]] | None) -> None:
+    state = await SpanState.open(job.control, job.pass_id, number)
+    if state.row["done"]:
+        return
+    if state.span.ordered != sides.source_shape.ordered:
+        raise GateClosed(
+            f"table {job.table}: the index of its key has changed since the pass began: begin another pass"
+        )
+    if job.from_replica:
+        await _require_replayed(job, sides, state)
+    hashing = await agree(sides.source, sides.sink, (sides.source_shape, sides.sink_shape), state.whole["seed"])
+    walk = Walk(
+        Reader(sides.source, sides.source_shape, hashing), Reader(sides.sink, sides.sink_shape, hashing), job.pace
+    )
+    started, rows, candidates = time.monotonic(), 0, 0
+    await job.pace.begin()
+    try:
+        async for chunk in walk.chunks(state.span, state.after):
+            if chunk.candidates:
+                await state.spill(chunk.candidates)
+            candidates += len(chunk.candidates)
+            if not chunk.last:
+                continue
+            rows += chunk.rows_source
+            walked = await state.advance(chunk.after, chunk.rows_source, chunk.rows_target, chunk.moved)
+            if progress:
+                speed = rows / max(time.monotonic() - started, 0.001)
+                await progress(_progress(job, walked, candidates, speed))
+    finally:
+        await job.pace.end()
+
+
+async def _require_replayed(job: Job, sides: _Sides, state: SpanState) -> None:
+    """What was there when the pass began has to be seen: a replica must have come so far."""
+    wanted = (
+        (job.pair.source(job.direction), sides.source, state.whole["position"]),
+        (job.pair.sink(job.direction), sides.sink, state.whole["sink_position"]),
+    )
+    for primary, connection, position in wanted:
+        if primary.name in job.pair.replicas:
+            await await_replayed(connection, position, job.rules.reconcile.max_lag.total_seconds())
+
+
+async def _require_replicas(job: Job, sides: _Sides) -> None:
+    wanted = ((job.pair.source(job.direction), sides.source), (job.pair.sink(job.direction), sides.sink))
+    for primary, connection in wanted:
+        if replica := job.pair.replicas.get(primary.name):
+            async with compare.compare_session(replica, f"compare/{job.pair.service}") as other:
+                await require_replica(connection, other, replica.name)
+
+
+def _progress(job: Job, walked: Walked, candidates: int, rows_per_second: float) -> Progress:
+    return Progress(
+        pass_id=job.pass_id,
+        table=str(job.table),
+        rows_source=walked.rows_source,
+        rows_target=walked.rows_target,
+        rows_estimated=walked.rows_estimated,
+        chunks=walked.chunks,
+        candidates=candidates,
+        rows_per_second=rows_per_second,
+        seconds=walked.seconds,
+    )
+
+
+async def _finish(job: Job, state: PassState, sides: _Sides, orphans: int) -> TableReport:
+    if left := [number for number, (_, done) in (await state.spans()).items() if not done]:
+        raise GateClosed(
+            f"table {job.table}: {len(left)} spans of the pass were not walked to their end; walk them first"
+        )
+    both = (sides.source, sides.source_shape, sides.sink, sides.sink_shape)
+    await confirm(state, both, job.settle, job.rules.reconcile.max_lag)
     counts = await state.counts()
-    base = max(state.rows_source, 1)
+    rows_source, rows_target = await state.totals()
+    base = max(rows_source, 1)
     finished_at, duration_ms, moved = await state.clock()
     report = TableReport(
-        migration=pair.migration,
-        service=pair.service,
-        table=str(shape.table),
-        direction=direction,
+        migration=job.pair.migration,
+        service=job.pair.service,
+        table=str(job.table),
+        direction=job.direction,
         started_at=state.row["started_at"],
         finished_at=finished_at,
-        rows_source=state.rows_source,
-        rows_target=state.rows_target,
+        rows_source=rows_source,
+        rows_target=rows_target,
         missing=counts.missing,
         extra=counts.extra,
         mismatched=counts.mismatched,
@@ -132,12 +264,13 @@ async def _report(
         seed_rate=counts.mismatched / base,
         duration_ms=duration_ms,
         position=state.row["position"],
-        plan_hash=plan_hash,
+        plan_hash=job.plan_hash,
         complete=False,
         bytes_moved=moved,
         seed=state.row["seed"],
-        left_out=shape.left_out,
-        warnings=_warnings(shape),
+        left_out=sides.source_shape.left_out,
+        warnings=_warnings(sides.source_shape),
+        replica=job.from_replica,
     )
     report_id = await reports.record(state.control, report)
     await state.publish(report_id)

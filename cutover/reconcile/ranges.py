@@ -3,10 +3,10 @@
 Every statement is short and has its own snapshot, so a row in flight shows as a candidate; whether it is a
 difference is decided later (`cutover.reconcile.confirm`). A part ends at the key that comes first of the two sides'
 next `step`-th ones, so neither side has more rows in it than asked for, even where the other has none: memory stays
-flat, and statements short. A table without an order of keys that both sides share is read in shares of the key's hash.
+flat, and statements short. A table without an order of keys that both sides share is read in shares of the key's hash
+(see `cutover.reconcile.spans`).
 """
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -18,7 +18,9 @@ from cutover.postgres import compare
 from cutover.postgres.buckets import Reader, Region, Slices
 from cutover.postgres.compare import Look
 from cutover.postgres.keys import Key, key_json
+from cutover.reconcile.pace import Pace
 from cutover.reconcile.sides import at_once
+from cutover.reconcile.spans import SHARE_ROWS, Span
 
 #: Rows of the first part; then as many as take about SECONDS.
 FIRST_STEP = 100_000
@@ -32,8 +34,6 @@ MOST_BUCKETS = 2**15
 OPEN_ROWS = 25_000
 #: Keys looked at by one statement.
 LOOK_KEYS = 2_000
-#: Rows of one share of a table that is not read in order: each share costs a scan.
-SHARE_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Candidate:
 
 @dataclass
 class Chunk:
-    """One finished part: a resumed walk goes on after `after` (None: it was the last one)."""
+    """One finished part: a resumed walk goes on after `after` (None: it was the span's last one)."""
 
     after: str | None
     rows_source: int = 0
@@ -65,8 +65,7 @@ class Walk:
 
     source: Reader
     sink: Reader
-    #: Share of the time that statements may take; the rest is left to the application.
-    busy: float = 1.0
+    pace: Pace = field(default_factory=Pace)
     _step: int = 0
     #: Rows per value of an integer key in the part before, while parts turn out as large as that foretells.
     _density: float | None = None
@@ -75,27 +74,27 @@ class Walk:
     def ordered(self) -> bool:
         return self.source.shape.ordered
 
-    async def chunks(self, after: str | None) -> AsyncIterator[Chunk]:
-        """The table from `after` on. Of a chunk that comes in parts only the one with `last` ends it."""
+    async def chunks(self, span: Span, after: str | None) -> AsyncIterator[Chunk]:
+        """The span from `after` on. Of a chunk that comes in parts only the one with `last` ends it."""
         self._step = self._step or FIRST_STEP
-        parts = self._ranges(after) if self.ordered else self._shares(after)
+        parts = self._ranges(span, after) if span.ordered else self._part(Region().deeper(span.of, span.share), None)
         async for part in parts:
             yield part
 
-    async def _ranges(self, after: str | None) -> AsyncIterator[Chunk]:
-        low: Key | None = tuple(json.loads(after)) if after else None
-        end: Key | None = None
+    async def _ranges(self, span: Span, after: str | None) -> AsyncIterator[Chunk]:
+        low: Key | None = tuple(json.loads(after)) if after else span.low
+        end = span.high
         if self.source.shape.integer:
             extents = [e for e in await at_once(self.source.extent(), self.sink.extent()) if e]
             if extents:
                 low = low or (str(min(e[0] for e in extents) - 1),)
-                end = (str(max(int(low[0]), *(e[1] for e in extents))),)
+                end = end or (str(max(int(low[0]), *(e[1] for e in extents))),)
         if self.source.shape.integer and low and int(low[0]) < -(2**63):
             low = None
         while True:
             try:
                 high = await self._next(low)
-                if high is None or (end and int(high[0]) >= int(end[0])):
+                if high is None or await self._reaches(high, end):
                     region, token = Region(low, end), None
                 else:
                     region, token = Region(low, high), key_json(high)
@@ -110,6 +109,14 @@ class Walk:
                 return
             low = high
 
+    async def _reaches(self, high: Key, end: Key | None) -> bool:
+        """Whether a part that ends at `high` would be the span's last one."""
+        if end is None:
+            return False
+        if self.source.shape.integer:
+            return int(high[0]) >= int(end[0])
+        return high == end or await self.source.first_of(end, high) == end
+
     async def _next(self, low: Key | None) -> Key | None:
         """The key at which a part from `low` on ends; None: there is less than a part left on both sides.
 
@@ -121,18 +128,6 @@ class Walk:
         if left is None or right is None or left == right:
             return left or right
         return await self.source.first_of(left, right)
-
-    async def _shares(self, after: str | None) -> AsyncIterator[Chunk]:
-        rows = max(self.source.shape.estimated_rows, self.sink.shape.estimated_rows)
-        count, done = 1, -1
-        while rows / count > SHARE_ROWS:
-            count *= 2
-        if after:
-            done, count = json.loads(after)["share"], json.loads(after)["of"]
-        for share in range(done + 1, count):
-            token = json.dumps({"share": share, "of": count}) if share + 1 < count else None
-            async for chunk in self._part(Region().deeper(count, share), token):
-                yield chunk
 
     async def _part(self, region: Region, token: str | None) -> AsyncIterator[Chunk]:
         chunk = Chunk(token, last=False)
@@ -209,8 +204,7 @@ class Walk:
         if self.ordered:
             factor = min(2.0, max(0.5, SECONDS / max(elapsed, 0.001)))
             self._step = min(LARGEST_STEP, max(SMALLEST_STEP, int(self._step * factor)))
-        if self.busy < 1.0:
-            await asyncio.sleep(elapsed * (1.0 / max(self.busy, 0.01) - 1.0))
+        await self.pace.rest(elapsed)
 
 
 def _batches(sizes: dict[int, int]) -> list[list[int]]:

@@ -37,10 +37,11 @@ def translated(pair: Pair, direction: Direction) -> Iterator[None]:
             f"{pair.service}: {error.args[0]} (comparing {source!r} with {sink!r}): grant the privilege "
             "(BYPASSRLS where the table has row security) to cutover's role on that side"
         ) from None
-    except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError) as error:
+    except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.SerializationError) as error:
         raise NotYet(
             f"{pair.service}: comparing {source!r} with {sink!r} was held up ({type(error).__name__}): "
-            "look for DDL or a lock on the table; run again, it goes on where it stood"
+            "look for DDL or a lock on the table (or, on a replica, for what its replay has to clear away); run again, "
+            "it goes on where it stood"
         ) from None
     except CONNECTION_ERRORS as error:
         # asyncpg reports a wrong argument as an InterfaceError that is a ValueError: a mistake, no lost server
@@ -53,12 +54,15 @@ def translated(pair: Pair, direction: Direction) -> Iterator[None]:
 
 @asynccontextmanager
 async def both_sides(
-    pair: Pair, direction: Direction, purpose: str, **settings: str
+    pair: Pair, direction: Direction, purpose: str, *, replicas: bool = False, **settings: str
 ) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
-    """Compare sessions at source and sink, with more settings of their own."""
+    """Compare sessions at source and sink (or at their replicas, where there are some), with settings of their own."""
+    at_source, at_sink = pair.source(direction), pair.sink(direction)
+    if replicas:
+        at_source, at_sink = (pair.replicas.get(one.name, one) for one in (at_source, at_sink))
     with translated(pair, direction):
         async with (
-            compare.compare_session(pair.source(direction), purpose, **settings) as source,
-            compare.compare_session(pair.sink(direction), purpose, **settings) as sink,
+            compare.compare_session(at_source, purpose, **settings) as source,
+            compare.compare_session(at_sink, purpose, **settings) as sink,
         ):
             yield source, sink

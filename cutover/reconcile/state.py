@@ -1,7 +1,7 @@
 """Where a pass stands, in the control database, so that a killed one goes on at its last finished range.
 
-It is held here and not in a heartbeat because keys are rows of the user's data (invariant 8). Each run of a pass draws
-a new `attempt`; a run that another one has overtaken gets StaleAttempt at its next write.
+It is held here and not in a heartbeat because keys are rows of the user's data (invariant 8). Each run of a pass, and
+each walk of a span of it, draws a new `attempt`; one that another has overtaken gets StaleAttempt at its next write.
 """
 
 import json
@@ -18,6 +18,7 @@ from cutover.errors import StaleAttempt
 from cutover.postgres.compare import Look
 from cutover.postgres.keys import Key, key_from_json, key_id, key_json
 from cutover.reconcile.ranges import Candidate
+from cutover.reconcile.spans import Span
 
 #: Keys that travel to or from the control database at once.
 BATCH = 2_000
@@ -25,8 +26,9 @@ BATCH = 2_000
 PUBLISHED = 20_000
 
 _OPEN = """
-INSERT INTO control.pass (id, migration, service, table_name, direction, plan_hash, seed, position)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO control.pass (id, migration, service, table_name, direction, plan_hash, seed, position, sink_position,
+                          rows_estimated)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 ON CONFLICT (id) DO UPDATE SET attempt = control.pass.attempt + 1, updated_at = clock_timestamp()
 RETURNING *
 """
@@ -35,6 +37,7 @@ DELETE FROM control.pass WHERE migration = $1 AND service = $2 AND table_name = 
 AND updated_at < clock_timestamp() - CASE WHEN report_id IS NULL THEN interval '1 day' ELSE interval '1 hour' END
 """
 _MINE = "SELECT 1 FROM control.pass WHERE id = $1 AND attempt = $2 FOR UPDATE"
+_SPAN_MINE = "SELECT 1 FROM control.pass_span WHERE pass_id = $1 AND number = $2 AND attempt = $3 FOR UPDATE"
 _KEEP = """
 INSERT INTO control.pass_candidate
        (pass_id, round, key_id, key_json, source_hash, source_xmin, target_hash, target_xmin)
@@ -43,14 +46,28 @@ ON CONFLICT (pass_id, key_id) DO UPDATE
 SET source_hash = EXCLUDED.source_hash, source_xmin = EXCLUDED.source_xmin, target_hash = EXCLUDED.target_hash,
     target_xmin = EXCLUDED.target_xmin, round = EXCLUDED.round, confirmed = false
 """
-_ADVANCE = """
-UPDATE control.pass SET after_key = $3::text, walked = $3 IS NULL, rows_source = rows_source + $4,
-       rows_target = rows_target + $5, moved = moved + $6, chunks = chunks + 1, updated_at = clock_timestamp()
-WHERE id = $1 AND attempt = $2 RETURNING rows_source, rows_target, chunks
+_CUT = """
+WITH cut AS (UPDATE control.pass SET spans = cardinality($3::jsonb[]), rows_source = 0, rows_target = 0,
+             updated_at = clock_timestamp() WHERE id = $1 AND attempt = $2 RETURNING id),
+gone AS (DELETE FROM control.pass_span WHERE pass_id = $1 AND number > cardinality($3::jsonb[]))
+INSERT INTO control.pass_span (pass_id, number, span)
+SELECT cut.id, s.number, s.span FROM cut, unnest($3::jsonb[]) WITH ORDINALITY AS s(span, number)
+ON CONFLICT (pass_id, number) DO UPDATE SET span = EXCLUDED.span, after_key = NULL, done = false,
+    attempt = control.pass_span.attempt + 1
 """
-_RESTART = """
-UPDATE control.pass SET after_key = NULL, rows_source = 0, rows_target = 0, updated_at = clock_timestamp()
-WHERE id = $1 AND attempt = $2 RETURNING 1
+_WALK = """
+UPDATE control.pass_span SET attempt = attempt + 1, updated_at = clock_timestamp()
+WHERE pass_id = $1 AND number = $2 RETURNING *
+"""
+_ADVANCE = """
+WITH mine AS (
+    UPDATE control.pass_span SET after_key = $4::text, done = $4 IS NULL, updated_at = clock_timestamp()
+    WHERE pass_id = $1 AND number = $2 AND attempt = $3 RETURNING pass_id)
+UPDATE control.pass p SET rows_source = rows_source + $5, rows_target = rows_target + $6, moved = moved + $7,
+       chunks = chunks + 1, updated_at = clock_timestamp()
+FROM mine WHERE p.id = mine.pass_id
+RETURNING rows_source, rows_target, chunks, rows_estimated,
+          extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds
 """
 _CONFIRM = """
 UPDATE control.pass_candidate p SET confirmed = true, round = $4, columns = c.columns::jsonb
@@ -124,54 +141,45 @@ class PassState:
 
     control: Control
     row: asyncpg.Record
-    rows_source: int
-    rows_target: int
-    chunks: int
 
     @classmethod
     async def open(
         cls, control: Control, *, pass_id: str, migration: str, service: str, table: str, direction: str,
-        plan_hash: str, position: str,
+        plan_hash: str, positions: tuple[str, str], rows_estimated: int,
     ) -> "PassState":  # fmt: skip
         """A new pass, or the one of that id where it stands; an older run of it is fenced off."""
         async with control.transaction() as connection:
             await connection.execute(_TIDY, migration, service, table, pass_id)
             row = await connection.fetchrow(
-                _OPEN, pass_id, migration, service, table, direction, plan_hash, secrets.randbits(63), position
-            )
+                _OPEN, pass_id, migration, service, table, direction, plan_hash, secrets.randbits(63), *positions,
+                rows_estimated,
+            )  # fmt: skip
             assert row is not None
-        return cls(control, row, row["rows_source"], row["rows_target"], row["chunks"])
+        return cls(control, row)
 
     @property
     def id(self) -> str:
         return str(self.row["id"])
 
-    @property
-    def after(self) -> str | None:
-        """Where a killed run of this pass stood (see `ranges.Chunk.after`)."""
-        text: str | None = self.row["after_key"]
-        return text
-
-    async def spill(self, candidates: Sequence[Candidate], looked: int = 0) -> None:
-        """Keeps candidates; those found again are overwritten with the newer look."""
+    async def cut(self, spans: Sequence[Span]) -> None:
+        """The pass consists of these spans, of which none is walked yet."""
         async with self.control.transaction() as connection:
             await self._require_mine(connection)
-            await self._keep(connection, candidates, looked)
+            await connection.execute(_CUT, self.id, self.row["attempt"], [span.json for span in spans])
 
-    async def advance(self, after: str | None, rows_source: int, rows_target: int, moved: int) -> None:
-        """A part is finished, and a resumed walk goes on after it; None: it was the last one."""
-        row = await self.control.fetchrow(
-            _ADVANCE, self.id, self.row["attempt"], after, rows_source, rows_target, moved
+    async def spans(self) -> dict[int, tuple[Span, bool]]:
+        """The spans by their number, each with whether it was walked to its end."""
+        rows = await self.control.fetch(
+            "SELECT number, span, done FROM control.pass_span WHERE pass_id = $1 ORDER BY number", self.id
         )
+        return {row["number"]: (Span.read(row["span"]), row["done"]) for row in rows}
+
+    async def totals(self) -> tuple[int, int]:
+        """Rows of source and sink that were walked so far."""
+        row = await self.control.fetchrow("SELECT rows_source, rows_target FROM control.pass WHERE id = $1", self.id)
         if row is None:
             raise self._stale()
-        self.rows_source, self.rows_target, self.chunks = row
-
-    async def restart(self) -> None:
-        """The walk begins anew: where the run before stood means nothing any more (an index is gone, say)."""
-        if not await self.control.fetchval(_RESTART, self.id, self.row["attempt"]):
-            raise self._stale()
-        self.rows_source = self.rows_target = 0
+        return row["rows_source"], row["rows_target"]
 
     async def next_round(self) -> int:
         """The number of the look that begins now; survives a kill, so that no look counts twice."""
@@ -205,7 +213,7 @@ class PassState:
             )
             names = [json.dumps(columns) for columns in confirmed.values()]
             await connection.execute(_CONFIRM, self.id, list(confirmed), names, looked)
-            await self._keep(connection, moving, looked)
+            await _keep(connection, self.id, moving, looked)
 
     async def publish(self, report_id: int) -> None:
         """All that is left, confirmed or not, stands beside the report from here on. Run again, nothing changes."""
@@ -251,19 +259,82 @@ class PassState:
         )
         return TableReport.model_validate_json(text)
 
-    async def _keep(self, connection: Connection, candidates: Sequence[Candidate], looked: int) -> None:
-        for start in range(0, len(candidates), BATCH):
-            part = candidates[start : start + BATCH]
-            texts = [key_json(c.key) for c in part]
-            await connection.execute(
-                _KEEP, self.id, looked, [key_id(t) for t in texts], texts,
-                [c.source.digest for c in part], [c.source.xmin for c in part],
-                [c.target.digest for c in part], [c.target.xmin for c in part],
-            )  # fmt: skip
-
     async def _require_mine(self, connection: Connection) -> None:
         if not await connection.fetchval(_MINE, self.id, self.row["attempt"]):
             raise self._stale()
 
     def _stale(self) -> StaleAttempt:
         return StaleAttempt(f"pass {self.id} over table {self.row['table_name']}: a newer run has taken it over")
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A pass after one more chunk of one of its spans: rows of both sides, chunks, seconds since the pass began."""
+
+    rows_source: int
+    rows_target: int
+    chunks: int
+    rows_estimated: int
+    seconds: float
+
+
+@dataclass
+class SpanState:
+    """One span of a pass, walked by this run until another one raises its `attempt`."""
+
+    control: Control
+    #: The pass's row: its seed, its direction, its positions.
+    whole: asyncpg.Record
+    row: asyncpg.Record
+
+    @classmethod
+    async def open(cls, control: Control, pass_id: str, number: int) -> "SpanState":
+        """The span where it stands; an older walk of it is fenced off. Raises StaleAttempt where the pass is gone."""
+        async with control.transaction() as connection:
+            row = await connection.fetchrow(_WALK, pass_id, number)
+            whole = await connection.fetchrow("SELECT * FROM control.pass WHERE id = $1", pass_id)
+        if row is None or whole is None:
+            raise StaleAttempt(f"pass {pass_id}, span {number}: nobody keeps the pass any more")
+        return cls(control, whole, row)
+
+    @property
+    def span(self) -> Span:
+        return Span.read(self.row["span"])
+
+    @property
+    def after(self) -> str | None:
+        """Where a killed walk of this span stood (see `ranges.Chunk.after`)."""
+        text: str | None = self.row["after_key"]
+        return text
+
+    @property
+    def _mine(self) -> tuple[str, int, int]:
+        return self.row["pass_id"], self.row["number"], self.row["attempt"]
+
+    async def spill(self, candidates: Sequence[Candidate]) -> None:
+        """Keeps candidates; those found again are overwritten with the newer look."""
+        async with self.control.transaction() as connection:
+            if not await connection.fetchval(_SPAN_MINE, *self._mine):
+                raise self._stale()
+            await _keep(connection, self.row["pass_id"], candidates, 0)
+
+    async def advance(self, after: str | None, rows_source: int, rows_target: int, moved: int) -> Walked:
+        """A part is finished, and a resumed walk goes on after it; None: it was the span's last one."""
+        row = await self.control.fetchrow(_ADVANCE, *self._mine, after, rows_source, rows_target, moved)
+        if row is None:
+            raise self._stale()
+        return Walked(**dict(row))
+
+    def _stale(self) -> StaleAttempt:
+        return StaleAttempt(f"pass {self.row['pass_id']}, span {self.row['number']}: a newer walk has taken it over")
+
+
+async def _keep(connection: Connection, pass_id: str, candidates: Sequence[Candidate], looked: int) -> None:
+    for start in range(0, len(candidates), BATCH):
+        part = candidates[start : start + BATCH]
+        texts = [key_json(c.key) for c in part]
+        await connection.execute(
+            _KEEP, pass_id, looked, [key_id(t) for t in texts], texts,
+            [c.source.digest for c in part], [c.source.xmin for c in part],
+            [c.target.digest for c in part], [c.target.xmin for c in part],
+        )  # fmt: skip

@@ -127,6 +127,34 @@ async def _process(plan: Plan, record: records.CrossingRecord, control: Control,
     return done
 
 
+async def orphans(plan: Plan, service: str, table: str, control: Control, database: Databases) -> int:
+    """Rows of a table, where it is writable now, whose loose keys refer to a parent that is nowhere.
+
+    Only keys count that no database checks any more. What is found is looked at once more after the queues were
+    followed, for a deleted parent's children follow a little later.
+    """
+    chosen = TableName.parse(table)
+    loose = [
+        record
+        for record in await records.every(control, plan.migration)
+        if record.rule == "loose" and record.detached and record.holder == service and record.key.table == chosen
+    ]
+    found = 0
+    for record in loose:
+        if await _orphans(plan, record, control, database):
+            await _process(plan, record, control, database)
+            found += await _orphans(plan, record, control, database)
+    return found
+
+
+async def _orphans(plan: Plan, record: records.CrossingRecord, control: Control, database: Databases) -> int:
+    routes = await flags.all(control, plan.migration)
+    child = pair(plan, record.holder, database).at(routes[record.holder].primary_side)
+    parent = pair(plan, record.parent, database).at(routes[record.parent].primary_side)
+    async with child.session("cutover-crossing") as at_child, parent.session("cutover-crossing") as at_parent:
+        return await loose_keys.orphans(at_child, at_parent, record.key)
+
+
 @dataclass(frozen=True)
 class Definition:
     """A key that crossed services, in words: what nobody keeps any more once the migration is over."""

@@ -17,7 +17,7 @@ from cutover.plan.models import Table
 from cutover.postgres.databases import Direction, direction_from
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import resolve
-from cutover.reconcile.passes import run_pass
+from cutover.reconcile.passes import Job, run_pass
 from cutover.switch.environment import SwitchEnvironment
 
 #: Rounds of pass and repair before a person has to look.
@@ -65,9 +65,7 @@ async def _mend(
         await stream.await_marker(await stream.put_marker(), _READY_SECONDS)
 
     for _ in range(ROUNDS):
-        report = await run_pass(
-            env.pair, direction, table, _RULES, control=env.control, plan_hash=env.plan.hash, settle=settle
-        )
+        report = await run_pass(Job(env.pair, direction, table, _RULES, env.control, env.plan.hash, settle))
         await env.changed(direction).verified(report)
         say(f"{table}: {report.rows_source} rows compared, {report.differences} differ")
         if not report.differences:

@@ -85,7 +85,7 @@ async def test_reconcile_compares_through_a_worker_and_ends_in_1_where_rows_diff
     )  # fmt: skip
     said = await desk.type("reconcile", desk.plan, *options)
     assert f"1 of 1: comparing {SERVICE}: {TABLE}" in said.stderr
-    assert world.count("reconcile_table") == 1
+    assert world.count("open_pass") == 1
     await report(desk, (3, 4))
     assert "2" in (await desk.type("reconcile", desk.plan, *options, status=1)).stdout
 

@@ -139,16 +139,18 @@ async def test_psql_writers_are_fenced_or_done(filled: Database, log: Path) -> N
             "FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
         )
     stop = threading.Event()
-    threading.Timer(4, stop.set).start()
-    counts = await asyncio.to_thread(
-        psql_writers.run,
-        as_role(filled, "trader_cron"),
-        log,
-        writers=2,
-        rate=40,
-        stop=stop,
+    running = asyncio.create_task(asyncio.to_thread(
+        psql_writers.run, as_role(filled, "trader_cron"), log, writers=2, rate=40, stop=stop,
         psql=psql_writers.find_psql(),
-    )
+    ))  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not running.done() and time.monotonic() < deadline:
+        written = await asyncio.to_thread(log.read_text) if lines_in(log) else ""
+        if written.count('"ok"') > 10 and '"fenced"' in written:
+            break
+        await asyncio.sleep(0.1)
+    stop.set()
+    counts = await running
     assert set(counts) == {"run", "ok", "fenced"}, counts
     assert counts["ok"] > 10
     found = await verdict(filled, log)

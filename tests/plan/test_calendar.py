@@ -3,13 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutover.plan.calendar import next_opening, openings, planned_now
+from cutover.plan.calendar import frozen_until, next_opening, openings, planned_now
 from cutover.plan.fields import WEEKDAYS
 from cutover.plan.load import load, load_text
-from cutover.plan.models import Window
+from cutover.plan.models import FreezeWindow, Window
 from tests.plan.minimal import MINIMAL
 
 MONDAY = datetime(2025, 1, 6, tzinfo=UTC)
@@ -65,3 +66,31 @@ def test_an_opening_comes_within_a_week_and_never_before(
 def test_a_compressed_run_lives_in_the_plans_time() -> None:
     plan = load_text(MINIMAL + "compress: 3600\n")
     assert planned_now(plan, MONDAY, MONDAY + timedelta(seconds=2)) == MONDAY + timedelta(hours=2)
+
+
+def _freeze(at: str, window: str) -> FreezeWindow:
+    return FreezeWindow.model_validate({"at": at, "window": window})
+
+
+@pytest.mark.parametrize(
+    ("now", "until"),
+    [
+        ("2025-01-06T14:29", None),  # a Monday
+        ("2025-01-06T14:30", "2025-01-06T21:00"),
+        ("2025-01-06T20:59", "2025-01-06T21:00"),
+        ("2025-01-06T21:00", None),
+        ("2025-01-10T17:00", "2025-01-13T07:00"),  # two windows that follow on each other are one freeze
+        ("2025-01-12T12:00", "2025-01-13T07:00"),
+    ],
+)
+def test_a_freeze_is_known_by_its_end(now: str, until: str | None) -> None:
+    windows = [_freeze("monday 14:30", "390m"), _freeze("friday 17:00", "12h"), _freeze("saturday 05:00", "50h")]
+    found = frozen_until(windows, datetime.fromisoformat(now).replace(tzinfo=UTC), "UTC")
+    assert found == (datetime.fromisoformat(until).replace(tzinfo=UTC) if until else None)
+
+
+def test_a_freeze_is_by_the_local_clock() -> None:
+    now = datetime(2025, 7, 7, 13, 31, tzinfo=UTC)
+    until = datetime(2025, 7, 7, 14, 30, tzinfo=UTC)
+    assert frozen_until([_freeze("monday 09:30", "1h")], now, "America/New_York") == until
+    assert frozen_until([], now, "UTC") is None

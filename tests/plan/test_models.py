@@ -85,6 +85,7 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 OTHER_VALUES = {
     "timezone": "Europe/Rome", "stream": "outbox", "consistency": "strong", "conflict": "manual",
     "write_gate": "threshold", "phase": "cleanup", "at": "sunday 23:59", "service": "analytics", "steps": [1, 100],
+    "freeze": [{"at": "sunday 23:59", "window": "1h"}],
 }  # fmt: skip
 
 

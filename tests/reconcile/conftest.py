@@ -16,7 +16,7 @@ from cutover.control.reports import TableReport
 from cutover.plan.models import Reconcile, Table
 from cutover.postgres.databases import Database, Direction, Pair
 from cutover.postgres.identifiers import TableName, quote, quote_literal
-from cutover.reconcile.passes import run_pass
+from cutover.reconcile.passes import Job, Progress, run_pass
 
 _names = itertools.count(1)
 
@@ -44,9 +44,19 @@ class World:
         self.pair = replace(self.pair, tables=named)
         return self
 
-    async def compare(self, table: str, direction: Direction = "forward", **options: Any) -> TableReport:
+    def job(self, table: str, direction: Direction = "forward", **options: Any) -> Job:
         options = {"control": self.control, "plan_hash": "h", "settle": no_stream, **options}
-        return await run_pass(self.pair, direction, TableName("public", table), self.rules, **options)
+        return Job(self.pair, direction, TableName("public", table), self.rules, **options)
+
+    async def compare(
+        self, table: str, direction: Direction = "forward", progress: Callable[[Progress], Any] | None = None,
+        orphans: int = 0, **options: Any,
+    ) -> TableReport:  # fmt: skip
+        async def told(seen: Progress) -> None:
+            if progress:
+                progress(seen)
+
+        return await run_pass(self.job(table, direction, **options), told, orphans)
 
     async def found(self, report: TableReport) -> dict[str, str]:
         """Differing keys of the table's newest report by kind; composite keys joined with `|`."""

@@ -13,6 +13,7 @@ from cutover.errors import NotYet, StaleAttempt, Unreachable
 from cutover.plan.models import Reconcile
 from cutover.postgres.databases import Pair
 from cutover.reconcile import ranges
+from cutover.reconcile.pace import Pace
 from cutover.reconcile.passes import Progress
 from tests.reconcile.conftest import World, no_stream
 
@@ -164,7 +165,7 @@ async def test_one_side_down_in_the_middle_is_unreachable_and_the_pass_resumes(
             )))  # fmt: skip
 
     with pytest.raises(Unreachable):
-        await world.compare("t", pass_id="p3", progress=cut, busy=0.2)
+        await world.compare("t", pass_id="p3", progress=cut, pace=Pace(busy=0.2))
     await asyncio.gather(*cuts)
     stood = await world.control.fetchval("SELECT rows_source FROM control.pass WHERE id = 'p3'")
     assert 1000 <= stood < 30000

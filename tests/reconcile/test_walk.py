@@ -12,7 +12,7 @@ from cutover.errors import GateClosed, NotYet
 from cutover.plan.models import Table
 from cutover.postgres.buckets import Buckets, Reader, Region, Slices
 from cutover.postgres.identifiers import TableName
-from cutover.reconcile import ranges
+from cutover.reconcile import ranges, spans
 from cutover.reconcile.conflicts import resolve
 from tests.reconcile.conftest import World, found_columns, no_stream
 
@@ -179,7 +179,8 @@ async def test_partitions_are_read_through_their_table_with_their_indexes(
 @pytest.mark.parametrize("key", ["id int PRIMARY KEY", "id public.citext PRIMARY KEY", "id int"])
 async def test_passes_killed_at_random_moments_resume(world: World, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     await small_parts(monkeypatch, 1000)
-    monkeypatch.setattr(ranges, "SHARE_ROWS", 1000)
+    for module in (ranges, spans):
+        monkeypatch.setattr(module, "SHARE_ROWS", 1000)
     monkeypatch.setattr(ranges, "OPEN_ROWS", 300)
     await world.both(f"CREATE EXTENSION citext; CREATE TABLE t ({key}, v text)")
     await world.both("INSERT INTO t SELECT n, 'v' FROM generate_series(1, 8000) AS n; ANALYZE t")

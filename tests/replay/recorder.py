@@ -14,7 +14,7 @@ from typing import Any
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 
-from tests.replay.states import AWAY, STATES, State
+from tests.replay.states import STATES, State
 from tests.workflows.harness import DEADLINE, Harness, running
 from tests.workflows.world import World
 
@@ -87,7 +87,7 @@ async def _execution_status(handle: WorkflowHandle[Any, Any]) -> WorkflowExecuti
 
 
 async def _quiet(harness: Harness, run: str, state: State) -> None:
-    """Until the run says so and nothing of it is in flight, but the activity that waits out an outage."""
+    """Until the run says so and nothing of it is in flight, but activities of a state that is `busy`."""
     try:
         await harness.until(run, state.shown_by, str(state))
     except AssertionError as error:
@@ -95,7 +95,7 @@ async def _quiet(harness: Harness, run: str, state: State) -> None:
 
     async def in_flight() -> bool:
         raw = (await harness.handle(run).describe()).raw_description
-        return raw.HasField("pending_workflow_task") or bool(raw.pending_activities and AWAY not in state.says)
+        return raw.HasField("pending_workflow_task") or bool(raw.pending_activities and not state.busy)
 
     if await _until(in_flight, lambda one: not one):
         raise NotReached(f"{state.name}: an activity or a workflow task of it does not end")

@@ -223,14 +223,26 @@ async def reconciliation(recorder: Recorder) -> None:
         table: dict[str, Any] = {"service": SERVICE, "table": f"{SERVICE}_rows"}
         run = f"{h.plan}/pass"
         h.world.down["bind_plan"] = unreachable()
-        h.world.down["reconcile_table"] = unreachable("database 'trading_engine_db' cannot be reached: ConnectionError")
+        h.world.down["walk_span"] = unreachable("database 'trading_engine_db' cannot be reached: ConnectionError")
         await h.start(ReconciliationWorkflow, run, **table)
         await h.signal(run, "pause", by="erin")
         await outage(recorder, h, run, "bind_plan", "reconciliation-unreachable")
         await recorder.keep(h, run, "reconciliation-paused")
         await h.update(run, "resume", by="erin")
-        await outage(recorder, h, run, "reconcile_table", "reconciliation-pass-unreachable")
+        await outage(recorder, h, run, "walk_span", "reconciliation-pass-unreachable")
         await recorder.keep(h, run, "reconciliation-done")
-        h.world.faults["reconcile_table"] = [refused("no primary key")]
+        h.world.spans, h.world.on["walk_span"] = 3, h.world.never
+        run = f"{h.plan}/large"
+        await h.start(ReconciliationWorkflow, run, **table)
+        await recorder.keep(h, run, "reconciliation-comparing")
+        await h.update(run, "pause", by="erin")
+        await recorder.keep(h, run, "reconciliation-pass-paused")
+        del h.world.on["walk_span"]
+        h.world.frozen_for = HOUR
+        await h.update(run, "resume", by="erin")
+        await recorder.keep(h, run, "reconciliation-frozen")
+        await h.advance(run, HOUR)
+        assert "300 rows" in await h.client.get_workflow_handle(run).result()
+        h.world.faults["walk_span"] = [refused("no primary key")]
         await h.start(ReconciliationWorkflow, f"{h.plan}/failed", **table)
         await recorder.keep(h, f"{h.plan}/failed", "reconciliation-failed")

@@ -23,6 +23,8 @@ class State:
     state: str = "WAITING"
     at: tuple[str, ...] = ()
     closed: Closed = ""
+    #: The run stands there while activities are under way (or are waited out).
+    busy: bool = False
 
     def holds(self, phase: str, state: str, words: str) -> bool:
         return bool(
@@ -51,7 +53,7 @@ def paused(workflow: str) -> State:
 
 
 def unreachable(workflow: str) -> State:
-    return State(f"{workflow}-unreachable", AWAY, at=OUTAGE)
+    return State(f"{workflow}-unreachable", AWAY, at=OUTAGE, busy=True)
 
 
 def parked(name: str, says: str, *at: str, phase: str = ".*") -> State:
@@ -112,7 +114,17 @@ REPLICATION = (
 RECONCILIATION = (
     unreachable("reconciliation"),
     paused("reconciliation"),
-    State("reconciliation-pass-unreachable", AWAY, "reconciliation", at=OUTAGE),
+    State("reconciliation-pass-unreachable", AWAY, "reconciliation", at=OUTAGE, busy=True),
+    State(
+        "reconciliation-comparing",
+        "the pass over",
+        "reconciliation",
+        "RUNNING",
+        at=("passing._walk: workflow.wait_condition",),
+        busy=True,
+    ),
+    State("reconciliation-pass-paused", "'resume'", "reconciliation", "PAUSED", at=PAUSED),
+    State("reconciliation-frozen", "the freeze window to end", "reconciliation", at=("passing._walk: wait",)),
     done("reconciliation"),
     refused("reconciliation-failed", "no primary key"),
 )
@@ -147,7 +159,7 @@ SWITCHOVER = (
     State("switchover-approval-lapsed", "^2 approvals of gate 'write'", "write gate", at=APPROVALS),
     State("switchover-undone", "another attempt", "write switch", at=("writeswitch.switch_writes: wait",)),
     parked("switchover-write-switch-parked", "write switch: undone", "writeswitch._hold: park"),
-    State("switchover-section-unreachable", AWAY, "write switch", at=OUTAGE),
+    State("switchover-section-unreachable", AWAY, "write switch", at=OUTAGE, busy=True),
     State("switchover-deprecation", "the deprecation to last", "deprecation", at=("switchover._deprecate: wait",)),
     State(
         "switchover-deprecation-continued",
@@ -159,7 +171,7 @@ SWITCHOVER = (
     State("switchover-deprecation-resumed", "the deprecation to last", "deprecation"),
     State("switchover-found-switched", "the deprecation to last", "deprecation"),
     parked("switchover-failover", "failover", "run.heed_failover: park", phase="deprecation"),
-    State("switchover-rollback-unreachable", AWAY, "rolling back|write switch", at=OUTAGE),
+    State("switchover-rollback-unreachable", AWAY, "rolling back|write switch", at=OUTAGE, busy=True),
     parked("switchover-rollback-parked", "putting foreign keys back", *PARKED),
     State(
         "switchover-rolled-back",
@@ -251,6 +263,7 @@ NO_STATE = {
     "run.sleep: wait": "the same",
     "run.park: wait": "the same, of every park",
     "run.tell: workflow.wait": "for the server's answer to a signal, when a cancellation has come",
+    "passing._take_back: workflow.wait": "for the answers of spans that were cancelled just now",
     "run.hand_on: workflow.wait_condition": "for handlers in flight, of which none waits",
     "run.end: workflow.wait_condition": "the same",
     "migration._ensure: park": "only where the server refuses to start a child for another reason than a twin",

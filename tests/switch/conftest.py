@@ -20,7 +20,7 @@ from cutover.plan.load import load_text
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import Database, Direction, Pair, Side
 from cutover.postgres.identifiers import TableName
-from cutover.reconcile.passes import run_pass
+from cutover.reconcile.passes import Job, run_pass
 from cutover.settings import Settings
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
@@ -62,10 +62,8 @@ async def verify(env: SwitchEnvironment, direction: Direction = "forward") -> No
 
     async with env.changed(direction) as changed:
         for table in env.pair.tables:
-            report = await run_pass(
-                env.pair, direction, table, env.service.tables[str(table)],
-                control=env.control, plan_hash=env.plan.hash, settle=settle,
-            )  # fmt: skip
+            rules = env.service.tables[str(table)]
+            report = await run_pass(Job(env.pair, direction, table, rules, env.control, env.plan.hash, settle))
             assert await changed.verified(report)
 
 

@@ -15,6 +15,7 @@ from cutover.plan.load import load_text
 from cutover.postgres.applier import applier_session
 from cutover.settings import Settings
 from cutover.switch.environment import SwitchEnvironment
+from tests.passing import make_pass
 from tests.switch.conftest import PLAN
 
 TABLE = "trades"
@@ -34,7 +35,7 @@ async def reconcile(env: SwitchEnvironment, plan_hash: str) -> tuple[int, m.Reso
     dsns = {"CUTOVER_DSN_MONOLITH": pair.monolith.dsn, f"CUTOVER_DSN_{pair.service.upper()}_DB": pair.target.dsn}
     activities = ReconciliationActivities(Context(Settings(dsns), env.control))
     ref = m.Ref(migration="test", plan_hash=plan_hash, service=pair.service)
-    found = await perform(activities.reconcile_table, m.PassRequest(ref=ref, table=TABLE))
+    found = await make_pass(perform, activities, ref, TABLE)
     request = m.ResolveRequest(ref=ref, table=TABLE, report_id=found.report_id)
     resolved = await perform(activities.resolve_conflicts, request) if found.differences else m.Resolved()
     return found.differences, resolved

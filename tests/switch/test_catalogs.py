@@ -16,6 +16,7 @@ from cutover.monitor import catalogs
 from cutover.postgres.databases import Side
 from cutover.switch import finish, reverse, section
 from cutover.switch.environment import SwitchEnvironment
+from tests.passing import make_pass
 from tests.switch.conftest import TABLES, Work, order
 
 ADD = "ALTER TABLE trades ADD COLUMN venue text DEFAULT 'hidden-default' CHECK (venue <> 'hidden-check')"
@@ -99,11 +100,10 @@ async def test_accepting_asks_for_a_service_and_a_reason(env: SwitchEnvironment,
 
 async def test_every_pass_tells_of_a_changed_schema(env: SwitchEnvironment, work: Work) -> None:
     reconciliation = ReconciliationActivities(work.context)
-    request = m.PassRequest(ref=work.ref, table="positions")
-    await work.run(reconciliation.reconcile_table, request)
+    await make_pass(work.run, reconciliation, work.ref, "positions")
     assert await work.alerts("ddl") == []
     await on(env, "monolith", "CREATE INDEX trades_note ON trades (note)")
-    await work.run(reconciliation.reconcile_table, request)
+    await make_pass(work.run, reconciliation, work.ref, "positions")
     (alert,) = await work.alerts("ddl")
     assert "index public.trades.trades_note was added at the monolith" in alert.text
 

@@ -125,3 +125,18 @@ async def test_a_key_that_cannot_be_put_back_is_reported_and_stays_away(world: W
     problems = await crossing.reattach(world.plan, world.pair("trading"), world.control, world.database)
     assert len(problems) == 1
     assert "trades_strategy_id_fkey" in problems[0]
+
+
+async def test_children_without_parents_are_counted_once_nobody_checks_the_key_any_more(world: World) -> None:
+    async def orphans() -> int:
+        return await crossing.orphans(world.plan, "trading", "trades", world.control, world.database)
+
+    for service in world.plan.services:
+        await crossing.capture(world.plan, world.pair(service), world.control)
+    assert await orphans() == 0
+    await crossing.detach(world.plan, world.pair("trading"), world.control)
+    await world.run("monolith", "DELETE FROM users WHERE id = 1")
+    assert await orphans() == 0  # its queue was followed meanwhile
+    await world.run("monolith", "INSERT INTO trades VALUES (77, 9999, NULL), (78, 9999, NULL), (79, 2, 12345)")
+    assert await orphans() == 2
+    assert await crossing.orphans(world.plan, "accounts", "users", world.control, world.database) == 0

@@ -23,6 +23,7 @@ from cutover.postgres.databases import Database
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.steps import STEPS
 from cutover.telemetry import meters, setup
+from tests.passing import make_pass
 from tests.switch.conftest import Work
 from tests.waiting import until
 
@@ -150,7 +151,7 @@ async def test_every_meter_is_recorded_by_the_work_it_measures(
         service = pool.service(env.pair.service)
         await service.execute("UPDATE trades SET note = $1 WHERE id = 5", VALUE, table="trades")
     await work.run(ReplicationActivities(context).backfill_progress)
-    await work.run(ReconciliationActivities(context).reconcile_table, m.PassRequest(ref=work.ref, table="trades"))
+    await make_pass(work.run, ReconciliationActivities(context), work.ref, "trades")
     await work.run(MonitoringActivities(context).sample, m.SampleRequest(ref=work.ref, reads=True))
     change = m.StageChange(ref=work.ref, stage="ready", detail="measured")
     await work.run(PlanActivities(context).set_stage, change)

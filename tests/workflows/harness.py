@@ -16,6 +16,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from tests.workflows.world import World
 from workers.registry import PASSED_THROUGH, WORKFLOWS
+from workers.worker import HEARTBEATS
 from workflows.status import Status
 
 DEADLINE = 30.0
@@ -131,6 +132,9 @@ async def running(environment: WorkflowEnvironment, world: World, queue: str = "
         activities=world.activities(),
         workflow_runner=runner(),
         workflow_failure_exception_types=[],
+        # as the worker has it: a cancellation comes with the answer to a heartbeat
+        max_heartbeat_throttle_interval=HEARTBEATS,
+        default_heartbeat_throttle_interval=HEARTBEATS,
     ):
         try:
             yield harness

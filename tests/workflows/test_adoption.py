@@ -255,7 +255,7 @@ async def test_a_run_that_begins_under_a_replaced_plan_takes_the_one_in_force(ma
         {"plan": harness.plan, "service": SERVICE, "table": f"{SERVICE}_rows", "plan_hash": "hash-1"},
     )
     assert "300 rows" in await handle.result()
-    [request] = [request for name, request in harness.world.calls if name == "reconcile_table"]
+    [request] = [request for name, request in harness.world.calls if name == "walk_span"]
     assert request.ref.plan_hash == "hash-2"
 
 

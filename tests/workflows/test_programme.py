@@ -154,7 +154,7 @@ async def test_a_baseline_or_first_pass_that_fails_may_be_skipped_and_the_stream
     harness.world.stage = "prepared"
     harness.world.faults["record_baseline"] = [refused("no statistics")]
     harness.world.faults["start_stream"] = [refused("wal_level is replica")]
-    harness.world.faults["reconcile_table"] = [refused("no primary key")]
+    harness.world.faults["walk_span"] = [refused("no primary key")]
     run = ids.replication(harness.plan, FIRST)
     await harness.start(ReplicationWorkflow, run, service=FIRST)
 
@@ -200,7 +200,7 @@ async def test_a_pass_with_differences_repairs_them_and_one_that_fails_alerts(ma
     handle = await harness.start(ReconciliationWorkflow, f"{harness.plan}/pass-1", **table)
     assert "3 missing" in await handle.result()
     assert harness.world.count("resolve_conflicts") == 1
-    harness.world.faults["reconcile_table"] = [refused("no primary key")]
+    harness.world.faults["walk_span"] = [refused("no primary key")]
     handle = await harness.start(ReconciliationWorkflow, f"{harness.plan}/pass-2", **table)
     with pytest.raises(WorkflowFailureError):
         await handle.result()

@@ -1,5 +1,6 @@
 """A small world in memory behind the activities' names: what the databases would say, and faults on request."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
@@ -69,6 +70,10 @@ class World:
         self.blocking = 0
         self.unchecked: dict[str, str] = {}
         self.differences = 0
+        #: Into how many spans a pass is cut.
+        self.spans = 1
+        #: The next span walked meets a freeze window of that length.
+        self.frozen_for: timedelta | None = None
         self.on: dict[str, Callable[[], Any]] = {}
 
     def activities(self) -> list[Callable[..., Any]]:
@@ -91,6 +96,12 @@ class World:
 
     def _empty(self, signature: Signature[Any, Any]) -> Any:
         return None if signature.returns is type(None) else signature.returns()
+
+    async def never(self) -> None:
+        """What an activity does that does not end by itself (see `on`)."""
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
 
     def count(self, name: str) -> int:
         return sum(1 for called, _ in self.calls if called == name)
@@ -186,7 +197,16 @@ class World:
         table = m.TableBackfill(table="rows", state="copy", rows=min(polls, 3) * 100, rows_estimated=300, bytes=9000)
         return m.Backfill(complete=polls >= 3, tables=[table])
 
-    def reconcile_table(self, request: m.PassRequest) -> m.PassResult:
+    def open_pass(self, request: m.PassRequest) -> m.PassOpened:
+        return m.PassOpened(spans=self.spans, at_once=2)
+
+    def walk_span(self, request: m.SpanRequest) -> m.SpanWalked:
+        if self.frozen_for is None:
+            return m.SpanWalked()
+        until, self.frozen_for = activity.info().started_time + self.frozen_for, None
+        return m.SpanWalked(frozen_until=until)
+
+    def finish_pass(self, request: m.PassRequest) -> m.PassResult:
         return m.PassResult(table=request.table, rows_source=300, rows_target=300, missing=self.differences)
 
     def sample_thresholds(self, request: m.SampleRequest) -> m.Readings:
