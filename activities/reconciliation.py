@@ -1,7 +1,5 @@
 """Passes and repairs."""
 
-from datetime import timedelta
-
 from temporalio import activity
 
 from activities import models as m
@@ -11,16 +9,15 @@ from activities.context import Context
 from activities.guards import guard_catalogs
 from activities.passes import settling
 from activities.registration import implements
+from cutover.alerts.cases import REMEMBERED, escalate, tell_waiting
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
-from cutover.control import conflicts, reports
+from cutover.control import reports
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import resolve
 
 #: Differences repaired by one activity; what is left is found by the next pass.
 REPAIR_LIMIT = 100_000
-#: The same open cases, seen again within this time, are no news: passes find them every few minutes.
-REMEMBERED = timedelta(hours=1)
 
 
 class ReconciliationActivities:
@@ -53,6 +50,7 @@ class ReconciliationActivities:
         """Settles what the spans have found, and records the report."""
         report = await passes.finish(self.context, request.ref, request.table, request.pass_id)
         plan = await self.context.plan(request.ref)
+        await escalate(self.context.control, report.migration, report.service, webhook=self.webhook)
         return m.PassResult(
             table=request.table,
             direction=report.direction,
@@ -100,20 +98,5 @@ class ReconciliationActivities:
             actor=activity.info().workflow_id or "reconciliation",
             alert=tell,
         )
-        await self._tell_cases(ref, request.table)
+        await tell_waiting(context.control, ref.migration, service, request.table, webhook=self.webhook)
         return m.Resolved(repaired=result.repaired, cases=result.cases)
-
-    async def _tell_cases(self, ref: m.Ref, table: str) -> None:
-        """An alert where a case was opened; read back, so that a kill between case and alert loses nothing."""
-        control, service = self.context.control, self.context.service(ref)
-        waiting = await conflicts.waiting(control, ref.migration, service, table)
-        if waiting is None:
-            return
-        text = (
-            f"{table}: {waiting.count} rows differ that no rule may mend; they wait for a person: "
-            f"cutover conflicts list {ref.migration} --service {service}"
-        )
-        alert = Alert(
-            "conflict-case", "warning", ref.migration, service, text, subject=f"{table}, case {waiting.newest}"
-        )
-        await raise_alert(control, alert, REMEMBERED, webhook=self.webhook)

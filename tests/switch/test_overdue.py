@@ -4,11 +4,13 @@ from datetime import timedelta
 
 from activities import models as m
 from activities.monitoring import MonitoringActivities
+from activities.reconciliation import ReconciliationActivities
 from cutover.alerts.cases import escalate
 from cutover.alerts.store import recent
 from cutover.control import conflicts
 from cutover.switch import gates
 from cutover.switch.environment import SwitchEnvironment
+from tests.passing import make_pass
 from tests.switch.conftest import Work
 
 
@@ -50,3 +52,13 @@ async def test_another_case_that_becomes_overdue_alerts_anew_and_a_decided_one_d
     await conflicts.decide(env.control, "test", first, "alice", "mended")
     assert await escalate(env.control, "test") == 1
     assert await escalate(env.control, "other") == 0
+
+
+async def test_every_pass_escalates_what_is_overdue(env: SwitchEnvironment, work: Work) -> None:
+    await work.run(MonitoringActivities(work.context).sample, m.SampleRequest(ref=work.ref))
+    await overdue_case(env, 2)
+    # both sides agree about that key, so a pass that came after the case closes it; one that still differs stays
+    await env.control.execute("UPDATE control.conflict SET last_at = clock_timestamp() + interval '1 hour'")
+    await make_pass(work.run, ReconciliationActivities(work.context), work.ref, "trades")
+    (alert,) = await work.alerts("conflict-overdue")
+    assert alert.severity == "critical"
