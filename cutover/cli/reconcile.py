@@ -46,9 +46,9 @@ def reconcile(
 ) -> None:
     """Show how both sides compare, table by table, with the keys that differ.
 
-    A report counts while it is not older than the table's `max_lag` and rows still flow in its direction: the rule of
-    the gates. Tables without such a report are compared first, by the workers, with progress on stderr; `--now`
-    compares all chosen tables, `--show` none. Ctrl-C ends the watching, not the pass.
+    A report counts while it is not older than the table's `max_lag` and rows still flow in its direction. Tables
+    without such a report are compared first, by the workers, with progress on stderr; `--now` compares all chosen
+    tables, `--show` none. Ctrl-C ends the watching, not the pass.
 
     `--repair` shows what would be written where and why, asks, writes (only to the side that is not the primary, and
     only rows that have not changed since), and compares every repaired key again. It can be stopped and given again.

@@ -46,7 +46,7 @@ class Found:
 
     @property
     def fresh(self) -> bool:
-        """Whether gates would still go by it: of the direction of now, and not older than the table's max lag."""
+        """Whether it still counts: of the direction of now, and not older than the table's max lag."""
         report = self.report
         return report is not None and report.direction == self.chosen.direction and report.age <= self.chosen.max_lag
 
@@ -135,6 +135,8 @@ def _notes(one: Found, report: TableReport) -> None:
         typer.echo(
             f"{name}: the rows flow {one.chosen.direction} now, and this report is of before: no gate goes by it"
         )
+    if report.replica:
+        typer.echo(f"{name}: the rows were read from a replica: no switch is decided by it")
     for warning in report.warnings:
         typer.echo(f"{name}: {warning}")
     if report.left_out:
