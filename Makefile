@@ -18,7 +18,7 @@ demo-kills: temporal ## the same, with kill -9 of workers and of a traffic proce
 	@$(PYTHON) -m examples.ai_trader.demo --kills
 
 test: temporal ## all tests, on real servers (PYTEST_ARGS="tests/plan -x" for some of them)
-	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

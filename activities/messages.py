@@ -5,6 +5,7 @@ from typing import Literal, cast
 from temporalio import activity
 
 from activities import models as m
+from activities import schedules
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
@@ -25,8 +26,14 @@ class MessageActivities:
 
     @implements(s.RECORD_DECISION)
     async def record_decision(self, decision: m.Decision) -> None:
-        """Idempotent by the decision's key. Raises GateClosed where its evidence stands for nothing."""
+        """Idempotent by the decision's key. Raises GateClosed where its evidence stands for nothing.
+
+        While the migration's or a service's replication run is paused, its passes are not begun either.
+        """
         control, ref = self.context.control, decision.ref
+        if decision.action in ("pause", "resume") and self.context.client and _leads(decision.workflow_id, ref):
+            plan, held = await self.context.plan(ref), decision.action == "pause"
+            await schedules.hold(self.context.client, plan, ref.service, decision.workflow_id, held=held)
         if decision.action in ("approve", "reject"):
             run_id, _, number = decision.key.rpartition("/")
             await approvals.record(
@@ -93,3 +100,8 @@ class MessageActivities:
         ref = request.ref
         alert = Alert(request.kind, request.severity, ref.migration, ref.service, request.text, link, subject)
         await raise_alert(self.context.control, alert, webhook=self.webhook)
+
+
+def _leads(workflow_id: str, ref: m.Ref) -> bool:
+    """Whether passes are held with this run: the migration's own, or a service's replication."""
+    return workflow_id in (f"migration/{ref.migration}", f"migration/{ref.migration}/{ref.service}/replication")

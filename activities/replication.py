@@ -1,24 +1,11 @@
 """Phase 2: baseline, stream, backfill, armed fences, changed keys, schedules, loose keys, gate `ready`."""
 
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from temporalio.client import (
-    Client,
-    Schedule,
-    ScheduleActionStartWorkflow,
-    ScheduleAlreadyRunningError,
-    ScheduleIntervalSpec,
-    ScheduleOverlapPolicy,
-    SchedulePolicy,
-    ScheduleSpec,
-    ScheduleUpdate,
-    ScheduleUpdateInput,
-)
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client
 
 from activities import models as m
-from activities import passes
+from activities import passes, schedules
 from activities import signatures as s
 from activities.checking import check
 from activities.context import Context
@@ -34,11 +21,9 @@ from cutover.reconcile.changed import ChangedKeys
 from cutover.switch import crossing
 from cutover.telemetry.meters import instruments
 
-TASK_QUEUE = "cutover"
 #: What is recorded before the stream starts: the clients' last ten minutes.
 BASELINE_WINDOW = timedelta(minutes=10)
 LAG_SECONDS = 10.0
-CATCHUP = timedelta(minutes=1)
 
 
 class ReplicationActivities:
@@ -105,39 +90,12 @@ class ReplicationActivities:
     @implements(s.CREATE_SCHEDULES)
     async def create_schedules(self, ref: m.Ref) -> m.Facts:
         """A Temporal Schedule for each table, on the table's own (compressed) cadence."""
-        client, plan = self._client(), await self.context.plan(ref)
-        service = self.context.service(ref)
-        for table, rules in plan.service(service).tables.items():
-            schedule = self._schedule(ref, service, table, plan.cadence(rules.reconcile.every))
-            schedule_id = f"{ref.migration}/{service}/{table}"
-            try:
-                await client.create_schedule(schedule_id, schedule)
-            except ScheduleAlreadyRunningError:
-                await client.get_schedule_handle(schedule_id).update(_replacement(schedule))
-        return m.Facts(facts={"schedules": len(plan.service(service).tables)})
-
-    def _schedule(self, ref: m.Ref, service: str, table: str, every: timedelta) -> Schedule:
-        return Schedule(
-            action=ScheduleActionStartWorkflow(
-                "ReconciliationWorkflow",
-                {"plan": ref.migration, "service": service, "table": table, "plan_hash": ref.plan_hash},
-                id=f"migration/{ref.migration}/{service}/{table}/reconciliation",
-                task_queue=TASK_QUEUE,
-            ),
-            spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
-            policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CATCHUP),
-        )
+        plan, service = await self.context.plan(ref), self.context.service(ref)
+        return m.Facts(facts={"schedules": await schedules.create(self._client(), plan, service, ref.plan_hash)})
 
     @implements(s.DELETE_SCHEDULES)
     async def delete_schedules(self, ref: m.Ref) -> m.Facts:
-        client, plan = self._client(), await self.context.plan(ref)
-        service = self.context.service(ref)
-        for table in plan.service(service).tables:
-            try:
-                await client.get_schedule_handle(f"{ref.migration}/{service}/{table}").delete()
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
+        await schedules.delete(self._client(), await self.context.plan(ref), self.context.service(ref))
         return m.Facts()
 
     @implements(s.PROCESS_LOOSE_KEYS)
@@ -181,11 +139,3 @@ class ReplicationActivities:
         if self.context.client is None:
             raise ConfigError("this worker has no Temporal client, so it cannot keep schedules")
         return self.context.client
-
-
-def _replacement(schedule: Schedule) -> Callable[[ScheduleUpdateInput], Awaitable[ScheduleUpdate]]:
-    async def update(former: ScheduleUpdateInput) -> ScheduleUpdate:
-        schedule.state = former.description.schedule.state  # one that a person has paused stays paused
-        return ScheduleUpdate(schedule)
-
-    return update

@@ -1,6 +1,7 @@
-"""What the plan names in the databases beside tables and keys: columns that date rows, and standbys."""
+"""What the plan names in the databases beside tables and keys: columns that date rows, standbys, and replicas."""
 
-from cutover.postgres import repair, standbys
+from cutover.errors import ConfigError
+from cutover.postgres import repair, replicas, standbys
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.suggestions import did_you_mean
 from cutover.preflight.findings import Findings
@@ -8,14 +9,16 @@ from cutover.preflight.subject import Opened, Subject
 
 
 async def check_named(subject: Subject, findings: Findings) -> None:
-    """Every `timestamp` is a column that can date a row; every standby is connected to its server."""
+    """Every `timestamp` is a column that can date a row, every standby is connected, every replica is one."""
     plan = subject.plan
     if subject.monolith:
         await _timestamps(subject, subject.monolith, findings)
         await _standbys(subject.monolith, plan.monolith.standbys, "monolith.standbys", findings)
+        await _replica(subject, subject.monolith, "monolith.replica", findings)
     for service, target in subject.targets.items():
         if target:
             await _standbys(target, plan.services[service].standbys, f"services.{service}.standbys", findings)
+            await _replica(subject, target, f"services.{service}.replica", findings)
 
 
 async def _timestamps(subject: Subject, monolith: Opened, findings: Findings) -> None:
@@ -46,4 +49,18 @@ async def _standbys(opened: Opened, wanted: list[str], field: str, findings: Fin
             f"connected: {listed}",
             "every switch waits for it before its point of no return, and would be undone",
             did_you_mean(name, known) or "connect it, correct its name, or take it out of the plan",
+        )  # fmt: skip
+
+
+async def _replica(subject: Subject, primary: Opened, field: str, findings: Findings) -> None:
+    replica = subject.replicas.get(primary.name)
+    if replica is None:
+        return  # none is named, or it cannot be reached, which has its own finding
+    try:
+        await replicas.require_replica(primary.connection, replica.connection, replica.name)
+    except ConfigError as error:
+        findings.blocking(
+            "not_a_replica", f"plan: {field}", str(error),
+            "scheduled comparisons would read rows of another database, or of none",
+            "correct the DSN of the replica, or take it out of the plan",
         )  # fmt: skip

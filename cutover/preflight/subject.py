@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncpg
 
@@ -37,6 +37,8 @@ class Subject:
     targets: dict[str, Opened | None]
     #: The plan's tables that exist on the monolith.
     tables: dict[TableName, TableInfo]
+    #: Of each database of the plan that names one, by the database's name.
+    replicas: dict[str, Opened | None] = field(default_factory=dict)
 
     def names(self, service: str) -> list[TableName]:
         return [TableName.parse(key) for key in self.plan.services[service].tables]
@@ -85,7 +87,10 @@ async def open_subject(plan: Plan, database: Callable[[str], Database], findings
                     "there is nothing to move under that name",
                     "correct the name in the plan (capitals count), or take the table out",
                 )
-        yield Subject(plan, monolith, targets, tables)
+        named = {plan.monolith.database: plan.monolith.replica}
+        named |= {rules.database: rules.replica for rules in plan.services.values()}
+        replicas = {primary: await _open(stack, name, database, findings) for primary, name in named.items() if name}
+        yield Subject(plan, monolith, targets, tables, replicas)
 
 
 async def _open(

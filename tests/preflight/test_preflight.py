@@ -291,6 +291,16 @@ async def test_a_standby_that_nobody_is_blocks(lookup: Callable[[str], Database]
     assert "'third'" in found[1].what
 
 
+async def test_a_replica_that_is_none_blocks(lookup: Callable[[str], Database], monolith_db: Database) -> None:
+    text = PLAN.replace("mono}", "mono, replica: mono_ro}")
+    elsewhere: Callable[[str], Database] = lambda name: (  # noqa: E731
+        Database(name, monolith_db.dsn) if name == "mono_ro" else lookup(name)
+    )
+    (found,) = blocking(await look(elsewhere, of=load_text(text)))
+    assert (found.code, found.where) == ("not_a_replica", "plan: monolith.replica")
+    assert "'mono_ro' is no replica: it is not in recovery" in found.what
+
+
 async def test_the_exit_status_tells(run: Callable[..., Any], lookup: Callable[[str], Database]) -> None:
     async with lookup("mono").session() as c:
         await c.execute(SOUND)
