@@ -137,6 +137,8 @@ def _notes(one: Found, report: TableReport) -> None:
         )
     if report.replica:
         typer.echo(f"{name}: the rows were read from a replica: no switch is decided by it")
+    if report.orphans:
+        typer.echo(f"{name}: {report.orphans} rows whose loose foreign key points at nothing")
     for warning in report.warnings:
         typer.echo(f"{name}: {warning}")
     if report.left_out:

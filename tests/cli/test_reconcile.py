@@ -101,6 +101,17 @@ async def test_reconcile_show_starts_nothing_and_shows_the_keys_that_differ(desk
     await desk.type("reconcile", "nosuch", "--show", status=1)
 
 
+async def test_what_a_reader_should_know_stands_under_the_table(desk: Desk) -> None:
+    await report(desk, replica=True, orphans=3, warnings=["no primary key"], left_out=["seen (excluded by the plan)"])
+    said = (await desk.type("reconcile", desk.plan, *ONE, "--show")).stdout
+    for words in ("read from a replica", "3 rows whose loose foreign key", "no primary key", "not compared: seen"):
+        assert f"{SERVICE}.{TABLE}: " in said
+        assert words in said
+    await report(desk, direction="reverse")
+    said = (await desk.type("reconcile", desk.plan, *ONE, "--show")).stdout
+    assert "rows flow forward now, and this report is of before" in said
+
+
 async def test_the_json_holds_the_strategys_own_report_under_its_own_names(desk: Desk) -> None:
     await report(desk, {3: "mismatched", 4: "missing", 5: "extra"})
     (facts,) = json.loads((await desk.type("reconcile", desk.plan, *ONE, "--show", "--json", status=1)).stdout)
