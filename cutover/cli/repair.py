@@ -121,18 +121,16 @@ class Part:
 
 async def repair(settings: Settings, control: Control, plan: Plan, chosen: list[Chosen], order: Order) -> int:
     """Plans, asks, repairs; the exit status. Raises Refused while a switch is under way, and what `repairs` raises."""
-    parts = [part for one in chosen if (part := await _part(settings, control, plan, one)) is not None]
-    for part in parts:
-        async with aclosing(part.steps(control, dry_run=True, actor=order.by)) as planned:
-            async for steps in planned:
-                part.keep(steps, order.keys)
+    found = [part for one in chosen if (part := await _part(settings, control, plan, one)) is not None]
+    parts = [part for part in found if await _planned(control, part, order)]
+    whole = len(parts) == len(chosen)
     if not order.as_json:
         _show_plan(parts)
     writes, cases = (sum(part.planned(*actions) for part in parts) for actions in (WRITES, ("case",)))
     acts = bool(writes or cases) and not order.dry_run
     if acts:
         if not order.yes:
-            typer.confirm(_question(parts, writes, cases), abort=True, err=True)
+            typer.confirm(_question(parts, cases), abort=True, err=True)
         await _perform(settings, control, parts, order)
     if order.as_json:
         facts = {"migration": plan.migration, "done": acts, "by": order.by}
@@ -142,9 +140,23 @@ async def repair(settings: Settings, control: Control, plan: Plan, chosen: list[
     elif not order.dry_run:
         typer.echo("nothing to repair")
     if acts:
-        return Exit.REFUSED if any(part.left for part in parts) else Exit.DONE
+        return Exit.DONE if whole and not any(part.left for part in parts) else Exit.REFUSED
     differ = any(count for part in parts for (_, reason), count in part.counts.items() if reason != EQUAL)
-    return Exit.REFUSED if differ or len(parts) < len(chosen) else Exit.DONE
+    return Exit.DONE if whole and not differ else Exit.REFUSED
+
+
+async def _planned(control: Control, part: Part, order: Order) -> bool:
+    """Plans the repair of a table; False (and a line on stderr) where it cannot be repaired at all."""
+    if not part.report.differences:
+        return True
+    try:
+        async with aclosing(part.steps(control, dry_run=True, actor=order.by)) as planned:
+            async for steps in planned:
+                part.keep(steps, order.keys)
+    except GateClosed as error:
+        typer.echo(f"{part.chosen.service}: {error}", err=True)
+        return False
+    return True
 
 
 async def _part(settings: Settings, control: Control, plan: Plan, one: Chosen) -> Part | None:
@@ -167,14 +179,21 @@ async def _part(settings: Settings, control: Control, plan: Plan, one: Chosen) -
     return Part(both, one, service.tables[one.table], report, stream)
 
 
-def _question(parts: list[Part], writes: int, cases: int) -> str:
-    places = sorted({f"the {part.side}'s database {part.database!r}" for part in parts if part.planned(*WRITES)})
-    asked = []
-    if writes:
-        asked.append(f"Write {writes} rows in {' and '.join(places)}")
+def _question(parts: list[Part], cases: int) -> str:
+    """Each database with what would be done there, then the cases."""
+    places: dict[str, Counter[str]] = {}
+    for part in parts:
+        counts = places.setdefault(f"the {part.side}'s database {part.database!r}", Counter())
+        counts.update({action: part.planned(action) for action in WRITES})
+    asked = [
+        ", ".join(f"{action} {counts[action]}" for action in WRITES if counts[action]) + f" rows in {place}"
+        for place, counts in sorted(places.items())
+        if counts.total()
+    ]
     if cases:
-        asked.append(f"{'open' if asked else 'Open'} {cases} cases for a person")
-    return f"{' and '.join(asked)}?"
+        asked.append(f"open {cases} cases for a person")
+    text = " and ".join(asked)
+    return f"{text[0].upper()}{text[1:]}?"
 
 
 async def _perform(settings: Settings, control: Control, parts: list[Part], order: Order) -> None:

@@ -107,7 +107,7 @@ async def test_a_dry_run_says_what_would_be_written_where_by_which_rule_and_writ
 async def test_a_repair_asks_first_and_does_nothing_on_no(place: Place) -> None:
     await place.spoil(*SPOILT)
     asked = await place.repair(answer="n\n", status=1)
-    assert f"Write 3 rows in the service's database '{place.service}_db'?" in asked.stderr
+    assert f"Insert 1, update 1, delete 1 rows in the service's database '{place.service}_db'?" in asked.stderr
     assert await place.at("service", "SELECT note FROM trades WHERE id = 7") == "spoilt"
 
 
@@ -179,6 +179,15 @@ async def test_a_repair_that_is_stopped_goes_on_where_it_was(place: Place, monke
     assert await place.at("service", "SELECT count(*) FROM trades WHERE note = 'spoilt'") == 30
     facts = json.loads((await place.repair("--yes", "--json")).stdout)
     assert facts["tables"][0]["outcomes"] == {"repaired": 30, "equal by now": 20}
+
+
+async def test_a_table_that_cannot_be_repaired_does_not_hold_up_the_others(place: Place) -> None:
+    await place.spoil(*SPOILT, "INSERT INTO positions VALUES (1, 1)")
+    for side in ("monolith", "service"):
+        await place.at(side, "ALTER TABLE positions DROP CONSTRAINT positions_pkey")
+    done = await place.type("reconcile", PLAN_NAME, "--repair", "--yes", status=1)
+    assert "table positions has no key" in done.stderr
+    assert await place.at("service", "SELECT note FROM trades WHERE id = 7") == "row 7"
 
 
 async def test_nothing_is_repaired_while_a_switch_is_under_way_or_without_a_report(place: Place) -> None:
