@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test lint format lock clean bootstrap temporal
+.PHONY: help demo demo-kills test test-versions prove-reconcile lint format lock clean bootstrap temporal
 
 help: ## show this list
 	@echo "cutover: the tables of a monolithic PostgreSQL database into one database per service"
@@ -19,6 +19,9 @@ demo-kills: temporal ## the same, with kill -9 of workers and of a traffic proce
 
 test: temporal ## all tests, on real servers (PYTEST_ARGS="tests/plan -x" for some of them)
 	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+test-versions: temporal ## comparisons between every two versions of PostgreSQL that are supported
+	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGS) tests/reconcile/test_versions.py
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint
