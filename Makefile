@@ -4,7 +4,8 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test bench-reconcile bench-final-compare lint format lock clean bootstrap temporal
+.PHONY: help demo demo-kills test test-versions prove-reconcile bench-reconcile bench-final-compare
+.PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
 	@echo "cutover: the tables of a monolithic PostgreSQL database into one database per service"
@@ -25,6 +26,9 @@ bench-reconcile: bootstrap ## what a comparison costs, beside the floor and othe
 
 bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and at 20 M rows (ROWS_SMALL, ROWS_LARGE)
 	@$(PYTHON) -m bench.final_compare
+
+test-versions: temporal ## comparisons between every two versions of PostgreSQL that are supported
+	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGS) tests/reconcile/test_versions.py
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

@@ -46,7 +46,8 @@ _OWN_OF = {
 
 #: Earliest time of which the second half is hashed by `date_bin`; it would leave the type's range before it.
 _EARLY = "4713-01-01 00:00:00 BC"
-_HIGH_HALF = "'4294967296 microseconds'::interval"
+#: 2^32 microseconds; written as a time, for 14 reads no number of that size in an interval.
+_HIGH_HALF = "'01:11:34.967296'::interval"
 
 
 def _times(function: str, kind: str) -> Callable[[str, str, str], str]:
