@@ -23,7 +23,7 @@ from cutover.postgres import epoch
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
-from cutover.reconcile.passes import run_pass
+from cutover.reconcile.passes import Job, run_pass
 from cutover.streams.logical import LogicalStream
 
 #: As the switch has it.
@@ -68,9 +68,7 @@ async def measure(both: Ground, control: Control, rows: int, keys: int, rounds: 
     verdicts: list[float] = []
     async with ChangedKeys(pair, "forward", control) as changed, source.session() as writer:
         await changed.prepare()
-        report = await run_pass(
-            pair, "forward", pair.tables[0], Table(), control=control, plan_hash="bench", settle=settle
-        )
+        report = await run_pass(Job(pair, "forward", pair.tables[0], Table(), control, "bench", settle))
         if report.missing or report.extra or report.mismatched or not await changed.verified(report):
             raise RuntimeError(f"the pass over {table} went wrong: {report}")
         for _ in range(rounds + 1):

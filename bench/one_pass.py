@@ -25,24 +25,26 @@ from cutover.plan.models import Reconcile, Table
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import key_from_json
-from cutover.reconcile.passes import Settle, run_pass
+from cutover.reconcile.pace import Pace, looking
+from cutover.reconcile.passes import Job, Settle, run_pass
 from cutover.streams.logical import LogicalStream
 
 #: Where the kernel's tcp_info has tcpi_bytes_acked and tcpi_bytes_received (Linux 4.1 and newer).
 _TCP_BYTES = struct.Struct("@QQ")
 _TCP_BYTES_AT = 120
+#: Seconds of lag from which a pass gives way: half of the plan's default `max_lag`.
+LAG_LIMIT = 300.0
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to compare. With `stream`, the pass settles by markers through the pair's logical stream."""
+    """What to compare. With `stream`, it settles by markers through the pair's logical stream, and heeds them as workers do."""
 
     source: str
     target: str
     control: str
     table: str
     stream: bool = False
-    busy: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,20 @@ async def still() -> None:
 async def run(wanted: Wanted) -> Outcome:
     pair = pair_of(wanted)
     settle: Settle = still
+    pace = Pace()
     if wanted.stream:
         stream = LogicalStream(pair, "forward")
 
         async def settle() -> None:
             await stream.await_marker(await stream.put_marker(), 30.0)
 
+        pace = Pace(look=looking(stream, 30.0), lag_limit=LAG_LIMIT)
+
     rules = Table(reconcile=Reconcile(max_lag=timedelta(minutes=5)))
     control = await Control.open(Database("control", wanted.control))
     try:
         started = time.monotonic()
-        report = await run_pass(
-            pair, "forward", pair.tables[0], rules,
-            control=control, plan_hash="bench", settle=settle, busy=wanted.busy,
-        )  # fmt: skip
+        report = await run_pass(Job(pair, "forward", pair.tables[0], rules, control, "bench", settle, pace=pace))
         seconds = time.monotonic() - started
         memory = _most_memory()
         found = await reports.open_differences(control, "bench", "svc", report.table, limit=1_000_000)

@@ -11,6 +11,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from cutover.errors import NotYet
+from cutover.streams.base import Stream
+
 #: Seconds between two looks.
 EVERY = 2.0
 #: Looks before the first statement, whose median says what a write costs without us.
@@ -32,6 +35,24 @@ class Pressure:
 
     write: float
     lag: float
+
+
+def looking(stream: Stream, lag_limit: float) -> Callable[[], Coroutine[Any, Any, Pressure]]:
+    """A look by a marker of the stream: the seconds that its commit takes, and those until it is applied.
+
+    One that does not arrive within `lag_limit` seconds counts as infinitely late.
+    """
+
+    async def look() -> Pressure:
+        started = time.monotonic()
+        marker = await stream.put_marker()
+        write = time.monotonic() - started
+        try:
+            return Pressure(write, await stream.await_marker(marker, lag_limit))
+        except NotYet:
+            return Pressure(write, float("inf"))
+
+    return look
 
 
 @dataclass
