@@ -38,7 +38,7 @@ LAG_LIMIT = 300.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to compare. With `stream`, it settles by markers through the pair's logical stream, and heeds them as workers do."""
+    """What to compare. With `stream`, the pass settles by its markers, and heeds them as workers do."""
 
     source: str
     target: str
