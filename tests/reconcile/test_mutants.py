@@ -32,6 +32,7 @@ def key_only_xored(patch: pytest.MonkeyPatch) -> None:
 
 
 def own_hash_of_numeric(patch: pytest.MonkeyPatch) -> None:
+    patch.delitem(columns.NEWER, "numeric")
     patch.setitem(columns._OWN_OF, 1700, "numeric")
     patch.setitem(columns.OWN, "numeric", columns._plain("hash_numeric_extended"))
     patch.setitem(columns.PROBES, "numeric", ("1", "2.5"))
@@ -46,6 +47,7 @@ def own_hash_of_float(patch: pytest.MonkeyPatch) -> None:
 
 
 def own_hash_of_timestamps(patch: pytest.MonkeyPatch) -> None:
+    patch.delitem(columns.NEWER, "timestamp")
     patch.setitem(columns.OWN, "timestamp", columns._plain("timestamp_hash_extended"))
 
 
