@@ -5,6 +5,7 @@ All columns are compared. Their settings are the best of those that were tried (
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.ground import CHANGES, DATABASE, Ground
+from cutover.devstack.cluster import SUPERUSER
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,13 +47,16 @@ class Tool:
     def compare(self, ground: Ground, table: str, *options: str) -> tuple[float, set[int]]:
         """Seconds, and the keys that it reports. `options` come after its best settings and win."""
         columns = [word for column in CHANGES for word in ("-c", column)]
-        source, target = (cluster.dsn(DATABASE) for cluster in ground.both)
+        # data-diff does not take a DSN without a password; the servers trust everybody on loopback
+        source, target = (c.dsn(DATABASE).replace(f"{SUPERUSER}@", f"{SUPERUSER}:unused@") for c in ground.both)
         command = [
             str(self._folder / "bin" / self.name), source, table, target, table, "-k", "id", *columns, "--json",
             *self.options, *options,
         ]  # fmt: skip
         started = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # their printer breaks lines at the width of the terminal
+        environment = {**os.environ, "COLUMNS": "1000000"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         seconds = time.monotonic() - started
         if done.returncode:
             raise RuntimeError(f"{self.name} failed: {done.stderr[-2000:]}")
@@ -65,6 +70,6 @@ def _key(line: list[object]) -> int:
     return int(values[0])
 
 
-RELADIFF = Tool("reladiff", ("--threads", "2"))
-DATA_DIFF = Tool("data-diff", ("--no-tracking", "--threads", "2"))
+RELADIFF = Tool("reladiff", ("--threads", "4"))
+DATA_DIFF = Tool("data-diff", ("--no-tracking", "--threads", "4"))
 TOOLS = (RELADIFF, DATA_DIFF)
