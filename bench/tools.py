@@ -58,7 +58,8 @@ class Tool:
         environment = {**os.environ, "COLUMNS": "1000000"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         seconds = time.monotonic() - started
-        if done.returncode:
+        # they log an error in the middle, and end with 0 all the same
+        if done.returncode or " ERROR " in done.stderr:
             raise RuntimeError(f"{self.name} failed: {done.stderr[-2000:]}")
         return seconds, {_key(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[")}
 
@@ -70,6 +71,6 @@ def _key(line: list[object]) -> int:
     return int(values[0])
 
 
-RELADIFF = Tool("reladiff", ("--threads", "4"))
+RELADIFF = Tool("reladiff", ("--skip-sort-results", "--threads", "4"))
 DATA_DIFF = Tool("data-diff", ("--no-tracking", "--threads", "4"))
 TOOLS = (RELADIFF, DATA_DIFF)
