@@ -71,6 +71,6 @@ def _key(line: list[object]) -> int:
     return int(values[0])
 
 
-RELADIFF = Tool("reladiff", ("--skip-sort-results", "--threads", "4"))
+RELADIFF = Tool("reladiff", ("--skip-sort-results", "--threads", "4", "--bisection-threshold", "200000"))
 DATA_DIFF = Tool("data-diff", ("--no-tracking", "--threads", "4"))
 TOOLS = (RELADIFF, DATA_DIFF)
