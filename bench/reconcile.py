@@ -115,7 +115,7 @@ class Bench:
             tool = self.faster(state)
             if state == "cold":
                 self.ground.chill()
-            seconds, keys = tool.compare(self.ground, TABLE, *tool.scattered)
+            seconds, keys = tool.compare(self.ground, TABLE)
             say(f"  {tool.name} reports {len(keys & rows.keys.keys())} of the {len(rows.keys)} keys")
             # data-diff does not see one of the kinds of change; far fewer means that it broke off
             if len(keys & rows.keys.keys()) < 0.8 * len(rows.keys):

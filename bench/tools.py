@@ -24,8 +24,6 @@ class Tool:
 
     name: str
     options: tuple[str, ...]
-    #: What makes it faster where some thousand rows differ.
-    scattered: tuple[str, ...] = ()
 
     @property
     def _folder(self) -> Path:
@@ -73,6 +71,6 @@ def _key(line: list[object]) -> int:
     return int(values[0])
 
 
-RELADIFF = Tool("reladiff", ("--skip-sort-results", "--threads", "4"), ("--bisection-threshold", "100000"))
+RELADIFF = Tool("reladiff", ("--skip-sort-results", "--threads", "4", "--bisection-threshold", "200000"))
 DATA_DIFF = Tool("data-diff", ("--no-tracking", "--threads", "4"))
 TOOLS = (RELADIFF, DATA_DIFF)
