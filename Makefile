@@ -27,8 +27,12 @@ bench-reconcile: bootstrap ## what a comparison costs, beside the floor and othe
 bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and at 20 M rows (ROWS_SMALL, ROWS_LARGE)
 	@$(PYTHON) -m bench.final_compare
 
-test-versions: temporal ## comparisons between every two versions of PostgreSQL that are supported
-	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGS) tests/reconcile/test_versions.py
+test-versions: bootstrap ## comparisons between every two versions of PostgreSQL, some minutes
+	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest $(PYTEST_ARGS) tests/reconcile/test_versions.py
+
+prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and full sizes, about half an hour
+	@CUTOVER_PROVE_SEEDS=10 CUTOVER_PROVE_SIZES=full CUTOVER_PROVE_LIVE_SECONDS=60 $(PYTHON) -m pytest $(PYTEST_ARGS) \
+		$(addprefix tests/reconcile/test_,$(addsuffix .py,corruption live kills sizes mutants collations bad_input))
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint
