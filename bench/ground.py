@@ -1,7 +1,7 @@
 """The ground of a benchmark: two real clusters with the same rows, and what makes rows differ for a while.
 
 The servers are the development stack's own, with settings such as a server of this size would have: durable writes,
-and a buffer cache that holds the table of the default size. Autovacuum is off, so that it does not fall into one of the rounds.
+and a buffer cache that holds the table of the default size. Autovacuum is off, so that it does not fall into a round.
 """
 
 import os
