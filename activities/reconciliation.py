@@ -1,5 +1,7 @@
 """Passes and repairs."""
 
+from contextlib import aclosing
+
 from temporalio import activity
 
 from activities import models as m
@@ -14,10 +16,7 @@ from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.control import reports
 from cutover.postgres.identifiers import TableName
-from cutover.reconcile.conflicts import resolve
-
-#: Differences repaired by one activity; what is left is found by the next pass.
-REPAIR_LIMIT = 100_000
+from cutover.reconcile.conflicts import Resolution, repairs
 
 
 class ReconciliationActivities:
@@ -75,28 +74,26 @@ class ReconciliationActivities:
 
     @implements(s.RESOLVE_CONFLICTS)
     async def resolve_conflicts(self, request: m.ResolveRequest) -> m.Resolved:
-        """The plan's rule for the confirmed differences of the newest report."""
-        context, ref = self.context, request.ref
+        """The plan's rule for the confirmed differences of the newest report, page by page, however many there are."""
+        context, ref, table = self.context, request.ref, request.table
         service = context.service(ref)
         plan, pair, direction = await context.plan(ref), await context.pair(ref), await context.direction(ref)
-        differing = await reports.open_differences(
-            context.control, ref.migration, service, request.table, limit=REPAIR_LIMIT
-        )
-
-        async def tell(text: str) -> None:
-            alert = Alert("conflict", "warning", ref.migration, service, text, subject=request.table)
-            await raise_alert(context.control, alert, webhook=self.webhook)
-
-        result = await resolve(
-            pair,
-            direction,
-            TableName.parse(request.table),
-            plan.service(service).tables[request.table],
-            differing,
-            context.control,
-            await settling(context, ref, direction),
-            actor=activity.info().workflow_id or "reconciliation",
-            alert=tell,
-        )
+        rules = plan.service(service).tables[table]
+        report = await reports.latest(context.control, ref.migration, service, table)
+        result = Resolution()
+        if report is not None:
+            work = repairs(
+                pair, direction, TableName.parse(table), rules, reports.pages_of(context.control, report),
+                context.control, await settling(context, ref, direction),
+                actor=activity.info().workflow_id or "reconciliation",
+            )  # fmt: skip
+            async with aclosing(work):
+                async for steps in work:
+                    result.count(steps)
+                    if text := result.told(rules):
+                        # after each batch, so that a kill loses none; alerts that repeat are counted, not sent
+                        told = Alert("conflict", "warning", ref.migration, service, f"{service}.{table}: {text}",
+                                     subject=table)  # fmt: skip
+                        await raise_alert(context.control, told, webhook=self.webhook)
         await tell_waiting(context.control, ref.migration, service, request.table, webhook=self.webhook)
         return m.Resolved(repaired=result.repaired, cases=result.cases)
