@@ -109,11 +109,9 @@ class SwitchActivities:
         """Flip the read flag and wait until every live instance follows it."""
         control, ref = self.context.control, change.ref
         service = self.context.service(ref)
-        route = await flags.get(control, ref.migration, service)
-        if route.read_from_new != change.read_from_new:
-            route = await flags.set_read_from_new(
-                control, ref.migration, service, change.read_from_new, actor=activity.info().workflow_id or "workflow"
-            )
+        route = await flags.set_read_from_new(
+            control, ref.migration, service, change.read_from_new, actor=activity.info().workflow_id or "workflow"
+        )
         acks = await instances.await_acknowledged(
             control, ref.migration, service, revision=route.revision, timeout=ACKNOWLEDGE
         )

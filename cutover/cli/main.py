@@ -3,7 +3,20 @@
 import typer
 
 from cutover import __version__
-from cutover.cli import conflicts, dev, diff, doctor, operations, plan, preflight, reconcile, runs, status
+from cutover.cli import (
+    conflicts,
+    dev,
+    diff,
+    doctor,
+    flags,
+    fleet,
+    operations,
+    plan,
+    preflight,
+    reconcile,
+    runs,
+    status,
+)
 
 app = typer.Typer(
     name="cutover",
@@ -14,6 +27,7 @@ app = typer.Typer(
 app.add_typer(dev.app, name="dev")
 app.add_typer(plan.app, name="plan")
 app.add_typer(conflicts.app, name="conflicts")
+app.add_typer(flags.app, name="flags")
 app.command("preflight")(preflight.preflight)
 for command in (
     operations.setup,
@@ -31,6 +45,7 @@ for command in (
     diff.diff,
     runs.history,
     doctor.doctor,
+    fleet.fleet,
 ):
     app.command(command.__name__)(command)
 

@@ -19,6 +19,7 @@ from cutover.control import conflicts, reports, stages
 from cutover.control.database import Control
 from cutover.errors import Exit
 from cutover.flags import store as flags
+from cutover.flags.store import Route
 from cutover.settings import Settings
 from workflows import ids
 from workflows.status import Status
@@ -59,7 +60,7 @@ async def look_at_services(opened: Control, found: Overview) -> None:
                 service=name,
                 stage=staged[name].stage if name in staged else "",
                 writable=route.primary_side,
-                reads="service" if route.read_from_new else "monolith",
+                reads=_reads(route),
                 epoch=route.epoch,
                 paused=route.pause_id is not None,
                 differences=sum(r.differences for r in last) if last else None,
@@ -70,6 +71,13 @@ async def look_at_services(opened: Control, found: Overview) -> None:
         )
     found.services = lines
     found.checklist = await read_checklist(opened, found.migration)
+
+
+def _reads(route: Route) -> str:
+    """The side of the `stale_ok` reads; a share of them is named as one."""
+    if 0 < route.percentage < 100:
+        return f"{route.percentage} % service"
+    return "service" if route.percentage else "monolith"
 
 
 def _lag(runs: list[Status], migration: str, service: str) -> float | None:

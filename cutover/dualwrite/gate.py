@@ -153,6 +153,7 @@ class Gate:
                 epoch=max(epoch, self.route.epoch),
                 write_to_new_primary=service,
                 read_from_new=service or self.route.read_from_new,
+                percentage=100 if service else self.route.percentage,
                 pause_id=None,
                 pause_started_at=None,
                 pause_limit_ms=None,

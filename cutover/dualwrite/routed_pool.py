@@ -28,6 +28,7 @@ from cutover.dualwrite.routing import before_preparation
 from cutover.dualwrite.service_pool import ServicePool
 from cutover.dualwrite.watcher import Watcher
 from cutover.errors import ConfigError, CutoverError, Unreachable
+from cutover.flags import instances
 from cutover.flags.instances import Instance
 from cutover.monitor import statistics
 from cutover.monitor.statistics import Collector
@@ -88,6 +89,7 @@ class RoutedPool:
         control: Database,
         database: Databases,
         application: str,
+        version: str = "",
         min_size: int = 0,
         max_size: int = 10,
         tables: Mapping[str, str] | None = None,
@@ -98,6 +100,7 @@ class RoutedPool:
     ) -> Self:
         """Registers this process, reads its routes and begins to follow them.
 
+        `application` and its `version` are what `cutover fleet` shows of this process.
         `database` names the two databases of a service, by its side. `tables` maps a table to its service, so that a
         wrong `table=` is refused. `min_size` and `max_size` count connections per database; `options` go to
         `asyncpg.create_pool`. `patience`: seconds for which an operation looks for a database that is away.
@@ -110,7 +113,7 @@ class RoutedPool:
         lease = Lease()
         gates = {s: Gate(before_preparation(migration, s), lease, max_held=max_held) for s in services}
         name = f"{application}-{secrets.token_hex(4)}"
-        instance = Instance(name, socket.gethostname(), os.getpid(), application)
+        instance = Instance(name, socket.gethostname(), os.getpid(), application, version)
         opened = await _open_control(control, open_timeout)
         watcher = Watcher(opened, control, migration, instance, gates, lease)
         pools = Pools(application=application, min_size=min_size, max_size=max_size, options=options)
@@ -203,6 +206,7 @@ class RoutedPool:
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + random.uniform(0.5, 1.0) * PRUNE_EVERY
                     await statistics.prune(self._watcher.control)
+                    await instances.forget_lapsed(self._watcher.control, self._watcher.migration)
 
 
 def _both_sides(database: Databases, service: str) -> dict[Side, Database]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from cutover.flags.share import bucket
 from cutover.flags.store import Route
 from cutover.monitor import statistics
 from cutover.postgres.databases import Side
@@ -19,6 +20,8 @@ class Access:
 
     operation: Operation
     read: ReadClass = "read_your_writes"
+    #: Of a `stale_ok` read, 0 to 99: it goes to the new side at every percentage above.
+    bucket: int = 99
 
     @property
     def measured(self) -> statistics.Operation:
@@ -33,13 +36,17 @@ class Access:
 
 WRITE = Access("write")
 READ = Access("read")
-STALE_READ = Access("read", "stale_ok")
+
+
+def reading(service: str, read: ReadClass, key: object = None) -> Access:
+    """What a read wants; a `stale_ok` one with the same key stays on one side while a share grows."""
+    return READ if read == "read_your_writes" else Access("read", read, bucket(service, key))
 
 
 def side_for(route: Route, access: Access) -> Side:
-    """Writes and the reads that must see them: the primary. Others: the service, once its flag says so."""
+    """Writes and the reads that must see them: the primary. Others: the service, for the share that the flag names."""
     if access.stale_ok:
-        return "service" if route.read_from_new else "monolith"
+        return "service" if access.bucket < route.percentage else "monolith"
     return route.primary_side
 
 

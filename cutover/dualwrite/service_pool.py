@@ -13,7 +13,7 @@ from cutover.dualwrite.errors import Fenced, HeldTooLong, WriteInRead
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.lending import Lender, Lent, Surroundings
 from cutover.dualwrite.measure import Recorder, Trial, verb_of
-from cutover.dualwrite.routing import READ, STALE_READ, WRITE, Access, ReadClass
+from cutover.dualwrite.routing import WRITE, Access, ReadClass, reading
 from cutover.dualwrite.statements import writes
 from cutover.dualwrite.transactions import lent_transaction
 from cutover.errors import Unreachable
@@ -42,24 +42,29 @@ class ServicePool(Lender):
         sql: str,
         *args: object,
         read: ReadClass = "read_your_writes",
+        key: object = None,
         write: bool | None = None,
         table: str | None = None,
         timeout: float | None = None,
     ) -> list[asyncpg.Record]:
-        """All rows. A statement that writes (INSERT … RETURNING) is treated as a write; `write=True` says so."""
-        return await self._statement(lambda c: c.fetch(sql, *args, timeout=timeout), sql, read, write, table)
+        """All rows. A statement that writes (INSERT … RETURNING) is treated as a write; `write=True` says so.
+
+        `key` is whose rows are read (a user, an account): a share of the `stale_ok` reads moves key by key.
+        """
+        return await self._statement(lambda c: c.fetch(sql, *args, timeout=timeout), sql, read, write, table, key)
 
     async def fetchrow(
         self,
         sql: str,
         *args: object,
         read: ReadClass = "read_your_writes",
+        key: object = None,
         write: bool | None = None,
         table: str | None = None,
         timeout: float | None = None,
     ) -> asyncpg.Record | None:
         """The first row, or None."""
-        return await self._statement(lambda c: c.fetchrow(sql, *args, timeout=timeout), sql, read, write, table)
+        return await self._statement(lambda c: c.fetchrow(sql, *args, timeout=timeout), sql, read, write, table, key)
 
     async def fetchval(
         self,
@@ -67,13 +72,14 @@ class ServicePool(Lender):
         *args: object,
         column: int = 0,
         read: ReadClass = "read_your_writes",
+        key: object = None,
         write: bool | None = None,
         table: str | None = None,
         timeout: float | None = None,
     ) -> Any:
         """One value of the first row, or None."""
         return await self._statement(
-            lambda c: c.fetchval(sql, *args, column=column, timeout=timeout), sql, read, write, table
+            lambda c: c.fetchval(sql, *args, column=column, timeout=timeout), sql, read, write, table, key
         )
 
     async def execute(self, sql: str, *args: object, table: str | None = None, timeout: float | None = None) -> str:
@@ -116,12 +122,13 @@ class ServicePool(Lender):
         read: ReadClass,
         write: bool | None,
         table: str | None,
+        key: object = None,
     ) -> T:
         write = writes(sql) if write is None else write
         if write and read == "stale_ok":
             raise WriteInRead(f"{self.service}: a statement that writes cannot be a stale_ok read; leave `read` out")
         self._same_service(table, writing=write)
-        access = WRITE if write else STALE_READ if read == "stale_ok" else READ
+        access = WRITE if write else reading(self.service, read, key)
         verb = verb_of(sql)
         with self._recorder.operation(access, table, verb) as trial:
             return await self._until_answered(lambda: self._once(call, access, verb, trial), trial)
@@ -193,7 +200,12 @@ class ServicePool(Lender):
 
     @asynccontextmanager
     async def acquire(
-        self, *, write: bool = True, read: ReadClass = "read_your_writes", table: str | None = None
+        self,
+        *,
+        write: bool = True,
+        read: ReadClass = "read_your_writes",
+        key: object = None,
+        table: str | None = None,
     ) -> AsyncIterator["Connection"]:
         """A connection for the block. A switch waits for the block's end, so keep it short.
 
@@ -201,7 +213,7 @@ class ServicePool(Lender):
         Raises what `transaction` raises; a write whose answer was lost is UnknownOutcome.
         """
         if not write:
-            async with self.transaction(readonly=True, read=read, table=table) as connection:
+            async with self.transaction(readonly=True, read=read, key=key, table=table) as connection:
                 yield connection
             return
         self._same_service(table, writing=True)
@@ -230,21 +242,22 @@ class ServicePool(Lender):
         isolation: Isolation | None = None,
         readonly: bool = False,
         read: ReadClass = "read_your_writes",
+        key: object = None,
     ) -> AsyncIterator["Connection"]:
         """A transaction on the side where it began; committed at the block's end, rolled back on any error.
 
         Raises Fenced, HeldTooLong and Unreachable where nothing was done, TransactionAborted where COMMIT was
         answered with ROLLBACK, UnknownOutcome where the connection died in COMMIT, SpansServices.
         """
-        access = self._block_access(readonly, read)
+        access = self._block_access(readonly, read, key)
         with self._recorder.operation(access, table, "TRANSACTION") as trial:
             async with self._transaction(trial, table, isolation, access) as connection:
                 yield connection
 
-    def _block_access(self, readonly: bool, read: ReadClass) -> Access:
+    def _block_access(self, readonly: bool, read: ReadClass, key: object) -> Access:
         if read == "stale_ok" and not readonly:
             raise WriteInRead(f"{self.service}: a stale_ok transaction has to be read-only")
-        return WRITE if not readonly else STALE_READ if read == "stale_ok" else READ
+        return reading(self.service, read, key) if readonly else WRITE
 
     @asynccontextmanager
     async def _transaction(
@@ -266,6 +279,7 @@ class ServicePool(Lender):
         read_only: bool = False,
         isolation: Isolation | None = None,
         read: ReadClass = "read_your_writes",
+        key: object = None,
     ) -> T:
         """Runs `fn(connection)` in a transaction, again where nothing was done: at most `attempts` times.
 
@@ -273,7 +287,7 @@ class ServicePool(Lender):
         Never again: UnknownOutcome, and whatever `fn` raises of its own. `fn` may run several times: effects
         outside the database do not belong in it.
         """
-        access = self._block_access(read_only, read)
+        access = self._block_access(read_only, read, key)
         with self._recorder.operation(access, table, "TRANSACTION") as trial:
             for left in range(max(attempts, 1) - 1, -1, -1):
                 try:

@@ -7,7 +7,6 @@ the gates keep their last routes, and the lease runs out by itself.
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import asyncpg
 
 from cutover.control.database import Control
 from cutover.dualwrite.gate import Gate, Lease
-from cutover.errors import CutoverError, Unreachable
+from cutover.errors import CutoverError
 from cutover.flags import instances, store
 from cutover.flags.instances import Instance
+from cutover.flags.listening import listen
 from cutover.postgres.databases import CONNECTION_ERRORS, Database
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ POLL = 0.25
 ANSWER = 1.5
 #: Taken off the lease, for clocks that do not run alike.
 DRIFT = 0.25
-BACK_OFF = (0.1, 5.0)
 
 #: What the control database may answer with; none of it ends the loop.
 _FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
@@ -49,7 +48,7 @@ class Watcher:
 
     def __post_init__(self) -> None:
         self._wake = asyncio.Event()
-        self._sent: dict[str, tuple[int, str | None]] = {}
+        self._sent: dict[str, tuple[int, str | None, int]] = {}
         self._renewed = 0.0
         self._reachable = True
         for gate in self.gates.values():
@@ -62,7 +61,10 @@ class Watcher:
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(), name="cutover-listen")
+            tasks.create_task(
+                listen(self.database, store.CHANNEL, self._notified, self.wake, name="cutover route listener"),
+                name="cutover-listen",
+            )
             tasks.create_task(self._follow(), name="cutover-follow")
 
     async def beat(self) -> None:
@@ -73,10 +75,10 @@ class Watcher:
         due = sent_at - self._renewed >= instances.RENEW_EVERY.total_seconds() or not fresh
         for service, gate in self.gates.items():
             # the pause as it stands at this moment: what is said here must be true when it is sent
-            acknowledgement = (gate.revision_seen, gate.acknowledgeable)
+            revision, pause, epoch = acknowledgement = (gate.revision_seen, gate.acknowledgeable, gate.route.epoch)
             if due or self._sent.get(service) != acknowledgement:
                 await self._answered(
-                    instances.renew(self.control, self.instance, self.migration, service, *acknowledgement)
+                    instances.renew(self.control, self.instance, self.migration, service, revision, pause, epoch=epoch)
                 )
                 self._sent[service] = acknowledgement
         if not due:
@@ -128,34 +130,7 @@ class Watcher:
             )
         self._reachable = reachable
 
-    async def _listen(self) -> None:
-        delay = BACK_OFF[0]
-        while True:
-            try:
-                await self._hear()
-                delay = BACK_OFF[0]
-            except _FAILURES as error:
-                _log.debug("listening for routes: %s", type(error).__name__)
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, BACK_OFF[1])
-
-    async def _hear(self) -> None:
-        """Listens until the connection is lost."""
-        lost = asyncio.Event()
-        async with self.database.session("cutover route listener") as connection:
-            connection.add_termination_listener(lambda _connection: lost.set())
-            await connection.add_listener(store.CHANNEL, self._notified)
-            self.wake()
-            while not lost.is_set():
-                try:
-                    async with asyncio.timeout(30):
-                        await lost.wait()
-                except TimeoutError:
-                    # a half-open connection says nothing for ever; a question finds out
-                    await connection.fetchval("SELECT 1", timeout=ANSWER)
-        raise Unreachable("the connection that listens for routes was lost")
-
-    def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        migration, _, service = str(payload).partition("/")
+    def _notified(self, payload: str) -> None:
+        migration, _, service = payload.partition("/")
         if migration == self.migration and service in self.gates:
             self.wake()

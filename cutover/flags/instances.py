@@ -33,6 +33,8 @@ class Instance:
     host: str = ""
     pid: int = 0
     application: str = ""
+    #: Of the application, as it says of itself.
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,25 @@ async def renew(
     revision: int,
     pause_acked: str | None = None,
     lease: timedelta = LEASE,
+    *,
+    epoch: int = 0,
 ) -> Route | None:
     """Renew the lease and say what is acknowledged: one upsert, which also returns the route of now (None: no flags).
 
-    `revision` is the newest revision of the route that this instance follows with every new request; `pause_acked` is
-    the pause for which none of its transactions is open any more.
+    `revision` is the newest revision of the route that this instance follows with every new request, `epoch` the one
+    that it writes under; `pause_acked` is the pause for which none of its transactions is open any more.
     """
     row = await control.fetchrow(
         "WITH renewed AS ("
-        "  INSERT INTO control.instance (migration, service, id, lease_until, revision_acked, pause_acked, host, pid, application)"  # noqa: E501
-        "  VALUES ($1, $2, $3, clock_timestamp() + $4::interval, $5, $6, $7, $8, $9)"
+        "  INSERT INTO control.instance (migration, service, id, lease_until, revision_acked, pause_acked, host, pid,"
+        "    application, version, epoch_acked, seen_at)"
+        "  VALUES ($1, $2, $3, clock_timestamp() + $4::interval, $5, $6, $7, $8, $9, $10, $11, clock_timestamp())"
         "  ON CONFLICT (migration, service, id) DO UPDATE SET lease_until = excluded.lease_until,"
         "    revision_acked = excluded.revision_acked, pause_acked = excluded.pause_acked, host = excluded.host,"
-        "    pid = excluded.pid, application = excluded.application"
+        "    pid = excluded.pid, application = excluded.application, version = excluded.version,"
+        "    epoch_acked = excluded.epoch_acked, seen_at = excluded.seen_at"
         ") SELECT migration, service, epoch, primary_side, read_from_new, write_to_new_primary, pause_id,"
-        "  pause_started_at, pause_limit_ms, revision, changed_at"
+        "  pause_started_at, pause_limit_ms, revision, changed_at, percentage"
         " FROM control.route WHERE migration = $1 AND service = $2",
         migration,
         service,
@@ -86,6 +92,8 @@ async def renew(
         instance.host,
         instance.pid,
         instance.application,
+        instance.version,
+        epoch,
     )
     return route_from(row) if row else None
 
@@ -115,14 +123,14 @@ async def forget_lapsed(control: Control, migration: str, older_than: timedelta 
 async def live(control: Control, migration: str, service: str) -> list[LiveInstance]:
     """Instances whose lease has not run out, by the control database's clock."""
     rows = await control.fetch(
-        "SELECT id, host, pid, application, lease_until, revision_acked, pause_acked FROM control.instance"
+        "SELECT id, host, pid, application, version, lease_until, revision_acked, pause_acked FROM control.instance"
         " WHERE migration = $1 AND service = $2 AND lease_until > clock_timestamp() ORDER BY id",
         migration,
         service,
     )
     return [
         LiveInstance(
-            Instance(row["id"], row["host"], row["pid"], row["application"]),
+            Instance(row["id"], row["host"], row["pid"], row["application"], row["version"]),
             row["lease_until"],
             row["revision_acked"],
             row["pause_acked"],

@@ -23,7 +23,7 @@ CHANNEL = "cutover_route"
 
 _COLUMNS = (
     "migration, service, epoch, primary_side, read_from_new, write_to_new_primary, pause_id, pause_started_at,"
-    " pause_limit_ms, revision, changed_at"
+    " pause_limit_ms, revision, changed_at, percentage"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM control.route"  # noqa: S608 (constant text)
 _STANDING = f"SELECT {_COLUMNS} FROM control.standing_route"  # noqa: S608 (constant text)
@@ -47,17 +47,20 @@ class Route:
     #: Rises at each change of the row, pauses included.
     revision: int
     changed_at: datetime
+    #: Share (0 to 100) of the `stale_ok` reads at the service database; `read_from_new` says that it is all of them.
+    percentage: int = 0
 
     @property
     def paused(self) -> bool:
         return self.pause_id is not None
 
     @property
-    def flags(self) -> dict[str, bool]:
-        """The two flags under the names of the migration strategy."""
+    def flags(self) -> dict[str, bool | int]:
+        """The flags under the names of the migration strategy: two switches, and the share of the reads."""
         return {
             f"{self.service}_read_from_new": self.read_from_new,
             f"{self.service}_write_to_new_primary": self.write_to_new_primary,
+            f"{self.service}_percentage": self.percentage,
         }
 
 
@@ -75,6 +78,7 @@ def route_from(row: asyncpg.Record) -> Route:
         pause_limit_ms=row["pause_limit_ms"],
         revision=row["revision"],
         changed_at=row["changed_at"],
+        percentage=row["percentage"],
     )
 
 
@@ -98,6 +102,12 @@ async def all(control: Control, migration: str) -> dict[str, Route]:
     return {row["service"]: route_from(row) for row in rows}
 
 
+async def migrations(control: Control) -> list[str]:
+    """The migrations that have flags, or had them until their cleanup."""
+    rows = await control.fetch("SELECT DISTINCT migration FROM control.standing_route ORDER BY migration")
+    return [row["migration"] for row in rows]
+
+
 async def ensure(
     control: Control, migration: str, service: str, *, epoch: int = 0, actor: str = "preparation"
 ) -> Route:
@@ -119,27 +129,51 @@ async def ensure(
     return await get(control, migration, service)
 
 
-async def set_read_from_new(control: Control, migration: str, service: str, value: bool, *, actor: str) -> Route:
-    """Move the `stale_ok` reads to the new side, or back. Idempotent.
+async def set_read_from_new(
+    control: Control, migration: str, service: str, value: bool, *, actor: str, reason: str = ""
+) -> Route:
+    """Move all `stale_ok` reads to the new side, or all of them back. Idempotent.
 
     Raises Refused while the writes are at the new side and the reads would leave it: reads move with writes then.
     """
+    return await set_percentage(control, migration, service, 100 if value else 0, actor=actor, reason=reason)
+
+
+async def set_percentage(
+    control: Control, migration: str, service: str, value: int, *, actor: str, reason: str = ""
+) -> Route:
+    """Send that share (0 to 100) of the `stale_ok` reads to the new side; at 100 `read_from_new` is true. Idempotent.
+
+    A flip of the writes takes all reads with it: 100 at the service, 0 after a rollback. The audit row keeps `reason`
+    and is named `route.read_from_new` where that flag turns.
+    Raises Refused for a share out of range, and for less than 100 while the writes are at the new side.
+    """
+    if not 0 <= value <= 100:
+        raise Refused(f"{service}: {value} is no share of the reads: 0 to 100 percent")
+    all_of_them = value == 100
     async with control.transaction() as connection:
         route = await _locked(connection, migration, service)
-        if route.read_from_new == value:
+        if route.percentage == value:
             return route
-        if route.write_to_new_primary and not value:
+        if route.write_to_new_primary:
             raise Refused(
                 f"{service}: writes are at the service database (epoch {route.epoch}), so reads stay "
                 "there: roll the switch back instead"
             )
         row = await connection.fetchrow(
-            f"UPDATE control.route SET read_from_new = $3 WHERE migration = $1 AND service = $2 RETURNING {_COLUMNS}",  # noqa: S608
+            "UPDATE control.route SET percentage = $3, read_from_new = $4"  # noqa: S608
+            f" WHERE migration = $1 AND service = $2 RETURNING {_COLUMNS}",
             migration,
             service,
             value,
+            all_of_them,
         )
-        await audit.append(connection, Entry(actor, "route.read_from_new", migration, service, {"value": value}))
+        detail: dict[str, object] = {"from": route.percentage, "to": value, "reason": reason}
+        action = "route.percentage"
+        if route.read_from_new != all_of_them:
+            # a soak is counted from this row on
+            action, detail["value"] = "route.read_from_new", all_of_them
+        await audit.append(connection, Entry(actor, action, migration, service, detail))
     return _changed(row, migration, service)
 
 

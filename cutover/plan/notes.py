@@ -3,8 +3,8 @@
 from cutover.plan.models import Plan
 
 TRAFFIC = (
-    "traffic has no effect yet: its steps are kept and checked, but nothing shifts reads by percentages; "
-    "all reads of a service move at once, with its read switch"
+    "traffic has no effect yet: its steps are kept and checked, but no run takes them; all reads of a service move "
+    "at once, with its read switch, or by hand: cutover flags set PLAN SERVICE_percentage"
 )
 
 

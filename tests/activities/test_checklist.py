@@ -142,7 +142,7 @@ async def samples(control: Control, count: int, *, every: str, before: str) -> N
 
 async def reads_moved(control: Control, ago: str) -> None:
     """The reads went to the new side so long ago."""
-    await control.execute("UPDATE control.route SET read_from_new = false")
+    await control.execute("UPDATE control.route SET read_from_new = false, percentage = 0")
     await flags.set_read_from_new(control, "m", "trading", True, actor="test")
     await control.execute(
         "UPDATE control.audit SET at = at - $1::text::interval WHERE action = 'route.read_from_new'", ago

@@ -1,20 +1,18 @@
 """Connections that die, databases that are away, a control database that does not answer."""
 
 import asyncio
-from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
-from cutover.devstack.cluster import free_port
 from cutover.dualwrite import Fenced, RoutedPool, ServicePool, UnknownOutcome
 from cutover.errors import Unreachable
 from cutover.flags import instances, store
-from cutover.postgres.databases import Database, Side
+from cutover.postgres.databases import Side
 from tests.dualwrite.conftest import MIGRATION, SERVICE, World, in_transaction, insert
 from tests.dualwrite.waiting import until
+from tests.relay import Relay
 
 SLOW = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$"
 SLOW_COMMIT = """
@@ -35,51 +33,6 @@ async def end_all(world: World, side: Side) -> None:
 async def cut_control(pool_side: ServicePool) -> None:
     """As if the control database had gone: the lease is not renewed any more."""
     await until(lambda: not pool_side.gate.lease.valid)
-
-
-class Relay:
-    """A TCP way to a database that can be cut."""
-
-    def __init__(self, database: Database) -> None:
-        self.target = database
-        self.port = free_port()
-        self.writers: set[asyncio.StreamWriter] = set()
-
-    async def __aenter__(self) -> "Relay":
-        await self.mend()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.cut()
-
-    @property
-    def database(self) -> Database:
-        user, _, rest = self.target.dsn.rpartition("@")
-        return replace(self.target, dsn=f"{user}@127.0.0.1:{self.port}/{rest.partition('/')[2]}")
-
-    async def mend(self) -> None:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-
-    async def cut(self) -> None:
-        self.server.close()
-        for writer in list(self.writers):
-            writer.transport.abort()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        address = self.target.dsn.rpartition("@")[2].partition("/")[0]
-        host, _, port = address.rpartition(":")
-        there, back = await asyncio.open_connection(host, int(port))
-        self.writers |= {writer, back}
-
-        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            with suppress(OSError):
-                while data := await source.read(65536):
-                    sink.write(data)
-                    await sink.drain()
-            sink.close()
-
-        await asyncio.gather(copy(reader, back), copy(there, writer))
-        self.writers -= {writer, back}
 
 
 async def test_a_connection_that_dies_in_commit_leaves_an_unknown_outcome(world: World, trading: ServicePool) -> None:

@@ -8,6 +8,7 @@ from cutover.dualwrite import PoolClosed, RoutedPool, ServicePool, SpansServices
 from cutover.dualwrite.statements import writes
 from cutover.errors import ConfigError
 from cutover.flags import instances, store
+from cutover.flags.share import bucket
 from tests.dualwrite.conftest import MIGRATION, SERVICE, World, in_transaction, insert
 from tests.dualwrite.waiting import until
 
@@ -154,3 +155,38 @@ async def test_pools_stay_at_the_service_when_cleanup_has_removed_the_flags(
     async with await world.open() as later:
         await insert(later.service(SERVICE), 3)
     assert await world.ids("service") == [2, 3]
+
+
+async def test_a_share_of_the_stale_reads_moves_key_by_key_and_keys_that_moved_stay(
+    world: World, trading: ServicePool
+) -> None:
+    keys = [f"user-{number}" for number in range(60)]
+
+    async def at_the_service(percentage: int) -> set[str]:
+        route = await store.set_percentage(world.control, MIGRATION, SERVICE, percentage, actor="test")
+        await until(lambda: trading.gate.revision_seen >= route.revision)
+        here = {key: await trading.fetchval("SELECT current_database()", read="stale_ok", key=key) for key in keys}
+        again = await trading.fetchval("SELECT current_database()", read="stale_ok", key=keys[0])
+        assert again == here[keys[0]]
+        return {key for key, name in here.items() if name == service}
+
+    service = await world.on("service", "SELECT current_database()")
+    some, more = await at_the_service(30), await at_the_service(60)
+    assert 5 < len(some) < len(more) < 55
+    assert some < more
+    assert some == {key for key in keys if bucket(SERVICE, key) < 30}
+    key = min(some)
+    assert await trading.fetchval("SELECT current_database()", key=key) != service, "its other reads stay"
+    async with trading.transaction(readonly=True, read="stale_ok", key=key) as connection:
+        assert await connection.fetchval("SELECT current_database()") == service
+    async with trading.acquire(write=False, read="stale_ok", key=key) as connection:
+        assert await connection.fetchval("SELECT current_database()") == service
+    assert await at_the_service(100) == set(keys)
+    assert await at_the_service(0) == set()
+
+
+def test_a_keys_bucket_is_what_the_page_says_and_reads_without_a_key_are_spread() -> None:
+    assert [bucket("trading_engine", key) for key in ("user-1", 42)] == [81, 35]
+    drawn = [bucket("trading_engine") for _ in range(2000)]
+    assert 400 < sum(number < 30 for number in drawn) < 800
+    assert 0 <= min(drawn) < max(drawn) <= 99

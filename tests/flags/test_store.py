@@ -1,8 +1,10 @@
 """The flag store: atomic rows, revisions, notifications, and a flip that is safe to run again."""
 
 import asyncio
+import json
 from datetime import timedelta
 
+import asyncpg
 import pytest
 
 from cutover.control import audit
@@ -76,8 +78,12 @@ async def test_a_flip_moves_writes_and_reads_and_ends_the_pause_in_one_step(cont
         None,
     )
     flags = await control.fetch("SELECT name, value FROM control.flag WHERE migration = $1 ORDER BY name", M)
-    assert {row["name"]: row["value"] for row in flags} == route.flags
-    assert set(route.flags) == {"trading_engine_read_from_new", "trading_engine_write_to_new_primary"}
+    assert {row["name"]: json.loads(row["value"]) for row in flags} == route.flags
+    assert route.flags == {
+        "trading_engine_read_from_new": True,
+        "trading_engine_write_to_new_primary": True,
+        "trading_engine_percentage": 100,
+    }
 
 
 async def test_a_flip_run_again_changes_nothing_and_never_lowers_the_epoch(control: Control) -> None:
@@ -142,6 +148,60 @@ async def test_reads_do_not_leave_the_side_of_the_writes(control: Control) -> No
         await store.set_read_from_new(control, M, S, False, actor="alice")
 
 
+async def test_a_share_of_the_reads_moves_and_all_of_them_is_the_read_flag(control: Control) -> None:
+    await store.ensure(control, M, S)
+    some = await store.set_percentage(control, M, S, 30, actor="alice", reason="a first look")
+    assert (some.percentage, some.read_from_new) == (30, False)
+    assert await store.set_percentage(control, M, S, 30, actor="bob") == some
+    everything = await store.set_percentage(control, M, S, 100, actor="alice")
+    assert (everything.percentage, everything.read_from_new) == (100, True)
+    assert await store.set_read_from_new(control, M, S, True, actor="bob") == everything
+    less = await store.set_percentage(control, M, S, 90, actor="alice")
+    assert (less.percentage, less.read_from_new) == (90, False)
+    assert await actions(control) == [
+        "route.created", "route.percentage", "route.read_from_new", "route.read_from_new",
+    ]  # fmt: skip
+    async with control.connection() as connection:
+        rows = await audit.entries(connection, M)
+    assert [row.detail.get("value") for row in rows[:3]] == [False, True, None]
+    assert (rows[2].actor, rows[2].detail) == ("alice", {"from": 0, "to": 30, "reason": "a first look"})
+
+
+async def test_reads_called_back_leave_no_share_behind(control: Control) -> None:
+    """`read_from_new` is false at 30 percent already: calling the reads back still has to move them."""
+    await store.ensure(control, M, S)
+    assert (await store.set_percentage(control, M, S, 30, actor="alice")).percentage == 30
+    assert (await store.set_read_from_new(control, M, S, False, actor="alice")).percentage == 0
+
+
+@pytest.mark.parametrize("value", [-1, 101])
+async def test_a_share_is_between_0_and_100(control: Control, value: int) -> None:
+    await store.ensure(control, M, S)
+    with pytest.raises(Refused, match="0 to 100"):
+        await store.set_percentage(control, M, S, value, actor="alice")
+
+
+async def test_all_reads_go_with_the_writes_there_and_back(control: Control) -> None:
+    await store.ensure(control, M, S)
+    await store.set_percentage(control, M, S, 30, actor="alice")
+    await store.flip(control, M, S, primary_side="service", epoch=1, actor="switch", pause_id=None)
+    assert (await store.get(control, M, S)).percentage == 100
+    with pytest.raises(Refused, match="roll the switch back"):
+        await store.set_percentage(control, M, S, 90, actor="alice")
+    assert (await store.set_percentage(control, M, S, 100, actor="alice")).percentage == 100
+    await store.flip(control, M, S, primary_side="monolith", epoch=2, actor="switch", pause_id=None)
+    route = await store.get(control, M, S)
+    assert (route.percentage, route.read_from_new) == (0, False)
+
+
+@pytest.mark.parametrize("wrong", ["percentage = 50", "read_from_new = false", "percentage = 101"])
+async def test_the_table_itself_keeps_the_flags_of_a_service_in_step(control: Control, wrong: str) -> None:
+    await store.ensure(control, M, S)
+    await store.flip(control, M, S, primary_side="service", epoch=1, actor="switch", pause_id=None)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await control.execute(f"UPDATE control.route SET {wrong}")
+
+
 async def test_dropped_flags_are_gone_and_a_second_drop_is_nothing(control: Control) -> None:
     await store.ensure(control, M, S)
     await store.announce_pause(control, M, S, "p1", LIMIT)
@@ -155,8 +215,8 @@ async def test_dropped_flags_are_gone_and_a_second_drop_is_nothing(control: Cont
     assert await store.left(control, M) == []
     # no instance may take it for a service that has not been moved yet, nor is it given flags again
     for route in (await store.get(control, M, S), (await store.all(control, M))[S], await store.ensure(control, M, S)):
-        assert (route.primary_side, route.read_from_new, route.epoch, route.revision) == (
-            "service", True, 3, last.revision,
+        assert (route.primary_side, route.read_from_new, route.percentage, route.epoch, route.revision) == (
+            "service", True, 100, 3, last.revision,
         )  # fmt: skip
     assert await store.left(control, M) == []
     with pytest.raises(Refused):
