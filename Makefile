@@ -4,7 +4,8 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test lint format lock clean bootstrap temporal
+.PHONY: help demo demo-kills test test-versions prove-reconcile bench-reconcile bench-final-compare
+.PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
 	@echo "cutover: the tables of a monolithic PostgreSQL database into one database per service"
@@ -19,6 +20,19 @@ demo-kills: temporal ## the same, with kill -9 of workers and of a traffic proce
 
 test: temporal ## all tests, on real servers (PYTEST_ARGS="tests/plan -x" for some of them)
 	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+bench-reconcile: bootstrap ## what a comparison costs, beside the floor and other tools (ROWS=5000000 ROUNDS=3 TOOLS=0)
+	@$(PYTHON) -m bench.reconcile
+
+bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and at 20 M rows (ROWS_SMALL, ROWS_LARGE)
+	@$(PYTHON) -m bench.final_compare
+
+test-versions: bootstrap ## comparisons between every two versions of PostgreSQL, some minutes
+	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest $(PYTEST_ARGS) tests/reconcile/test_versions.py
+
+prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and full sizes, about half an hour
+	@CUTOVER_PROVE_SEEDS=10 CUTOVER_PROVE_SIZES=full CUTOVER_PROVE_LIVE_SECONDS=60 $(PYTHON) -m pytest $(PYTEST_ARGS) \
+		$(addprefix tests/reconcile/test_,$(addsuffix .py,corruption live kills sizes mutants collations bad_input))
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

@@ -9,6 +9,7 @@ from activities import signatures as s
 from activities.context import Context
 from activities.guards import guard_fences, guard_servers
 from activities.registration import implements
+from cutover.alerts.cases import escalate
 from cutover.control import reports, summaries, watching
 from cutover.errors import CutoverError
 from cutover.flags import instances
@@ -99,6 +100,7 @@ class MonitoringActivities:
             outcome = "breached" if reading.breached else "not_applicable" if reading.not_applicable else "ok"
             labels = {"service": service, "name": name, "outcome": outcome}
             instruments().migration_threshold_readings.add(1, labels)
+        await escalate(context.control, ref.migration, service, webhook=context.webhook)
         await watching.note(context.control, ref.migration, service, soak=request.reads, breached=taken.breached)
         open_now = await reports.open_differences(context.control, ref.migration, service)
         return m.Readings(

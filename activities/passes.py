@@ -1,6 +1,5 @@
 """Reconciliation passes over one table, as the scheduled workflow and the gates run them."""
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,7 @@ from cutover.plan.calendar import frozen_until
 from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
-from cutover.reconcile.pace import Pace, Pressure
+from cutover.reconcile.pace import Pace, looking
 from cutover.reconcile.passes import Job, Progress, finish_pass, open_pass, run_pass, walk_span
 from cutover.switch import crossing
 from cutover.telemetry.meters import instruments
@@ -149,16 +148,6 @@ async def _job(context: Context, ref: Ref, table: str, pass_id: str, *, replicas
     rules = plan.service(context.service(ref)).tables[table]
     stream = await context.stream(ref, direction)
     lag_limit = rules.reconcile.max_lag.total_seconds() / 2
-
-    async def look() -> Pressure:
-        started = time.monotonic()
-        marker = await stream.put_marker()
-        write = time.monotonic() - started
-        try:
-            return Pressure(write, await stream.await_marker(marker, min(lag_limit, SETTLE_SECONDS)))
-        except NotYet:
-            return Pressure(write, float("inf"))
-
     return Job(
         pair=pair,
         direction=direction,
@@ -168,7 +157,7 @@ async def _job(context: Context, ref: Ref, table: str, pass_id: str, *, replicas
         plan_hash=ref.plan_hash,
         settle=await settling(context, ref, direction),
         pass_id=pass_id,
-        pace=Pace(look=look, lag_limit=lag_limit),
+        pace=Pace(look=looking(stream, min(lag_limit, SETTLE_SECONDS)), lag_limit=lag_limit),
         replicas=replicas,
     )
 

@@ -1,6 +1,6 @@
 """Passes and repairs."""
 
-from datetime import timedelta
+from contextlib import aclosing
 
 from temporalio import activity
 
@@ -11,16 +11,12 @@ from activities.context import Context
 from activities.guards import guard_catalogs
 from activities.passes import settling
 from activities.registration import implements
+from cutover.alerts.cases import REMEMBERED, escalate, tell_waiting
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
-from cutover.control import conflicts, reports
+from cutover.control import reports
 from cutover.postgres.identifiers import TableName
-from cutover.reconcile.conflicts import resolve
-
-#: Differences repaired by one activity; what is left is found by the next pass.
-REPAIR_LIMIT = 100_000
-#: The same open cases, seen again within this time, are no news: passes find them every few minutes.
-REMEMBERED = timedelta(hours=1)
+from cutover.reconcile.conflicts import Resolution, repairs
 
 
 class ReconciliationActivities:
@@ -53,6 +49,7 @@ class ReconciliationActivities:
         """Settles what the spans have found, and records the report."""
         report = await passes.finish(self.context, request.ref, request.table, request.pass_id)
         plan = await self.context.plan(request.ref)
+        await escalate(self.context.control, report.migration, report.service, webhook=self.webhook)
         return m.PassResult(
             table=request.table,
             direction=report.direction,
@@ -77,43 +74,26 @@ class ReconciliationActivities:
 
     @implements(s.RESOLVE_CONFLICTS)
     async def resolve_conflicts(self, request: m.ResolveRequest) -> m.Resolved:
-        """The plan's rule for the confirmed differences of the newest report."""
-        context, ref = self.context, request.ref
+        """The plan's rule for the confirmed differences of the newest report, page by page, however many there are."""
+        context, ref, table = self.context, request.ref, request.table
         service = context.service(ref)
         plan, pair, direction = await context.plan(ref), await context.pair(ref), await context.direction(ref)
-        differing = await reports.open_differences(
-            context.control, ref.migration, service, request.table, limit=REPAIR_LIMIT
-        )
-
-        async def tell(text: str) -> None:
-            alert = Alert("conflict", "warning", ref.migration, service, text, subject=request.table)
-            await raise_alert(context.control, alert, webhook=self.webhook)
-
-        result = await resolve(
-            pair,
-            direction,
-            TableName.parse(request.table),
-            plan.service(service).tables[request.table],
-            differing,
-            context.control,
-            await settling(context, ref, direction),
-            actor=activity.info().workflow_id or "reconciliation",
-            alert=tell,
-        )
-        await self._tell_cases(ref, request.table)
+        rules = plan.service(service).tables[table]
+        report = await reports.latest(context.control, ref.migration, service, table)
+        result = Resolution()
+        if report is not None:
+            work = repairs(
+                pair, direction, TableName.parse(table), rules, reports.pages_of(context.control, report),
+                context.control, await settling(context, ref, direction),
+                actor=activity.info().workflow_id or "reconciliation",
+            )  # fmt: skip
+            async with aclosing(work):
+                async for steps in work:
+                    result.count(steps)
+                    if text := result.told(rules):
+                        # after each batch, so that a kill loses none; alerts that repeat are counted, not sent
+                        told = Alert("conflict", "warning", ref.migration, service, f"{service}.{table}: {text}",
+                                     subject=table)  # fmt: skip
+                        await raise_alert(context.control, told, webhook=self.webhook)
+        await tell_waiting(context.control, ref.migration, service, request.table, webhook=self.webhook)
         return m.Resolved(repaired=result.repaired, cases=result.cases)
-
-    async def _tell_cases(self, ref: m.Ref, table: str) -> None:
-        """An alert where a case was opened; read back, so that a kill between case and alert loses nothing."""
-        control, service = self.context.control, self.context.service(ref)
-        waiting = await conflicts.waiting(control, ref.migration, service, table)
-        if waiting is None:
-            return
-        text = (
-            f"{table}: {waiting.count} rows differ that no rule may mend; they wait for a person: "
-            f"cutover conflicts list {ref.migration} --service {service}"
-        )
-        alert = Alert(
-            "conflict-case", "warning", ref.migration, service, text, subject=f"{table}, case {waiting.newest}"
-        )
-        await raise_alert(control, alert, REMEMBERED, webhook=self.webhook)

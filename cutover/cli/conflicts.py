@@ -1,16 +1,16 @@
 """`cutover conflicts`: the differing rows that no rule may mend, and what people decide about them."""
 
-import json
+import shlex
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cutover.cli.connection import control
 from cutover.cli.failing import login, plainly, print_json, run
+from cutover.cli.texts import cell, key_text, moment, printable
 from cutover.control import conflicts, plans
 from cutover.control.conflicts import Case
 from cutover.plan.durations import format_duration
@@ -51,11 +51,13 @@ def list_cases(
     if not found:
         typer.echo(f"{plan}: no open case")
         return
-    shown = Table("case", "service", "table", "key", "kind", "rule", "seen", "opened", "decision")
+    shown = Table("case", "service", "table", "key", "kind", "rule", "seen", "opened", "deadline", "decision")
     for case in found:
-        cells = (case.service, case.table, _key(case), case.kind, case.rule, str(case.seen), _moment(case.opened_at))
-        # Text and not markup: keys and names of tables may hold square brackets
-        shown.add_row(str(case.id), *(Text(cell) for cell in cells), Text(_decision(case)))
+        cells = (case.service, case.table, key_text(case.key_json), case.kind, case.rule, str(case.seen))
+        due = cell(moment(case.due_at) + (", OVERDUE" if case.overdue else ""), "bold red" if case.overdue else "")
+        shown.add_row(
+            str(case.id), *map(cell, cells), moment(case.opened_at), due, cell(_decision(case))
+        )  # fmt: skip
     Console().print(shown)
     typer.echo(f"look at one: cutover conflicts show {plan} {found[0].id}")
 
@@ -74,10 +76,12 @@ def show(plan: Plan, case_id: CaseId, as_json: Json = False) -> None:
         print_json(_facts(case))
         return
     for name, value in _facts(case).items():
-        if value not in (None, ""):
-            typer.echo(f"{name.replace('_', ' '):<12} {value}")
+        if value not in (None, "", False):
+            typer.echo(f"{name.replace('_', ' '):<12} {printable(str(value))}")
     if case.resolved_at is None and case.decision is None:
+        key = shlex.quote(case.key_json)
         typer.echo(
+            f"both rows, masked as the plan says: cutover diff {plan} {case.table} --key {key}\n"
             f"decide: cutover conflicts resolve {plan} {case.id} --decision primary --by YOU --reason WHY\n"
             "  primary: the primary's row is written over the other side by the next pass, if neither has changed\n"
             "  mended:  you have made both sides alike (write at the primary, the stream carries it); the next pass "
@@ -113,7 +117,7 @@ def resolve(
     typer.echo(
         f"case {case.id}: {case.decision}, as {case.decided_by}\n"
         f"the next pass over {case.table} applies it (every {every}), or now: "
-        f"cutover reconcile {plan} --service {case.service} --table {case.table}"
+        f"cutover reconcile {plan} --service {case.service} --table {case.table} --now"
     )
 
 
@@ -124,7 +128,7 @@ def _facts(case: Case) -> dict[str, Any]:
         "migration": case.migration,
         "service": case.service,
         "table": case.table,
-        "key": _key(case),
+        "key": key_text(case.key_json),
         "kind": case.kind,
         "rule": case.rule,
         "why": case.detail.get("reason", ""),
@@ -132,18 +136,16 @@ def _facts(case: Case) -> dict[str, Any]:
         "source_hash": _hash(case.detail.get("source_hash")),
         "target_hash": _hash(case.detail.get("target_hash")),
         "seen": case.seen,
-        "opened": _moment(case.opened_at),
-        "last_seen": _moment(case.last_at),
+        "opened": moment(case.opened_at),
+        "last_seen": moment(case.last_at),
+        "deadline": moment(case.due_at),
+        "overdue": case.overdue,
         "decision": _decision(case),
         "reason": case.reason,
-        "resolved": _moment(case.resolved_at) if case.resolved_at else None,
+        "resolved": moment(case.resolved_at) if case.resolved_at else None,
         "resolved_by": case.resolved_by,
         "resolution": case.resolution,
     }
-
-
-def _key(case: Case) -> str:
-    return ", ".join(str(part) for part in json.loads(case.key_json))
 
 
 def _hash(value: Any) -> str | None:
@@ -151,11 +153,7 @@ def _hash(value: Any) -> str | None:
     return None if value is None else f"{int(value) & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
-def _moment(value: Any) -> str:
-    return str(value.isoformat(sep=" ", timespec="seconds"))
-
-
 def _decision(case: Case) -> str:
     if case.decision is None or case.decided_at is None:
         return ""
-    return f"{case.decision}, by {case.decided_by} at {_moment(case.decided_at)}"
+    return f"{case.decision}, by {case.decided_by} at {moment(case.decided_at)}"

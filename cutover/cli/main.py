@@ -3,7 +3,20 @@
 import typer
 
 from cutover import __version__
-from cutover.cli import conflicts, dev, doctor, flags, fleet, operations, plan, preflight, runs, status
+from cutover.cli import (
+    conflicts,
+    dev,
+    diff,
+    doctor,
+    flags,
+    fleet,
+    operations,
+    plan,
+    preflight,
+    reconcile,
+    runs,
+    status,
+)
 
 app = typer.Typer(
     name="cutover",
@@ -28,7 +41,8 @@ for command in (
     runs.rollback,
     runs.retry,
     runs.skip,
-    operations.reconcile,
+    reconcile.reconcile,
+    diff.diff,
     runs.history,
     doctor.doctor,
     fleet.fleet,

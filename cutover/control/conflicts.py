@@ -3,12 +3,12 @@
 A case is open until both sides agree. A decision is kept in it and takes effect with the next pass over its table:
 `primary` lets the repair write the primary's row over the other side, if neither row has changed since; `mended` says
 that a person has made the sides alike, which the pass then sees. A decision that does not fit what the next pass finds
-is cleared, and the case waits for a person again.
+is cleared, and the case waits for a person again. One that nobody has decided by its deadline is overdue.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import asyncpg
@@ -21,6 +21,9 @@ from cutover.errors import Refused
 from cutover.postgres.databases import Direction
 
 Decision = Literal["primary", "mended"]
+
+#: Where the plan says nothing: until then a person should have decided.
+DECIDE_WITHIN = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Case:
     seen: int
     opened_at: datetime
     last_at: datetime
+    #: By when it should have been decided.
+    due_at: datetime
+    #: Past its deadline and not decided, by the control database's clock at the moment it was read.
+    overdue: bool
     decision: Decision | None
     decided_by: str | None
     decided_at: datetime | None
@@ -63,6 +70,18 @@ class Waiting:
     newest: int
 
 
+@dataclass(frozen=True)
+class Overdue:
+    """Open cases of one table that nobody has decided by their deadline; the oldest first due, the newest last."""
+
+    service: str
+    table: str
+    count: int
+    oldest: int
+    newest: int
+    since: datetime
+
+
 async def open_case(
     control: Control,
     *,
@@ -74,9 +93,11 @@ async def open_case(
     rule: str,
     detail: Mapping[str, Any] | None = None,
     actor: str = "reconciliation",
+    decide_within: timedelta = DECIDE_WITHIN,
 ) -> int:
     """Open a case, or count once more the one that is open for this key; its id. A decision that was not applied is
-    cleared: the rows are not the ones that it was about, or they could not be written."""
+    cleared: the rows are not the ones that it was about, or they could not be written. The deadline counts from the
+    opening, and follows a changed plan."""
     async with control.transaction() as connection:
         before = await connection.fetchrow(
             "SELECT decision, decided_by FROM control.conflict WHERE migration = $1 AND service = $2"
@@ -87,11 +108,12 @@ async def open_case(
             key_json,
         )
         row = await connection.fetchrow(
-            "INSERT INTO control.conflict AS c (migration, service, table_name, key_json, kind, rule, detail)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb)"
+            "INSERT INTO control.conflict AS c (migration, service, table_name, key_json, kind, rule, detail, due_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, clock_timestamp() + $8::interval)"
             " ON CONFLICT (migration, service, table_name, key_json) WHERE resolved_at IS NULL DO UPDATE"
             " SET kind = excluded.kind, rule = excluded.rule, detail = excluded.detail, seen = c.seen + 1,"
-            " decision = NULL, decided_by = NULL, decided_at = NULL, last_at = clock_timestamp() RETURNING id, seen",
+            " decision = NULL, decided_by = NULL, decided_at = NULL, last_at = clock_timestamp(),"
+            " due_at = c.opened_at + $8::interval RETURNING id, seen",
             migration,
             service,
             table,
@@ -99,6 +121,7 @@ async def open_case(
             kind,
             rule,
             documents.dumps(detail or {}),
+            decide_within,
         )
         assert row is not None
         # The key itself stays out of the log: it is the user's data.
@@ -245,6 +268,20 @@ async def waiting(control: Control, migration: str, service: str, table: str) ->
     return Waiting(row["n"], row["newest"]) if row and row["n"] else None
 
 
+async def overdue(control: Control, migration: str, service: str | None = None) -> list[Overdue]:
+    """What nobody has decided in time, table by table."""
+    rows = await control.fetch(
+        "SELECT service, table_name, count(*) AS n, min(id) AS oldest, max(id) AS newest, min(due_at) AS since"  # noqa: S608 (constant text)
+        " FROM control.conflict WHERE migration = $1 AND ($2::text IS NULL OR service = $2)"
+        f" AND {_OVERDUE} GROUP BY service, table_name ORDER BY service, table_name",
+        migration,
+        service,
+    )
+    return [
+        Overdue(row["service"], row["table_name"], row["n"], row["oldest"], row["newest"], row["since"]) for row in rows
+    ]
+
+
 async def _close(connection: Connection, which: str, by: str, resolution: str, *args: object) -> list[Case]:
     """Close the open cases that a (constant) condition picks, with an audit row each; one who decided is named."""
     rows = await connection.fetch(
@@ -264,9 +301,10 @@ def _unknown(migration: str, case_id: int) -> Refused:
     return Refused(f"{migration} has no case {case_id}; list the open ones with: cutover conflicts list {migration}")
 
 
+_OVERDUE = "resolved_at IS NULL AND decision IS NULL AND due_at < clock_timestamp()"
 _COLUMNS = (
     "id, migration, service, table_name, key_json, kind, rule, detail::text AS detail, seen, opened_at, last_at,"
-    " decision, decided_by, decided_at, reason, resolved_at, resolved_by, resolution"
+    f" due_at, {_OVERDUE} AS overdue, decision, decided_by, decided_at, reason, resolved_at, resolved_by, resolution"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM control.conflict"  # noqa: S608 (constant text)
 

@@ -1,7 +1,7 @@
 """Reports of reconciliation: one row a pass and table, and every key that differed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, cast
@@ -186,14 +186,45 @@ async def latest_of_all(
     return [_report(row) for row in rows]
 
 
+async def history(control: Control, migration: str, service: str, table: str, *, limit: int) -> list[TableReport]:
+    """The last reports of a table in both directions, newest first, those of passes that ended early too."""
+    rows = await control.fetch(
+        f"{_SELECT} WHERE migration = $1 AND service = $2 AND table_name = $3 ORDER BY id DESC LIMIT $4",
+        migration,
+        service,
+        table,
+        limit,
+    )
+    return [_report(row) for row in rows]
+
+
+async def pages_of(
+    control: Control, report: TableReport, *, size: int = _BATCH
+) -> AsyncGenerator[list[Difference], None]:
+    """The confirmed differences of one report in the order of their keys' texts, `size` of them at a time."""
+    after: str | None = None
+    while True:
+        rows = await control.fetch(
+            f"{_DIFFERENCES} WHERE d.confirmed AND d.report_id = $1 AND d.table_name = $2"
+            " AND ($3::text IS NULL OR d.key_json > $3) ORDER BY d.key_json LIMIT $4",
+            report.id,
+            report.table,
+            after,
+            size,
+        )
+        if rows:
+            yield [_difference(row) for row in rows]
+            after = rows[-1]["key_json"]
+        if len(rows) < size:
+            return
+
+
 async def open_differences(
     control: Control, migration: str, service: str, table: str | None = None, *, limit: int = 1000
 ) -> list[Difference]:
     """Confirmed differences of the newest complete report of each table."""
     rows = await control.fetch(
-        "SELECT d.table_name, d.key_json, d.kind, d.source_hash, d.target_hash, d.confirmed, d.columns"
-        " FROM control.difference d"
-        " WHERE d.confirmed AND d.report_id IN (SELECT max(id) FROM control.report"
+        f"{_DIFFERENCES} WHERE d.confirmed AND d.report_id IN (SELECT max(id) FROM control.report"  # noqa: S608
         "  WHERE migration = $1 AND service = $2 AND ($3::text IS NULL OR table_name = $3) AND complete"
         "  GROUP BY table_name)"
         " ORDER BY d.table_name, d.key_json LIMIT $4",
@@ -202,20 +233,25 @@ async def open_differences(
         table,
         limit,
     )
-    return [
-        Difference(
-            row["table_name"],
-            row["key_json"],
-            cast(DifferenceKind, row["kind"]),
-            row["source_hash"],
-            row["target_hash"],
-            row["confirmed"],
-            tuple(json.loads(row["columns"])),
-        )
-        for row in rows
-    ]
+    return [_difference(row) for row in rows]
 
 
+def _difference(row: asyncpg.Record) -> Difference:
+    return Difference(
+        row["table_name"],
+        row["key_json"],
+        cast(DifferenceKind, row["kind"]),
+        row["source_hash"],
+        row["target_hash"],
+        row["confirmed"],
+        tuple(json.loads(row["columns"])),
+    )
+
+
+_DIFFERENCES = (
+    "SELECT d.table_name, d.key_json, d.kind, d.source_hash, d.target_hash, d.confirmed, d.columns"
+    " FROM control.difference d"
+)
 _SELECT = (
     "SELECT id, migration, service, table_name, direction, started_at, finished_at, rows_source, rows_target, missing,"
     " extra, mismatched, unsettled, orphans, rate, seed_rate, duration_ms, position, plan_hash, complete, bytes_moved,"

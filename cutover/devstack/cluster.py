@@ -20,6 +20,8 @@ from cutover.errors import ConfigError
 
 HOST = "127.0.0.1"
 SUPERUSER = "postgres"
+#: The first major version whose initdb knows the builtin locale provider.
+BUILTIN_PROVIDER = 17
 START_SECONDS = 60.0  # crash recovery included
 #: Fast shutdown (sessions are ended), then immediate, then by force.
 STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
@@ -70,6 +72,9 @@ class Cluster:
     settings: Mapping[str, str] = field(default_factory=dict)
     #: The superuser's; without one, everybody on loopback is trusted.
     password: str = field(default="", repr=False)
+    #: The folder with `initdb` and `postgres` of another version, passable by the servers' account. Client programs
+    #: are the package's all the same: they know older servers.
+    bin: Path | None = None
 
     @property
     def data(self) -> Path:
@@ -124,6 +129,7 @@ class Cluster:
         if (self.data / "PG_VERSION").exists():
             return False
         account = server_account()
+        folder = self.bin or server_bin(account)
         give(self.folder, account)
         # A scratch folder renamed at the end: a half-made cluster never has the name of a whole one.
         scratch = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.folder))
@@ -137,9 +143,8 @@ class Cluster:
             access = ["-A", "scram-sha-256", f"--pwfile={secret}"] if self.password else ["-A", "trust"]
             made = subprocess.run(
                 [
-                    *(str(server_bin(account) / "initdb"), "-D", str(scratch), "-U", SUPERUSER, *access),
-                    *("-E", "UTF8"),
-                    *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-sync"),
+                    *(str(folder / "initdb"), "-D", str(scratch), "-U", SUPERUSER, *access),
+                    *("-E", "UTF8", "--no-sync", *_locale(folder)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -203,7 +208,7 @@ class Cluster:
             "unix_socket_directories": "",
             **self.settings,
         }
-        arguments = [str(server_bin(account) / "postgres"), "-D", str(self.data)]
+        arguments = [str((self.bin or server_bin(account)) / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
         pid = processes.start(arguments, log=self.log, account=account, environment=_environment(), folder=self.folder)
@@ -271,6 +276,24 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
+
+
+def _locale(programs: Path) -> tuple[str, ...]:
+    """initdb's options for texts that sort by their bytes and know all letters, whatever the system has."""
+    if major_version(programs) >= BUILTIN_PROVIDER:
+        return ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    return ("--locale=C", "--lc-ctype=C.UTF-8")
+
+
+def major_version(programs: Path) -> int:
+    """PostgreSQL's major version of the programs in a folder. Raises ConfigError where they do not run."""
+    try:
+        shown = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"{programs / 'postgres'} does not run: {error.strerror}") from None
+    if not (found := re.search(r"\) (\d+)", shown.stdout)):
+        raise ConfigError(f"{programs / 'postgres'} does not run: {(shown.stderr or shown.stdout).strip()[-200:]}")
+    return int(found[1])
 
 
 def _environment() -> dict[str, str]:

@@ -112,7 +112,7 @@ def _judge(pair: Pair, now: Still, table: TableName, side: Side, state: fence.Fe
         text = (
             f"the fence of {table} at the {side} is {state}, so both sides take writes; somebody has changed it. "
             f"Shut it: {cure} — then look for rows written there: "
-            f"cutover reconcile {pair.migration} --service {pair.service}"
+            f"cutover reconcile {pair.migration} --service {pair.service} --now"
         )
     return Wrong(table, side, state, text)
 
@@ -136,5 +136,5 @@ async def _mend(pair: Pair, now: Still, wrong: Wrong, seen: epoch.Epoch | None) 
             return wrong  # busy, or gone again; the next look sees
     told = f"{wrong.text}; it has one now"
     if closed:
-        told += f"; look for rows written there: cutover reconcile {pair.migration} --service {pair.service}"
+        told += f"; look for rows written there: cutover reconcile {pair.migration} --service {pair.service} --now"
     return Wrong(wrong.table, wrong.side, wrong.state, told, mended=True)

@@ -81,11 +81,13 @@ class Compare(_Model):
 
 
 class Table(_Model):
-    """One table: what to do when both sides changed a row, and how often the sides are compared."""
+    """One table: what to do where the sides differ, how often they are compared, and whose values `diff` may show."""
 
     conflict: ConflictRule = "source-wins"
     timestamp: Identifier | None = None
     alert_on_conflict: bool = True
+    decide_within: PositiveDuration = timedelta(hours=24)
+    show_values: list[Identifier] = []
     reconcile: Reconcile = Reconcile()
     compare: Compare = Compare()
 

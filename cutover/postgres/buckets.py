@@ -18,8 +18,10 @@ from cutover.postgres.identifiers import quote
 from cutover.postgres.keys import Key
 from cutover.postgres.shapes import Shape
 
+#: Buckets of one region at most: their numbers travel in two bytes, the middle one as 0.
+MOST_BUCKETS = 2**16
 #: A bucket as it travels: its number, its rows (32767 for more), a hash of their number and the sum of their hashes.
-_BUCKET = struct.Struct("!ihq")
+_BUCKET = struct.Struct("!hhq")
 #: A range wider than this is not sliced: differences within it must fit a bigint.
 _WIDEST = 2**62
 
@@ -74,7 +76,8 @@ class Buckets:
             return {}
         here, there = self._records(), other._records()
         sizes: dict[int, int] = {}
-        for bucket, rows, _ in map(_BUCKET.unpack, here ^ there):
+        for number, rows, _ in map(_BUCKET.unpack, here ^ there):
+            bucket = number + MOST_BUCKETS // 2
             sizes[bucket] = max(rows, sizes.get(bucket, 0))
         return dict(sorted(sizes.items()))
 
@@ -103,7 +106,7 @@ class Reader:
     def _bucket(self, region: Region, slices: Slices | None, count: int) -> str:
         if slices:
             column = f"t.{quote(self.shape.key[0].name)}::int8"
-            return f"(({column} - {hashing.literal(slices.low)} - 1) / {hashing.literal(slices.width)})::int4"
+            return f"({column} - {hashing.literal(slices.low + 1)}) / {hashing.literal(slices.width)}"
         shift = region.mask.bit_length()
         return f"(({self._key_hash} >> {shift}) & {count - 1}::int8)::int4"
 
@@ -141,8 +144,9 @@ class Reader:
         )
         row = await self.connection.fetchrow(
             f"SELECT coalesce(sum(x.rows), 0)::int8 AS rows, coalesce(string_agg("
-            f"int4send(x.bucket) || int2send(least(x.rows, 32767)::int2) || int8send({total}), ''::bytea), '') "
-            f"AS packed FROM (SELECT {self._bucket(region, slices, count)} AS bucket, count(*) AS rows, "
+            f"int2send((x.bucket - {MOST_BUCKETS // 2})::int2) || int2send(least(x.rows, 32767)::int2) "
+            f"|| int8send({total}), ''::bytea), '') AS packed "
+            f"FROM (SELECT {self._bucket(region, slices, count)} AS bucket, count(*) AS rows, "
             f"{hashing.TOTAL.format(self.hashing.row(self.shape))} AS total "
             f"FROM {self.shape.relation} AS t WHERE {condition} GROUP BY 1) AS x",
             *values,

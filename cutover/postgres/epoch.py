@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from cutover.errors import StaleAttempt
+from cutover.errors import Refused, StaleAttempt
 from cutover.postgres.databases import Side
 from cutover.postgres.identifiers import TableName
 
@@ -128,6 +128,24 @@ async def hold_unchanged(connection: asyncpg.Connection, seen: Epoch) -> bool:
         seen.service,
     )
     return row is not None and Epoch(**row) == seen
+
+
+async def hold_not_primary(connection: asyncpg.Connection, service: str) -> None:
+    """Makes sure that this database is not its service's primary, until the caller's transaction ends.
+
+    Every effect of a switch takes a lock on the same row first. Where the service was never installed there is no
+    switch either. Raises Refused.
+    """
+    if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
+        return
+    primary = await connection.fetchval(
+        "SELECT primary_side = side FROM cutover.epoch WHERE service = $1 FOR SHARE", service
+    )
+    if primary:
+        raise Refused(
+            f"{service}: this side is the primary now, a switch came in between; nothing more is written here. "
+            "Compare again, and repair by what that finds"
+        )
 
 
 async def raise_token(connection: asyncpg.Connection, service: str, token: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from cutover.postgres.columns import NESTABLE, OWN, PROBES, Compared
+from cutover.postgres.columns import NESTABLE, NEWER, OWN, PROBES, Compared
 from cutover.postgres.shapes import Shape
 
 #: Aggregates hashes of rows. A sum, for an xor loses rows that come twice; numeric, so it cannot overflow.
@@ -26,6 +26,7 @@ class Hashing:
 
     seed: int
     own: frozenset[str]
+    newer: frozenset[str] = frozenset()
 
     def of_text(self, text: str, seed: str) -> str:
         """SQL of the hash of a text, by its bytes whatever its collation."""
@@ -62,10 +63,12 @@ class Hashing:
         return seed
 
     def _nestable(self, column: Compared) -> bool:
-        return column.own in NESTABLE or column.own not in self.own
+        return column.own in NESTABLE or column.own in self.newer or column.own not in self.own
 
     def _one(self, column: Compared, seed: str) -> str:
         text = self.of_text(column.text, seed)
+        if column.own in self.newer:
+            return NEWER[column.own](column.value, seed, text)
         return OWN[column.own](column.value, seed, text) if column.own in self.own else text
 
 
@@ -84,7 +87,12 @@ async def agree(source: asyncpg.Connection, sink: asyncpg.Connection, shapes: It
     """Which hashes both servers compute alike for the same values; columns of the others are hashed by their text."""
     wanted = {"text"} | {c.own for shape in shapes for c in shape.compared if c.own}
     left, right = await asyncio.gather(_probe(source, wanted, seed), _probe(sink, wanted, seed))
-    return Hashing(seed, frozenset(name for name in wanted if left[name] and left[name] == right[name]))
+    alike = {name for name in left.keys() & right.keys() if left[name] and left[name] == right[name]}
+    return Hashing(seed, frozenset(alike & wanted), frozenset(n for n in wanted & NEWER.keys() if _newer(n) in alike))
+
+
+def _newer(name: str) -> str:
+    return f"newer {name}"
 
 
 async def _probe(connection: asyncpg.Connection, wanted: set[str], seed: int) -> dict[str, list[int] | None]:
@@ -92,12 +100,15 @@ async def _probe(connection: asyncpg.Connection, wanted: set[str], seed: int) ->
     plain, salt = Hashing(seed, frozenset({"text"})), literal(seed_of(seed, "probe"))
     for name in sorted(wanted):
         text = plain.of_text("v::text", salt)
-        hashed = OWN[name](f"v::{name}", salt, text) if name in OWN else text
-        try:
-            found[name] = await connection.fetchval(
-                f"SELECT array_agg({hashed} ORDER BY n) FROM unnest($1::text[]) WITH ORDINALITY AS p(v, n)",
-                list(PROBES[name]),
-            )
-        except asyncpg.UndefinedFunctionError:
-            found[name] = None  # an older server does not have it
+        forms = {name: OWN[name](f"v::{name}", salt, text) if name in OWN else text}
+        if name in NEWER:
+            forms[_newer(name)] = NEWER[name](f"v::{name}", salt, text)
+        for form, hashed in forms.items():
+            try:
+                found[form] = await connection.fetchval(
+                    f"SELECT array_agg({hashed} ORDER BY n) FROM unnest($1::text[]) WITH ORDINALITY AS p(v, n)",
+                    list(PROBES[name]),
+                )
+            except asyncpg.UndefinedFunctionError:
+                found[form] = None  # an older server does not have it
     return found

@@ -235,6 +235,19 @@ async def check_rules(connection: asyncpg.Connection, table: TableName, rules: C
     _check_rules(table, rules, known, next(iter(side.indexes.values()), None))
 
 
+async def without_text(connection: asyncpg.Connection, shape: Shape) -> list[str]:
+    """Compared columns of which no value can be shown, because their type's own output function refuses."""
+    names: list[str] = []
+    for column in shape.compared:
+        try:
+            await connection.fetchval(
+                f"SELECT {column.text} FROM {shape.relation} AS t WHERE {column.value} IS NOT NULL LIMIT 1"
+            )
+        except asyncpg.FeatureNotSupportedError:
+            names.append(f"{column.name!r} ({column.type_sql})")
+    return names
+
+
 def _check_rules(table: TableName, rules: Compare, known: set[str], index: _Index | None) -> None:
     if unknown := sorted({*rules.exclude, *rules.equal} - known):
         hint = did_you_mean(unknown[0], known) or f"its columns: {', '.join(sorted(known))}"

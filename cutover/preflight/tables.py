@@ -9,6 +9,7 @@ from cutover.postgres.catalog import TableInfo
 from cutover.postgres.fingerprint import Fingerprint, differences, fingerprint
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.shapes import check_rules
+from cutover.postgres.suggestions import did_you_mean
 from cutover.preflight.findings import Findings
 from cutover.preflight.subject import Opened, Subject
 
@@ -149,6 +150,19 @@ async def _comparison(monolith: Opened, tables: dict[str, Table], findings: Find
             )  # fmt: skip
         except ConfigError:
             continue  # the table is missing, which is a finding of its own
+        if rules.show_values:
+            await _shown(monolith, name, rules.show_values, findings)
+
+
+async def _shown(monolith: Opened, name: str, columns: list[str], findings: Findings) -> None:
+    known = [column.name for column in (await catalog.table(monolith.connection, TableName.parse(name))).columns]
+    for column in columns:
+        if column not in known:
+            findings.advice(
+                "show_values", f"{monolith.name}: table {name}", f"the plan shows values of column {column!r}, which "
+                "is not there", "`cutover diff` could not show them, and they would be missed when rows differ",
+                did_you_mean(column, known) or "correct `show_values` of this table in the plan",
+            )  # fmt: skip
 
 
 async def _triggers(subject: Subject, service: str, infos: list[TableInfo], findings: Findings) -> None:

@@ -266,7 +266,7 @@ class ChangedKeys:
         if unverified := await self.unverified():
             raise GateClosed(
                 f"{self.pair.service}: {', '.join(map(str, unverified))}: no full pass has verified the table since "
-                "its changes are followed (or it was truncated): run `cutover reconcile` for it, then try again"
+                "its changes are followed (or it was truncated): run `cutover reconcile --now` for it, then try again"
             )
         tail = await self.tail()
         if (total := sum(tail.values())) > limit:

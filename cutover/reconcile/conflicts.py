@@ -2,24 +2,18 @@
 
 A plan first, then the deed. `source-wins`: the primary's row is written over the other side's. `last-write-wins`: the
 same, unless the other side's timestamp is newer; the primary would have to change then, so it is a case for a person (a
-tie or a missing time: the primary wins). `manual`: always a case. What a person decided about a case is applied here,
-with the next pass, to the very rows that it was about.
+tie or a missing time: the primary wins, with an alert). `manual`: always a case. What a person decided about a case is
+applied here, with the next pass, to the very rows that it was about.
 
-Nothing is written over a row that changed since it was confirmed, and nothing newer is overwritten beside the stream:
-
-* update, delete: the sink's row is locked and checked first, and only then the primary is read. A change that the
-  stream brings waits for the lock, and is newer than what was read.
-* insert: there is no row to lock at the sink, so the primary's row is held against change (FOR SHARE) while a marker
-  goes through the stream. An insert on its way has arrived by then, and no deletion can happen until the row is there.
+How rows are written, and why nothing newer is overwritten: `cutover.reconcile.mending`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Literal
-
-import asyncpg
+from typing import Any, Literal
 
 from cutover.control import conflicts as cases
 from cutover.control.conflicts import Case
@@ -28,31 +22,29 @@ from cutover.control.reports import Difference
 from cutover.errors import GateClosed, NotYet
 from cutover.plan.models import Table
 from cutover.postgres import compare, repair
-from cutover.postgres.applier import applier_session
 from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import Key, key_from_json
-from cutover.postgres.shapes import Shape, shapes
+from cutover.postgres.shapes import shapes
+from cutover.reconcile.mending import BLOCKED, HOLD, WRITTEN, Ground, Wanted, delete, in_one_or_singly, insert, update
 from cutover.reconcile.sides import both_sides
 
 Action = Literal["insert", "update", "delete", "case", "skip"]
+Settle = Callable[[], Awaitable[None]]
 
 #: Rows written in one transaction: small, for their locks are held meanwhile.
 BATCH = 200
-#: Seconds that the primary's rows may be held while a marker goes through the stream, and that a lock is waited for.
-HOLD = 3.0
-LOCK_TIMEOUT = "2s"
-
-#: Errors of a single row that another row or a rule of the table causes; the row goes to a person.
-_BLOCKED = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.GeneratedAlwaysError)
+#: The reason of a row that last-write-wins could not date: it is written, and told.
+UNDATED = "no newer side can be told, so the source wins"
+EQUAL = "equal by now"
+REPAIRED = "repaired"
+AGAIN = "different again"
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Wanted):
     """What is to be done about one key, by which rule, and why. `outcome` is empty in a dry run."""
 
-    key: Key
-    difference: Difference
     action: Action
     reason: str
     outcome: str = ""
@@ -68,23 +60,34 @@ class Resolution:
     skipped: int = 0
     #: Written, and different again when looked at: the next pass decides.
     still_different: int = 0
+    #: Repaired though nobody can tell which side was newer.
+    undated: int = 0
 
+    def add(self, steps: Sequence[Step]) -> None:
+        """Counts a batch, and keeps its steps."""
+        self.steps.extend(steps)
+        self.count(steps)
 
-class _Inexact(Exception):
-    """A value did not arrive as it was read; the transaction is rolled back."""
+    def count(self, steps: Sequence[Step]) -> None:
+        """Counts a batch alone."""
+        for step in steps:
+            self.repaired += step.outcome == REPAIRED
+            self.undated += step.outcome == REPAIRED and step.reason == UNDATED
+            self.still_different += step.outcome == AGAIN
+            self.cases += step.action == "case"
+            self.skipped += step.action != "case" and step.outcome not in (REPAIRED, AGAIN, "")
 
-
-@dataclass(frozen=True)
-class _Repair:
-    """Everything that writing one table needs."""
-
-    pair: Pair
-    direction: Direction
-    source: asyncpg.Connection
-    sink: asyncpg.Connection
-    source_shape: Shape
-    sink_shape: Shape
-    settle: Callable[[], Awaitable[None]]
+    def told(self, rules: Table) -> str:
+        """One sentence (no keys) for an alert where the plan or the rule itself wants one, else ""."""
+        if not self.undated and not (rules.alert_on_conflict and (self.repaired or self.cases)):
+            return ""
+        text = (
+            f"{self.repaired} rows repaired on the side that is not the primary, "
+            f"{self.cases} cases opened for a person (rule {rules.conflict})"
+        )
+        if self.undated:
+            text += f"; of {self.undated} rows the times are equal or missing, so the source won"
+        return text
 
 
 async def resolve(
@@ -94,7 +97,7 @@ async def resolve(
     rules: Table,
     differences: Sequence[Difference],
     control: Control,
-    stream_settle: Callable[[], Awaitable[None]],
+    stream_settle: Settle,
     *,
     dry_run: bool = False,
     actor: str = "reconciliation",
@@ -103,31 +106,56 @@ async def resolve(
     """Repairs confirmed differences at the sink of `direction`, or opens cases; may be run again at any time.
 
     `stream_settle` is `run_pass`'s `settle`. `alert` is told in one sentence (no keys) where the table's rule wants it.
-    With `dry_run` nothing is written anywhere. Raises what `run_pass` raises, and NotYet while another repair writes.
+    With `dry_run` nothing is written anywhere. Raises what `run_pass` raises, NotYet while another repair writes, and
+    Refused where a switch has made the sink the primary.
     """
     resolution = Resolution()
+
+    async def batches() -> AsyncIterator[Sequence[Difference]]:
+        yield differences
+
+    work = repairs(pair, direction, table, rules, batches(), control, stream_settle, dry_run=dry_run, actor=actor)
+    async with aclosing(work):
+        async for steps in work:
+            resolution.add(steps)
+            if alert and not dry_run and (text := resolution.told(rules)):
+                # after each batch, so that a kill loses none; alerts that repeat are counted, not sent
+                await alert(f"{pair.service}.{table}: {text}")
+    return resolution
+
+
+async def repairs(
+    pair: Pair,
+    direction: Direction,
+    table: TableName,
+    rules: Table,
+    differences: AsyncIterable[Sequence[Difference]],
+    control: Control,
+    settle: Settle,
+    *,
+    dry_run: bool = False,
+    actor: str = "reconciliation",
+) -> AsyncGenerator[list[Step], None]:
+    """As `resolve`, batch by batch, so that memory does not grow with the number of differences.
+
+    What was yielded is done for good; stopped there and begun again, it finds those rows equal and passes them over.
+    """
     async with both_sides(pair, direction, f"repair/{pair.service}") as (source, sink):
         source_shape, sink_shape = await shapes(source, sink, table, pair.passes_over(table))
         if not source_shape.keyed_by:
             raise GateClosed(
                 f"table {table} has no key, so its rows cannot be told apart and none can be mended: add a primary key"
             )
-        work = _Repair(pair, direction, source, sink, source_shape, sink_shape, stream_settle)
-        decided = (
-            await cases.decided(control, pair.migration, pair.service, differences[0].table) if differences else {}
-        )
-        for start in range(0, len(differences), BATCH):
-            steps = await _plan(work, rules, differences[start : start + BATCH], decided)
-            if not dry_run:
-                steps = await _act(work, control, actor, rules, steps)
-                if rules.alert_on_conflict and alert:
-                    await _tell(alert, pair, table, rules, steps)
-            _count(resolution, steps)
-    return resolution
+        work = Ground(pair, direction, source, sink, source_shape, sink_shape, settle)
+        decided = await cases.decided(control, pair.migration, pair.service, str(table))
+        async for found in differences:
+            for start in range(0, len(found), BATCH):
+                steps = await _plan(work, rules, found[start : start + BATCH], decided)
+                yield steps if dry_run else await _act(work, control, actor, rules, steps)
 
 
 async def _plan(
-    work: _Repair, rules: Table, differences: Sequence[Difference], decided: Mapping[str, Case]
+    work: Ground, rules: Table, differences: Sequence[Difference], decided: Mapping[str, Case]
 ) -> list[Step]:
     keys = [key_from_json(d.key_json) for d in differences]
     left, right = await asyncio.gather(
@@ -140,7 +168,7 @@ async def _plan(
         primary_wins: Action = "delete" if here.digest is None else "insert" if there.digest is None else "update"
         case = decided.get(difference.key_json)
         if here.digest == there.digest:
-            reason = "equal by now"
+            reason = EQUAL
         elif not difference.confirmed:
             reason = "not confirmed"
         elif (here.digest, there.digest) != (difference.source_hash, difference.target_hash):
@@ -153,14 +181,14 @@ async def _plan(
             action, reason = "case", "the other side is newer, so the primary would have to change"
         else:
             action = primary_wins
-            reason = "no newer side can be told, so the source wins" if key in newer else "the source wins"
+            reason = UNDATED if key in newer else "the source wins"
             if rules.conflict == "last-write-wins" and newer.get(key) is False:
                 reason = "the source is newer"
         steps.append(Step(key, difference, action, reason))
     return steps
 
 
-async def _newer_at_sink(work: _Repair, rules: Table, keys: Sequence[Key]) -> dict[Key, bool | None]:
+async def _newer_at_sink(work: Ground, rules: Table, keys: Sequence[Key]) -> dict[Key, bool | None]:
     """For last-write-wins: True where the sink's row is newer, False where the source's is, None where unknown."""
     if rules.conflict != "last-write-wins" or not rules.timestamp:
         return {}
@@ -177,151 +205,87 @@ async def _newer_at_sink(work: _Repair, rules: Table, keys: Sequence[Key]) -> di
     return newer
 
 
-async def _act(work: _Repair, control: Control, actor: str, rules: Table, steps: list[Step]) -> list[Step]:
+async def _act(work: Ground, control: Control, actor: str, rules: Table, steps: list[Step]) -> list[Step]:
     outcome: dict[Key, str] = {}
+    audit = _Audit(work, control, actor, rules)
+    await audit.begun(steps)
     # deletions first: an extra row may hold the unique value that another one needs
-    for action, write in (("delete", _delete), ("update", _update), ("insert", _insert)):
+    for action, write in (("delete", delete), ("update", update), ("insert", insert)):
         chosen = [s for s in steps if s.action == action]
         if chosen:
-            outcome.update(await _in_one_or_singly(work, write, chosen))
-    left, right = await asyncio.gather(
-        compare.look(work.source, work.source_shape, [s.key for s in steps]),
-        compare.look(work.sink, work.sink_shape, [s.key for s in steps]),
-    )
+            outcome.update(await in_one_or_singly(work, write, chosen))
+    written = [key for key, text in outcome.items() if text == WRITTEN]
+    outcome.update(await _looked_at_again(work, written))
     done: list[Step] = []
-    for step, (_, here), (_, there) in zip(steps, left, right, strict=True):
-        result = outcome.get(step.key, step.action)
-        if result == "written":
-            result = "repaired" if here.digest == there.digest else "different again"
-        if result.startswith("blocked"):
-            step = Step(step.key, step.difference, "case", result)
-            result = "case"
+    for step in steps:
+        result = outcome.get(step.key, "" if step.action == "skip" else step.action)
+        if result.startswith(BLOCKED):
+            step, result = replace(step, action="case", reason=result), "case"
         if step.action == "case":
             await cases.open_case(
                 control, migration=work.pair.migration, service=work.pair.service, table=step.difference.table,
                 key_json=step.difference.key_json, kind=step.difference.kind, rule=rules.conflict,
                 detail={"reason": step.reason, "direction": work.direction,
                         "source_hash": step.difference.source_hash, "target_hash": step.difference.target_hash},
-                actor=actor,
+                actor=actor, decide_within=rules.decide_within,
             )  # fmt: skip
-        done.append(Step(step.key, step.difference, step.action, step.reason, result))
-    if repaired := [s.difference for s in done if s.outcome == "repaired"]:
+        done.append(replace(step, outcome=result or "skip"))
+    if repaired := [s.difference for s in done if s.outcome == REPAIRED]:
         keys = [difference.key_json for difference in repaired]
         await cases.close_repaired(
             control, work.pair.migration, work.pair.service, repaired[0].table, keys, actor=actor
         )
-    written = sum(s.outcome in ("repaired", "different again") for s in done)
-    if written:
-        detail = {
-            "table": str(work.sink_shape.table),
-            "rows": written,
-            "rule": rules.conflict,
-            "direction": work.direction,
-        }
-        async with control.acting(
-            actor, "repair", migration=work.pair.migration, service=work.pair.service, detail=detail
-        ):
-            pass
+    await audit.ended(done)
     return done
 
 
-Write = Callable[[_Repair, asyncpg.Connection, Sequence[Step]], Awaitable[dict[Key, str]]]
-
-
-async def _in_one_or_singly(work: _Repair, write: Write, steps: Sequence[Step]) -> dict[Key, str]:
-    """All rows in one transaction; where one of them cannot be written, each in its own."""
-    async with applier_session(work.pair.sink(work.direction), work.pair.service, "repair") as writer:
-        await compare.read_alike(writer)
-        await writer.execute("SELECT pg_catalog.set_config('lock_timeout', $1, false)", LOCK_TIMEOUT)
-        outcome: dict[Key, str] = {}
-        groups: list[Sequence[Step]] = [steps]
-        while groups:
-            group = groups.pop()
+async def _looked_at_again(work: Ground, keys: Sequence[Key]) -> dict[Key, str]:
+    """What the sides say of rows that were written. One that differs may be on its way: once more, after a marker."""
+    found: dict[Key, str] = {}
+    left = list(keys)
+    for waits in (False, True):
+        if waits and left:
             try:
-                outcome.update(await write(work, writer, group))
-            except (*_BLOCKED, _Inexact) as error:
-                if len(group) > 1:
-                    groups.extend([step] for step in group)
-                else:
-                    outcome[group[0].key] = (
-                        f"blocked: the row cannot be written as it is ({type(error).__name__.lstrip('_')})"
-                    )
-            except asyncpg.LockNotAvailableError:
-                outcome.update({step.key: "the row was busy" for step in group})
-        return outcome
-
-
-async def _update(work: _Repair, writer: asyncpg.Connection, steps: Sequence[Step]) -> dict[Key, str]:
-    outcome = {step.key: "changed since it was confirmed" for step in steps}
-    async with writer.transaction():
-        seen = await repair.lock_rows(writer, work.sink_shape, [s.key for s in steps])
-        still = [s.key for s, look in zip(steps, seen, strict=True) if look.digest == s.difference.target_hash]
-        found = await repair.read_rows(work.source, work.source_shape, still, lock=False)
-        expected = {s.key: s.difference.source_hash for s in steps}
-        chosen = {still[n]: row for n, row in found.items() if row.look.digest == expected[still[n]]}
-        digests = await repair.update_rows(writer, work.sink_shape, list(chosen), list(chosen.values()))
-        for key, row in chosen.items():
-            if digests.get(row.key) != row.look.digest:
-                raise _Inexact
-            outcome[key] = "written"
-    return outcome
-
-
-async def _delete(work: _Repair, writer: asyncpg.Connection, steps: Sequence[Step]) -> dict[Key, str]:
-    outcome = {step.key: "changed since it was confirmed" for step in steps}
-    async with writer.transaction():
-        seen = await repair.lock_rows(writer, work.sink_shape, [s.key for s in steps])
-        still = [s.key for s, look in zip(steps, seen, strict=True) if look.digest == s.difference.target_hash]
-        present = await compare.look(work.source, work.source_shape, still)
-        chosen = [key for key, (_, look) in zip(still, present, strict=True) if look.digest is None]
-        await repair.delete_rows(writer, work.sink_shape, chosen)
-        outcome.update(dict.fromkeys(chosen, "written"))
-    return outcome
-
-
-async def _insert(work: _Repair, writer: asyncpg.Connection, steps: Sequence[Step]) -> dict[Key, str]:
-    outcome = {step.key: "changed since it was confirmed" for step in steps}
-    expected = {s.key: s.difference.source_hash for s in steps}
-    keys = list(expected)
-    primary = work.pair.source(work.direction)
-    settings = {**compare.TEXT_SETTINGS, "lock_timeout": LOCK_TIMEOUT}
-    async with primary.session(f"cutover-repair/{work.pair.service}", **settings) as holder, holder.transaction():
-        found = await repair.read_rows(holder, work.source_shape, keys, lock=True)
-        held = {keys[n]: row for n, row in found.items() if row.look.digest == expected[keys[n]]}
-        try:
-            await asyncio.wait_for(work.settle(), HOLD)
-        except (TimeoutError, NotYet):
-            return {step.key: "the stream is too far behind" for step in steps}
-        async with writer.transaction():
-            seen = await compare.look(writer, work.sink_shape, list(held))
-            absent = {k: row for (k, row), (_, look) in zip(held.items(), seen, strict=True) if look.digest is None}
-            digests = await repair.insert_rows(writer, work.sink_shape, list(absent.values()))
-            for key, row in absent.items():
-                if row.key not in digests:
-                    outcome[key] = "blocked: another row holds one of its unique values"
-                elif digests[row.key] != row.look.digest:
-                    raise _Inexact
-                else:
-                    outcome[key] = "written"
-    return outcome
-
-
-async def _tell(
-    alert: Callable[[str], Awaitable[None]], pair: Pair, table: TableName, rules: Table, steps: Sequence[Step]
-) -> None:
-    repaired = sum(s.outcome == "repaired" for s in steps)
-    opened = sum(s.action == "case" for s in steps)
-    if repaired or opened:
-        await alert(
-            f"{pair.service}.{table}: {repaired} rows repaired on the side that is not the primary, "
-            f"{opened} cases opened for a person (rule {rules.conflict})"
+                await asyncio.wait_for(work.settle(), HOLD)
+            except (TimeoutError, NotYet):
+                break
+        here, there = await asyncio.gather(
+            compare.look(work.source, work.source_shape, left), compare.look(work.sink, work.sink_shape, left)
         )
+        equal = {key for key, (_, a), (_, b) in zip(left, here, there, strict=True) if a.digest == b.digest}
+        found.update(dict.fromkeys(equal, REPAIRED))
+        left = [key for key in left if key not in equal]
+    return {**dict.fromkeys(left, AGAIN), **found}
 
 
-def _count(resolution: Resolution, steps: Sequence[Step]) -> None:
-    resolution.steps.extend(steps)
-    for step in steps:
-        resolution.repaired += step.outcome == "repaired"
-        resolution.still_different += step.outcome == "different again"
-        resolution.cases += step.action == "case"
-        resolution.skipped += step.action != "case" and step.outcome not in ("repaired", "different again", "")
+@dataclass(frozen=True)
+class _Audit:
+    """A repair in the audit log: what was about to be written, before the first write, and what came of it."""
+
+    work: Ground
+    control: Control
+    actor: str
+    rules: Table
+
+    async def begun(self, steps: Sequence[Step]) -> None:
+        counts = {action: sum(s.action == action for s in steps) for action in ("insert", "update", "delete")}
+        if any(counts.values()):
+            await self._append("repair.begun", {name: count for name, count in counts.items() if count})
+
+    async def ended(self, steps: Sequence[Step]) -> None:
+        if written := sum(s.outcome in (REPAIRED, AGAIN) for s in steps):
+            await self._append("repair", {"rows": written})
+
+    async def _append(self, action: str, counts: Mapping[str, int]) -> None:
+        detail: dict[str, Any] = {
+            "table": str(self.work.sink_shape.table),
+            **counts,
+            "rule": self.rules.conflict,
+            "direction": self.work.direction,
+            "database": self.work.pair.sink(self.work.direction).name,
+        }
+        pair = self.work.pair
+        async with self.control.acting(
+            self.actor, action, migration=pair.migration, service=pair.service, detail=detail
+        ):
+            pass

@@ -11,13 +11,20 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from cutover.errors import NotYet
+from cutover.streams.base import Stream
+
 #: Seconds between two looks.
 EVERY = 2.0
 #: Looks before the first statement, whose median says what a write costs without us.
 FIRST_LOOKS = 5
 #: A write counts as slow when it takes this many times as long as at first, and so many seconds longer.
 TIMES, SECONDS = 2.0, 0.005
-LEAST_BUSY = 0.05
+#: Looks of which the middle one counts: a single slow write is no sign.
+RECENT = 3
+LEAST_BUSY = 0.1
+#: What is given back after each look that found nothing.
+GROWTH = 1.5
 #: Seconds of rest after one statement at most.
 LONGEST_REST = 30.0
 
@@ -30,6 +37,24 @@ class Pressure:
     lag: float
 
 
+def looking(stream: Stream, lag_limit: float) -> Callable[[], Coroutine[Any, Any, Pressure]]:
+    """A look by a marker of the stream: the seconds that its commit takes, and those until it is applied.
+
+    One that does not arrive within `lag_limit` seconds counts as infinitely late.
+    """
+
+    async def look() -> Pressure:
+        started = time.monotonic()
+        marker = await stream.put_marker()
+        write = time.monotonic() - started
+        try:
+            return Pressure(write, await stream.await_marker(marker, lag_limit))
+        except NotYet:
+            return Pressure(write, float("inf"))
+
+    return look
+
+
 @dataclass
 class Pace:
     """`busy` is the share of the time that statements may take at most; `look` measures, `lag_limit` is in seconds."""
@@ -40,6 +65,7 @@ class Pace:
     _now: float = field(init=False)
     _usual: float | None = None
     _judged: float = 0.0
+    _recent: list[float] = field(default_factory=list)
     _looking: asyncio.Task[Pressure] | None = None
 
     def __post_init__(self) -> None:
@@ -53,7 +79,8 @@ class Pace:
     async def begin(self) -> None:
         """Learns what a write usually costs, once, before the pass itself is what it costs."""
         if self.look is not None and self._usual is None:
-            self._usual = statistics.median([(await self.look()).write for _ in range(FIRST_LOOKS)])
+            first = [(await self.look()).write for _ in range(FIRST_LOOKS)]
+            self._usual, self._recent = statistics.median(first), first[-RECENT + 1 :]
 
     async def rest(self, worked: float) -> None:
         """Called after statements that took `worked` seconds."""
@@ -83,8 +110,10 @@ class Pace:
 
     def _judge(self, seen: Pressure) -> None:
         self._judged = time.monotonic()
-        usual = self._usual if self._usual is not None else seen.write
-        if seen.lag > self.lag_limit or seen.write > max(usual * TIMES, usual + SECONDS):
+        self._recent = [*self._recent, seen.write][-RECENT:]
+        write = statistics.median(self._recent)
+        usual = self._usual if self._usual is not None else write
+        if seen.lag > self.lag_limit or write > max(usual * TIMES, usual + SECONDS):
             self._now = max(LEAST_BUSY, self._now / 2)
         else:
-            self._now = min(self.busy, self._now * 1.25)
+            self._now = min(self.busy, self._now * GROWTH)

@@ -23,7 +23,7 @@ from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.hashing import agree
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.replicas import await_replayed, require_replica
-from cutover.postgres.shapes import Shape, shapes
+from cutover.postgres.shapes import Shape, shapes, without_text
 from cutover.reconcile.confirm import confirm
 from cutover.reconcile.pace import Pace
 from cutover.reconcile.ranges import Walk
@@ -148,7 +148,17 @@ async def _opened(job: Job, *, replicas: bool = False) -> AsyncIterator[_Sides]:
     limit = f"{max(1, round(job.rules.reconcile.max_snapshot.total_seconds() * 1000))}ms"
     purpose = f"compare/{job.pair.service}"
     async with both_sides(job.pair, job.direction, purpose, replicas=replicas, statement_timeout=limit) as connections:
-        yield _Sides(*connections, *await shapes(*connections, job.table, job.pair.passes_over(job.table)))
+        alike = await shapes(*connections, job.table, job.pair.passes_over(job.table))
+        try:
+            yield _Sides(*connections, *alike)
+        except asyncpg.FeatureNotSupportedError:
+            for connection, shape in zip(connections, alike, strict=True):
+                if names := await without_text(connection, shape):
+                    raise GateClosed(
+                        f"table {job.table}: column {', '.join(names)} has no text form, so its values cannot be "
+                        "compared: exclude it in the plan's `compare`, or give it a type that can be shown"
+                    ) from None
+            raise
 
 
 async def _open(job: Job, sides: _Sides) -> PassState:
@@ -268,7 +278,7 @@ async def _finish(job: Job, state: PassState, sides: _Sides, orphans: int) -> Ta
         complete=False,
         bytes_moved=moved,
         seed=state.row["seed"],
-        left_out=sides.source_shape.left_out,
+        left_out=sorted({*sides.source_shape.left_out, *sides.sink_shape.left_out}),
         warnings=_warnings(sides.source_shape),
         replica=job.from_replica,
     )

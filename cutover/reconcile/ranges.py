@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from cutover.postgres import compare
-from cutover.postgres.buckets import Reader, Region, Slices
+from cutover.postgres.buckets import MOST_BUCKETS, Reader, Region, Slices
 from cutover.postgres.compare import Look
 from cutover.postgres.keys import Key, key_json
 from cutover.reconcile.pace import Pace
@@ -24,12 +24,10 @@ from cutover.reconcile.spans import SHARE_ROWS, Span
 
 #: Rows of the first part; then as many as take about SECONDS.
 FIRST_STEP = 100_000
-SMALLEST_STEP, LARGEST_STEP = 1_000, 500_000
+SMALLEST_STEP, LARGEST_STEP = 1_000, 1_000_000
 SECONDS = 1.0
 #: Rows of a bucket, about: fewer, and equal tables move more; more, and each difference opens more.
-BUCKET_ROWS = 40
-#: Buckets of one statement at most; the server holds them in memory.
-MOST_BUCKETS = 2**15
+BUCKET_ROWS = 35
 #: Rows of one side whose keys and hashes may be in memory at once.
 OPEN_ROWS = 25_000
 #: Keys looked at by one statement.
@@ -140,7 +138,7 @@ class Walk:
         """Hashes a region and opens what differs; `chunk` is handed on and emptied whenever it is full."""
         rows = self._step if self.ordered else SHARE_ROWS
         count = min(MOST_BUCKETS, _power_of_two(max(rows // BUCKET_ROWS, 16)))
-        slices = Slices.of(self.source.shape, region, max(self._step // BUCKET_ROWS, 1))
+        slices = Slices.of(self.source.shape, region, min(MOST_BUCKETS, max(self._step // BUCKET_ROWS, 1)))
         started = time.monotonic()
         try:
             left, right = await at_once(

@@ -275,7 +275,7 @@ class Forward:
             found = [f"{table}: {count}" for table, count in sorted(verdict.differing.items())]
             found += [f"{table}: no verified pass" for table in verdict.unverified]
             raise GateClosed(
-                f"{self.request.service}: keys differ inside the fence ({', '.join(found)}); run cutover reconcile"
+                f"{self.request.service}: keys differ inside the fence ({', '.join(found)}): cutover reconcile --now"
             )
         # the way back begins where this proof ends
         await self.env.changed(direction_from(self.request.to_side)).adopt(self.attempt.row)

@@ -77,7 +77,7 @@ async def test_a_retention_that_makes_no_sense_is_refused_before_anything_is_cha
 
 async def test_reconcile_compares_through_a_worker_and_ends_in_1_where_rows_differ(desk: Desk) -> None:
     await report(desk, ())
-    options = ("--service", SERVICE, "--table", TABLE)
+    options = ("--service", SERVICE, "--table", TABLE, "--now")
     world = desk.harness.world
     world.rules = world.rules.model_copy(
         update={"services": [one.model_copy(update={"tables": [one.tables[0].model_copy(update={"name": TABLE})]})
@@ -88,21 +88,6 @@ async def test_reconcile_compares_through_a_worker_and_ends_in_1_where_rows_diff
     assert world.count("open_pass") == 1
     await report(desk, (3, 4))
     assert "2" in (await desk.type("reconcile", desk.plan, *options, status=1)).stdout
-
-
-async def test_reconcile_show_starts_nothing_and_shows_the_keys_that_differ(desk: Desk) -> None:
-    await report(desk, (1, 2))
-    await report(desk, (3, 4))
-    shown = await desk.type("reconcile", desk.plan, "--show", status=1)
-    assert desk.harness.world.calls == []
-    lines = [line.split() for line in shown.stdout.splitlines() if "mismatched" in line and "│" in line]
-    assert {line[1] for line in lines if line[3] == "mismatched"} == {"3", "4"}
-    (facts,) = json.loads((await desk.type("reconcile", desk.plan, "--show", "--json", status=1)).stdout)
-    assert [one["key"] for one in facts["keys"]] == [["3"], ["4"]]
-    assert facts["keys"][0] == {"key": ["3"], "kind": "mismatched", "source_hash": 13, "target_hash": -23}
-    for wrong in (("--service", "nosuch"), ("--table", "nosuch")):
-        assert "nosuch" in (await desk.type("reconcile", desk.plan, "--show", *wrong, status=2)).output
-    await desk.type("reconcile", "nosuch", "--show", status=1)
 
 
 # --- conflicts -----------------------------------------------------------------------------------
@@ -120,12 +105,25 @@ async def test_cases_are_listed_shown_and_decided_with_an_audit_row(desk: Desk) 
     assert "0000000000000011" in shown.output
     decide = ("conflicts", "resolve", desk.plan, number, "--decision", "primary", "--by", "alice", "--reason", "stale")
     answered = await desk.type(*decide)
-    assert f"cutover reconcile {desk.plan} --service {SERVICE} --table {TABLE}" in answered.output
+    assert f"cutover reconcile {desk.plan} --service {SERVICE} --table {TABLE} --now" in answered.output
     assert "primary, by alice" in json.loads((await desk.type(*decide, "--json")).stdout)["decision"]
     async with desk.control.connection() as connection:
         newest = (await audit.entries(connection, desk.plan))[0]
     assert (newest.actor, newest.action, newest.detail["reason"]) == ("alice", "conflict.decided", "stale")
     assert "7" not in str(newest.detail.get("key", ""))
+
+
+async def test_a_case_shows_its_deadline_and_whether_it_has_passed(desk: Desk) -> None:
+    number = str(await case(desk))
+    (facts,) = json.loads((await desk.type("conflicts", "list", desk.plan, "--json")).stdout)
+    opened, deadline = (datetime.fromisoformat(facts[name]) for name in ("opened", "deadline"))
+    assert (facts["overdue"], round((deadline - opened).total_seconds())) == (False, 86400)
+    assert "OVERDUE" not in (await desk.type("conflicts", "list", desk.plan)).stdout
+    await desk.control.execute("UPDATE control.conflict SET due_at = clock_timestamp() - interval '1 s'")
+    assert "OVERDUE" in (await desk.type("conflicts", "list", desk.plan)).stdout
+    shown = (await desk.type("conflicts", "show", desk.plan, number)).stdout
+    assert "overdue      True" in shown
+    assert f"cutover diff {desk.plan} {TABLE} --key '[\"7\"]'" in shown
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def test_changes_are_listed_by_path() -> None:
     )
     assert [str(change) for change in changes(before, after)] == [
         "~ services.orders.tables.orders.reconcile.every: 5m → 1m",
-        "- services.orders.tables.items: {conflict, timestamp, alert_on_conflict, reconcile, compare}",
+        "- services.orders.tables.items: {conflict, timestamp, alert_on_conflict, decide_within, show_values, "
+        "reconcile, compare}",
         "~ approvals.required: 2 → 3",
     ]
     assert changes(before, before) == []

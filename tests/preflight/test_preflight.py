@@ -133,6 +133,12 @@ async def test_rules_of_a_comparison_are_checked_against_the_columns(lookup: Cal
     ]
 
 
+async def test_columns_whose_values_may_be_shown_are_looked_for(lookup: Callable[[str], Database]) -> None:
+    found = await look(lookup, of=plan(trades="trades: {show_values: [user_id, user]}"))
+    (finding,) = found["show_values"]
+    assert (finding.severity, finding.remedy) == ("advice", "did you mean 'user_id'?")
+
+
 async def test_rows_and_differences_at_the_target_block(lookup: Callable[[str], Database]) -> None:
     async with lookup("trading_db").session() as c:
         await c.execute("CREATE TABLE trades (id bigserial PRIMARY KEY, user_id int); INSERT INTO trades VALUES (1, 1)")

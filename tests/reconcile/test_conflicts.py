@@ -1,7 +1,7 @@
 """Repairs: each rule, only on the side that is not the primary, never over a row that changed."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -9,42 +9,10 @@ import pytest
 
 from cutover.control import audit, reports
 from cutover.control import conflicts as cases
-from cutover.control.reports import Difference
 from cutover.errors import ConfigError
 from cutover.plan.models import Table
-from cutover.postgres.identifiers import TableName
-from cutover.reconcile import conflicts
-from cutover.reconcile.conflicts import Resolution
-from tests.reconcile.conftest import World, no_stream
-
-
-async def differences(world: World, table: str = "t") -> list[Difference]:
-    await world.compare(table)
-    return await reports.open_differences(world.control, "m", "svc", table)
-
-
-async def repair(world: World, rules: Table, found: Sequence[Difference], **options: Any) -> Resolution:
-    direction = options.pop("direction", "forward")
-    settle = options.pop("settle", no_stream)
-    table = TableName("public", options.pop("table", "t"))
-    return await conflicts.resolve(world.pair, direction, table, rules, found, world.control, settle, **options)
-
-
-async def different(world: World) -> None:
-    await world.both(
-        "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text, n numeric, at timestamptz, "
-        "doc jsonb, bin bytea, arr int[], twice numeric GENERATED ALWAYS AS (n * 2) STORED)"
-    )
-    await world.both(
-        "INSERT INTO t (v, n, at, doc, bin, arr) SELECT 'v', 1.50, '2024-01-01', '{\"a\": 1.0}', '\\x00ff', '{1}' "
-        "FROM generate_series(1, 20)"
-    )
-    await world.left.execute("UPDATE t SET v = NULL, n = 1.500, doc = '{\"a\": 1.00}', arr = '[0:0]={1}' WHERE id = 1")
-    await world.left.execute("UPDATE t SET at = '2024-03-03 10:00:00.123456' WHERE id = 2")
-    await world.right.execute("UPDATE t SET at = '2024-02-02', v = 'right' WHERE id = 3")
-    await world.right.execute("UPDATE t SET v = 'tie' WHERE id = 4")
-    await world.right.execute("DELETE FROM t WHERE id = 5")
-    await world.left.execute("DELETE FROM t WHERE id = 6")
+from tests.reconcile.conftest import World
+from tests.reconcile.repairing import decide, differences, different, repair
 
 
 async def test_source_wins_makes_both_sides_the_same_and_leaves_the_primary_alone(world: World) -> None:
@@ -104,13 +72,6 @@ async def test_manual_opens_a_case_for_each_key_and_writes_nothing(world: World)
     opened = await cases.list_open(world.control, "m", "svc")
     assert {(c.key_json, c.seen) for c in opened} == {(f'["{n}"]', 2) for n in range(1, 7)}
     assert await differences(world) == found
-
-
-async def decide(world: World, key: str, decision: cases.Decision = "primary") -> int:
-    opened = await cases.list_open(world.control, "m", "svc")
-    (case,) = [one for one in opened if one.key_json == f'["{key}"]']
-    await cases.decide(world.control, "m", case.id, "alice", decision)
-    return case.id
 
 
 async def test_what_a_person_decided_is_applied_by_the_next_pass_and_closes_the_case(world: World) -> None:

@@ -1,5 +1,6 @@
 """A comparison that leaves out one of the engine's precautions misses a difference that the engine finds."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,9 @@ from cutover.postgres.buckets import Reader, Region
 from cutover.postgres.hashing import Hashing
 from cutover.reconcile import confirm, ranges
 from tests.reconcile.conftest import World
+from tests.reconcile.corruption import draw, found, wrongly
 from tests.reconcile.test_types import opened
+from tests.reconcile.values import pairs_at
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -32,6 +35,7 @@ def key_only_xored(patch: pytest.MonkeyPatch) -> None:
 
 
 def own_hash_of_numeric(patch: pytest.MonkeyPatch) -> None:
+    patch.delitem(columns.NEWER, "numeric")
     patch.setitem(columns._OWN_OF, 1700, "numeric")
     patch.setitem(columns.OWN, "numeric", columns._plain("hash_numeric_extended"))
     patch.setitem(columns.PROBES, "numeric", ("1", "2.5"))
@@ -46,6 +50,7 @@ def own_hash_of_float(patch: pytest.MonkeyPatch) -> None:
 
 
 def own_hash_of_timestamps(patch: pytest.MonkeyPatch) -> None:
+    patch.delitem(columns.NEWER, "timestamp")
     patch.setitem(columns.OWN, "timestamp", columns._plain("timestamp_hash_extended"))
 
 
@@ -82,6 +87,60 @@ async def test_a_mutant_of_the_hash_is_caught(
     assert set(await world.found(await world.compare("t"))) == keys
     mutate(monkeypatch)
     assert set(await world.found(await world.compare("t"))) < keys
+
+
+#: Mutants by which a corrupt row has the hash of the sound one, whatever shares its bucket.
+OF_ONE_ROW = [no_column_seed, own_hash_of_numeric, own_hash_of_bigint, own_hash_of_float, own_hash_of_timestamps,
+              null_as_nothing]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutate", OF_ONE_ROW)
+async def test_a_mutant_of_the_hash_is_caught_by_the_seeded_corruption(
+    world: World, monkeypatch: pytest.MonkeyPatch, mutate: Mutate
+) -> None:
+    kinds = ("numeric", "bigint", "double precision", "timestamp", "text")
+    pairs = [pair for pair in await pairs_at(world.left, world.right) if pair[0] in kinds]
+    table = draw(1, "integer", pairs, sound=20)
+    await table.load(world.left, world.right)
+    expected = table.expected
+    assert wrongly(await found(world, await world.compare("t")), expected) == {}
+    mutate(monkeypatch)
+    missed = wrongly(await found(world, await world.compare("t")), expected)
+    assert missed
+    assert {now for now, _ in missed.values()} == {None}
+
+
+async def test_a_collision_does_not_last_for_each_pass_has_its_own_seed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hashes of one bit, of which every second one is the same by chance."""
+    await world.both("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 0)")
+    await world.right.execute("UPDATE t SET v = 1")
+    row = Hashing.row
+    monkeypatch.setattr(Hashing, "row", lambda self, shape: f"(({row(self, shape)}) & 1)")
+
+    async def until_it_is(differences: int) -> int:
+        for _ in range(60):
+            report = await world.compare("t")
+            if report.differences == differences:
+                return report.seed
+        raise AssertionError(f"sixty passes, and none found {differences} differences")
+
+    collided = await until_it_is(0)
+    await until_it_is(1)
+    monkeypatch.setattr(secrets, "randbits", lambda bits: collided)  # the mutant: one seed for all passes
+    assert [(await world.compare("t")).differences for _ in range(10)] == [0] * 10
+
+
+async def test_without_a_marker_what_the_stream_still_carries_would_be_a_difference(world: World) -> None:
+    await world.both("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+    await world.left.execute("INSERT INTO t VALUES (2)")
+
+    async def arrives() -> None:
+        await world.right.execute("INSERT INTO t VALUES (2) ON CONFLICT DO NOTHING")
+
+    assert (await world.compare("t")).missing == 1  # the mutant: nothing is awaited
+    assert (await world.compare("t", settle=arrives)).differences == 0
 
 
 async def test_rows_that_come_twice_are_summed_and_an_xor_would_lose_them(

@@ -37,7 +37,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_slow_writes_halve_the_share_and_quick_ones_give_it_back() -> None:
     slow = Pressure(0.02, 0.01)
-    assert await after([slow, slow, QUIET, QUIET, QUIET]) == [0.5, 0.25, 0.3125, 0.390625, 0.48828125]
+    assert await after([slow, slow, slow, QUIET, QUIET, QUIET]) == [1.0, 0.5, 0.25, 0.125, 0.1875, 0.28125]
 
 
 async def test_a_lagging_stream_halves_the_share_down_to_a_floor() -> None:
@@ -47,8 +47,12 @@ async def test_a_lagging_stream_halves_the_share_down_to_a_floor() -> None:
     assert shares[-1] == pace.LEAST_BUSY
 
 
+async def test_one_slow_write_alone_is_no_sign() -> None:
+    assert await after([Pressure(0.9, 0.01), QUIET, QUIET]) == [1.0, 1.0, 1.0]
+
+
 async def test_a_write_that_is_slower_by_a_hair_is_not_slow() -> None:
-    assert await after([Pressure(0.004, 0.01)]) == [1.0]
+    assert await after([Pressure(0.004, 0.01)] * 3) == [1.0, 1.0, 1.0]
 
 
 async def test_the_share_never_passes_what_was_allowed() -> None:
@@ -65,7 +69,7 @@ async def test_a_look_without_an_answer_counts_as_slow_and_holds_nothing_up(monk
             await never.wait()
         return QUIET
 
-    made = Pace(look=look)
+    made = Pace(look=look, lag_limit=5.0)
     await made.begin()
     for _ in range(3):
         await made.rest(0)
