@@ -14,6 +14,7 @@ class Relay:
     def __init__(self, database: Database) -> None:
         self.target = database
         self.port = free_port()
+        self.down = True
         self.writers: set[asyncio.StreamWriter] = set()
         self.serving: set[asyncio.Task[None]] = set()
 
@@ -32,8 +33,14 @@ class Relay:
 
     async def mend(self) -> None:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.down = False
 
     async def cut(self) -> None:
+        self.down = True
+        # a connection accepted in this very moment would be lost, and its socket never closed, if the server went first
+        for listening in self.server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        await asyncio.sleep(0)
         self.server.close()
         for writer in list(self.writers):
             writer.transport.abort()
@@ -43,6 +50,9 @@ class Relay:
         assert task is not None
         self.serving.add(task)
         task.add_done_callback(self.serving.discard)
+        if self.down:
+            writer.close()
+            return
         # before anything is awaited: a cut in this moment cuts it too
         self.writers.add(writer)
         address = self.target.dsn.rpartition("@")[2].partition("/")[0]
