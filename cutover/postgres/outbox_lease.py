@@ -136,10 +136,11 @@ async def beat(
         renewed = await _renew(connection, service, direction, owner, keep, seconds)
         await release(connection, service, direction, owner, [s for s in held if s not in keep])
         rows = await connection.fetch(
+            # materialized: joined as it stands, the limit could count anew for each row
+            "WITH free AS MATERIALIZED (SELECT shard FROM cutover.relay_lease WHERE service = $1 AND direction = $2 "
+            "AND expires_at < clock_timestamp() ORDER BY shard LIMIT $5 FOR UPDATE SKIP LOCKED) "
             "UPDATE cutover.relay_lease l SET token = token + 1, owner = $3, "
-            "expires_at = clock_timestamp() + make_interval(secs => $4) FROM ("
-            "SELECT shard FROM cutover.relay_lease WHERE service = $1 AND direction = $2 "
-            "AND expires_at < clock_timestamp() ORDER BY shard LIMIT $5 FOR UPDATE SKIP LOCKED) AS free "
+            "expires_at = clock_timestamp() + make_interval(secs => $4) FROM free "
             "WHERE l.service = $1 AND l.direction = $2 AND l.shard = free.shard RETURNING l.shard, l.token",
             service,
             direction,

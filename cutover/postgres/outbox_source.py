@@ -20,7 +20,7 @@ from cutover.errors import Conflict
 from cutover.postgres import epoch
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_schema import SHARDS, WAKE, outbox_table
-from cutover.postgres.outbox_tables import Flow
+from cutover.postgres.outbox_tables import Flow, require_definition
 from cutover.postgres.outbox_versions import version_sequence
 
 #: Images read at once, and bytes of images after which a batch is full.
@@ -78,20 +78,32 @@ async def waiting(connection: asyncpg.Connection, service: str, shards: Sequence
 
 
 async def read(
-    connection: asyncpg.Connection, service: str, flows: Mapping[str, Flow], shards: Sequence[int], limit: int
+    connection: asyncpg.Connection,
+    service: str,
+    flows: Mapping[str, Flow],
+    known: str,
+    shards: Sequence[int],
+    limit: int,
 ) -> Batch:
-    """The oldest intents of each shard, at most `limit` of them, with the rows that they name."""
+    """The oldest intents of each shard, at most `limit` of them, with the rows that they name.
+
+    `known` stands for the tables' definition for which the flows were made. Raises Redefined where that has changed.
+    """
     per_shard = max(limit // 4, -(-limit // max(len(shards), 1)))
     sql = (
         "SELECT o.shard, o.version, o.op, o.tbl, o.key FROM unnest($1::int2[]) AS s(shard) CROSS JOIN LATERAL ("
         f"SELECT i.* FROM {outbox_table(service).sql} i WHERE i.shard = s.shard AND NOT {_held('$2', 'i')} "
         "ORDER BY i.version LIMIT $3) AS o LIMIT $4"
     )
-    return await _read(connection, service, flows, sql, [shards, service, per_shard, limit], limit)
+    return await _read(connection, flows, known, sql, [shards, service, per_shard, limit], limit)
 
 
 async def read_keys(
-    connection: asyncpg.Connection, service: str, flows: Mapping[str, Flow], keys: Sequence[tuple[str, Key]]
+    connection: asyncpg.Connection,
+    service: str,
+    flows: Mapping[str, Flow],
+    known: str,
+    keys: Sequence[tuple[str, Key]],
 ) -> Batch:
     """All intents of these keys (table's name and key), of whatever shard, with the rows that they name."""
     # keys travel one by one: an array of arrays would have to be rectangular
@@ -101,7 +113,7 @@ async def read_keys(
         "AND i.key = ARRAY(SELECT pg_catalog.jsonb_array_elements_text(w.k -> 1)) "
         f"WHERE i.op <> '{MARKER}' AND NOT {_held('$2', 'i')}"
     )
-    return await _read(connection, service, flows, sql, [_json(keys), service], 0)
+    return await _read(connection, flows, known, sql, [_json(keys), service], 0)
 
 
 def _json(keys: Sequence[tuple[str, Key]]) -> str:
@@ -110,8 +122,8 @@ def _json(keys: Sequence[tuple[str, Key]]) -> str:
 
 async def _read(
     connection: asyncpg.Connection,
-    service: str,
     flows: Mapping[str, Flow],
+    known: str,
     sql: str,
     arguments: Sequence[object],
     limit: int,
@@ -122,6 +134,7 @@ async def _read(
         f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {tables} IN ACCESS SHARE MODE"
     )
     try:
+        await require_definition(connection, [flow.table for flow in flows.values()], known)
         position = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
         rows = await connection.fetch(sql, *arguments)
         batch = await _with_images(connection, flows, rows, full=bool(limit) and len(rows) >= limit)

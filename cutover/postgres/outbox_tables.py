@@ -15,7 +15,7 @@ from functools import cached_property
 
 import asyncpg
 
-from cutover.errors import ConfigError
+from cutover.errors import ConfigError, NotYet
 from cutover.plan.models import Compare
 from cutover.postgres.identifiers import TableName, quote
 from cutover.postgres.shapes import Shape, shapes
@@ -51,6 +51,17 @@ SELECT i.indexrelid::regclass::text AS name, i.indexprs IS NULL AS plain,
              JOIN pg_catalog.pg_namespace n ON n.oid = q.oprnamespace ORDER BY k.n) AS equals
 FROM pg_catalog.pg_index i WHERE i.indrelid = $1::text::regclass AND i.indisunique AND i.indisvalid ORDER BY 1
 """
+
+
+#: Changes whenever a column of one of the tables is added, dropped, renamed or given another type.
+_DEFINITION = (
+    "SELECT md5(string_agg(concat_ws(' ', attrelid, attnum, xmin), ',' ORDER BY attrelid, attnum)) "
+    "FROM pg_catalog.pg_attribute WHERE attnum > 0 AND attrelid = ANY ($1::text[]::regclass[]::oid[])"
+)
+
+
+class Redefined(NotYet):
+    """A table has other columns than when they were read: images made for the old ones would lose the new ones."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,17 @@ async def flows(
         )
         found[str(table)] = Flow(table, left, right, uniques)
     return found
+
+
+async def definition(connection: asyncpg.Connection, tables: Sequence[TableName]) -> str:
+    """Stands for the columns of these tables as this transaction sees them."""
+    return str(await connection.fetchval(_DEFINITION, [table.sql for table in tables]))
+
+
+async def require_definition(connection: asyncpg.Connection, tables: Sequence[TableName], known: str) -> None:
+    """Raises Redefined where the columns are not those of `known` any more."""
+    if await definition(connection, tables) != known:
+        raise Redefined("a table has got other columns; they are read anew")
 
 
 async def _require_key(connection: asyncpg.Connection, shape: Shape) -> None:

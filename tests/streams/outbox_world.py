@@ -92,6 +92,12 @@ class World:
                 yield Hands(relay, ends, Applier(ends, self.pair.service, direction))
             await outbox_lease.leave(leases, self.pair.service, direction, relay.owner)
 
+    @asynccontextmanager
+    async def hands_again(self, hands: "Hands") -> AsyncIterator["Hands"]:
+        """The same leases with sessions of their own."""
+        async with open_ends(self.pair, hands.relay.direction, "relay") as ends:
+            yield Hands(hands.relay, ends, Applier(ends, self.pair.service, hands.relay.direction))
+
     async def drained(self, direction: Direction = "forward", timeout: float = 20.0) -> float:
         stream = self.stream(direction)
         return await stream.await_marker(await stream.put_marker(), timeout)

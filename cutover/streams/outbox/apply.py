@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
-from cutover.postgres import outbox_sink, outbox_source
+from cutover.postgres import outbox_sink, outbox_source, outbox_tables
 from cutover.postgres.databases import Direction
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_source import Batch, Change
@@ -60,11 +60,15 @@ class Applier:
     async def carry(self, batch: Batch, tokens: Mapping[int, int]) -> Outcome:
         """Applies the batch; its intents that are done with are not deleted yet.
 
-        Raises StaleAttempt where a lease is not ours any more; errors of the moment (connections, deadlocks, a column
-        that is gone) leave as they are, with nothing half done.
+        Raises StaleAttempt where a lease is not ours any more, Redefined where the sink's columns have changed. Errors
+        of the moment (connections, deadlocks) leave as they are, with nothing half done.
         """
         outcome = Outcome()
         await self._settle(batch.changes, batch.markers, tokens, outcome)
+        if outcome.refused:
+            # a column that came or went at the sink is no fault of the rows
+            tables = [flow.table for flow in self.ends.flows.values()]
+            await outbox_tables.require_definition(self.ends.sink, tables, self.ends.sink_definition)
         outcome.done += batch.other
         return outcome
 
@@ -128,7 +132,9 @@ class Applier:
             size = len(keys)
             for name, blocking in (await self._in_the_way(changes)).items():
                 keys |= {(name, key) for key in blocking}
-            batch = await outbox_source.read_keys(self.ends.source, self.service, self.ends.flows, sorted(keys))
+            batch = await outbox_source.read_keys(
+                self.ends.source, self.service, self.ends.flows, self.ends.source_definition, sorted(keys)
+            )
             changes = batch.changes
             if not changes:
                 return True  # another relay was faster

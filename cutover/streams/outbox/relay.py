@@ -22,6 +22,7 @@ from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_lease import LEASE_SECONDS
 from cutover.postgres.outbox_schema import WAKE
+from cutover.postgres.outbox_tables import Redefined
 from cutover.streams.outbox.apply import Applier, Outcome
 from cutover.streams.outbox.sessions import Ends, open_ends
 
@@ -125,7 +126,7 @@ class Relay:
             begun = self.applied
             try:
                 await self._hold_on(lane)
-            except StaleAttempt:
+            except (StaleAttempt, Redefined):
                 await asyncio.sleep(_SHORTEST_RETRY)
             except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
                 self.failures += 1
@@ -171,7 +172,7 @@ class Relay:
         shards = sorted(tokens)
         turned = shards[turn % max(len(shards), 1) :] + shards[: turn % max(len(shards), 1)]
         ends, service = applier.ends, self.pair.service
-        batch = await outbox_source.read(ends.source, service, ends.flows, turned, self.batch)
+        batch = await outbox_source.read(ends.source, service, ends.flows, ends.source_definition, turned, self.batch)
         if not batch.shards:
             return False
         outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})

@@ -38,6 +38,9 @@ class Ends:
     source: asyncpg.Connection
     sink: asyncpg.Connection
     flows: dict[str, Flow]
+    #: The tables' definitions for which the flows were made.
+    source_definition: str
+    sink_definition: str
 
 
 @asynccontextmanager
@@ -52,8 +55,9 @@ async def open_ends(pair: Pair, direction: Direction, purpose: str, *, copy: boo
             for name, value in settings.items():
                 await connection.execute("SELECT pg_catalog.set_config($1, $2, false)", name, value)
             await compare.read_alike(connection)
+        known = [await outbox_tables.definition(connection, pair.tables) for connection in (source, sink)]
         flows = await outbox_tables.flows(source, sink, pair.tables, pair.compare)
-        yield Ends(source, sink, flows)
+        yield Ends(source, sink, flows, *known)
 
 
 async def _writer(stack: AsyncExitStack, pair: Pair, direction: Direction, purpose: str) -> asyncpg.Connection:
