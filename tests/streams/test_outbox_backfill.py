@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cutover.postgres import outbox_copy
+from cutover.postgres import outbox_copy, outbox_sink
 from cutover.streams.outbox import Backfill
 from cutover.streams.outbox.sessions import open_ends
 from tests.streams.outbox_world import World
@@ -75,6 +75,36 @@ async def test_what_is_applied_while_the_copied_rows_are_not_committed_wins(
         around(None, change)
         await Backfill(world.pair, "forward").run(workers=1)
         assert await world.service.fetchval("SELECT array_agg(id ORDER BY id) FROM items") == [1, 3, 4, 5]
+    await world.require_equal()
+
+
+async def test_a_delete_that_commits_after_the_copied_rows_did_is_waited_for(
+    copying: tuple[World, Callable[..., None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had not seen the copied row, and the sweep would not see its tombstone."""
+    world, around = copying
+    deleted, may_commit = asyncio.Event(), asyncio.Event()
+    write = outbox_sink._write
+
+    async def held_up(*arguments: Any, **named: Any) -> None:
+        await write(*arguments, **named)
+        deleted.set()
+        await may_commit.wait()
+
+    monkeypatch.setattr(outbox_sink, "_write", held_up)
+    async with world.hands() as hands:
+        waiting: list[asyncio.Task[None]] = []
+
+        async def change() -> None:
+            await world.monolith.execute("DELETE FROM items WHERE id = 2")
+            waiting.append(asyncio.create_task(hands.drain()))
+            await deleted.wait()
+            asyncio.get_running_loop().call_later(0.5, may_commit.set)
+
+        around(None, change)
+        await Backfill(world.pair, "forward").run(workers=1)
+        assert waiting[0].done() or may_commit.is_set()
+        await waiting[0]
     await world.require_equal()
 
 

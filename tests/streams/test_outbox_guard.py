@@ -207,3 +207,12 @@ async def test_only_what_is_newer_is_written_in_a_batch_of_both(flowing: World) 
         ) == 10  # fmt: skip
         assert await deliver(hands, batch) == 11
     await flowing.require_equal()
+
+
+async def test_what_a_crash_of_the_source_could_take_back_is_not_carried_over(flowing: World) -> None:
+    async with flowing.hands() as hands:
+        await flowing.monolith.execute("SET synchronous_commit = off; INSERT INTO items (id, name) VALUES (1, 'a')")
+        position = await flowing.monolith.fetchval("SELECT pg_current_wal_insert_lsn()::text")
+        assert (await read(flowing, hands)).changes
+        flushed = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn"
+        assert await flowing.monolith.fetchval(flushed, position)
