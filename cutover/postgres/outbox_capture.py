@@ -5,12 +5,15 @@ drawn under the row's lock, so a key's versions rise in the order of its commits
 as well, under the name of the plan's table. SECURITY DEFINER, for the application's role has no right here.
 
 The triggers are ENABLE ALWAYS: a writer in replica mode is captured too. Our own appliers are told apart by a setting
-that counts only together with the role that owns all this, as in the fence.
+that counts only together with the role that owns all this, as in the fence. Everybody keeps EXECUTE on the functions:
+who makes a partition needs it for the triggers that come with it, and an intent that is put wrongly only has the row
+that it names carried over once more.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import asyncpg
@@ -195,9 +198,19 @@ async def _uncaptured(connection: asyncpg.Connection, members: Iterable[TableNam
     return found
 
 
-async def uncaptured(connection: asyncpg.Connection, tables: Iterable[TableName]) -> list[TableName]:
-    """Tables and partitions whose changes are not (all) captured."""
-    return sorted(await _uncaptured(connection, await fence.relations(connection, tables)))
+@dataclass(frozen=True)
+class Uncaptured:
+    """Tables and partitions of which changes pass by: of rows, or only by a TRUNCATE (a partition made since)."""
+
+    rows: tuple[TableName, ...]
+    truncates: tuple[TableName, ...]
+
+
+async def uncaptured(connection: asyncpg.Connection, tables: Iterable[TableName]) -> Uncaptured:
+    """What is not captured just now; what was not for a while cannot be told."""
+    found = await _uncaptured(connection, await fence.relations(connection, tables))
+    rows = {table for table, missing in found.items() if ROWS in missing}
+    return Uncaptured(tuple(sorted(rows)), tuple(sorted(set(found) - rows)))
 
 
 async def raise_above(connection: asyncpg.Connection, service: str, least: int) -> None:

@@ -172,28 +172,28 @@ async def prune(
     connection: asyncpg.Connection,
     service: str,
     direction: Direction,
-    shard: int,
-    token: int,
-    below: int | None,
+    tokens: Mapping[int, int],
+    least: Mapping[int, int],
     *,
     keep_seconds: float = KEEP_SECONDS,
 ) -> int:
-    """Deletes version rows of a shard that guard against nothing any more; how many. See the module's rule.
+    """Deletes version rows of these shards that guard against nothing any more; how many. See the module's rule.
 
-    For the holder of the shard's lease, between two batches; `below` is the least version that waits at the source,
-    read after the last batch was forgotten there.
+    For the holder of the shards' leases, between two batches; `least` holds the least version that waits at the
+    source, for shards where one does, read after the last batch was forgotten there.
     """
     async with connection.transaction():
-        [allowed] = await connection.fetch(_MAY_APPLY, service, direction, [shard], [token])
-        if allowed["held"] != 1 or await copying(connection, service, direction):
+        [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
+        if allowed["held"] != len(tokens) or await copying(connection, service, direction):
             return 0
         status = await connection.execute(
-            "DELETE FROM cutover.row_version WHERE ctid = ANY (ARRAY(SELECT ctid FROM cutover.row_version "
-            "WHERE service = $1 AND shard = $2 AND ($3::int8 IS NULL OR version < $3) "
-            "AND applied_at < clock_timestamp() - make_interval(secs => $4) LIMIT $5 FOR UPDATE SKIP LOCKED))",
+            "DELETE FROM cutover.row_version WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM cutover.row_version r "
+            "JOIN unnest($2::int2[], $3::int8[]) AS s(shard, least) USING (shard) "
+            "WHERE r.service = $1 AND (s.least IS NULL OR r.version < s.least) "
+            "AND r.applied_at < clock_timestamp() - make_interval(secs => $4) LIMIT $5 FOR UPDATE OF r SKIP LOCKED))",
             service,
-            shard,
-            below,
+            list(tokens),
+            [least.get(shard) for shard in tokens],
             keep_seconds,
             _PRUNED,
         )

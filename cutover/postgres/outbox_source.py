@@ -265,9 +265,12 @@ async def depth(connection: asyncpg.Connection, service: str) -> Depth:
     return Depth(**row)
 
 
-async def least_version(connection: asyncpg.Connection, service: str, shard: int) -> int | None:
-    """The least version that is still to be carried over in the shard; None where nothing is."""
-    found: int | None = await connection.fetchval(
-        f"SELECT min(version) FROM {outbox_table(service).sql} WHERE shard = $1", shard
+async def least_versions(connection: asyncpg.Connection, service: str, shards: Sequence[int]) -> dict[int, int]:
+    """The least version that is still to be carried over in each shard; nothing for shards where none is."""
+    rows = await connection.fetch(
+        "SELECT s.shard, (SELECT i.version FROM "
+        f"{outbox_table(service).sql} i WHERE i.shard = s.shard ORDER BY i.version LIMIT 1) AS version "
+        "FROM unnest($1::int2[]) AS s(shard)",
+        shards,
     )
-    return found
+    return {row["shard"]: row["version"] for row in rows if row["version"] is not None}

@@ -30,6 +30,14 @@ async def test_every_kind_of_change_arrives_as_it_is(flowing: World) -> None:
     async with flowing.relay():
         await flowing.monolith.execute(WRITES)
         await flowing.drained()
+        await flowing.require_equal()
+        # keys that have arrived already, changed
+        await flowing.monolith.execute(
+            "UPDATE items SET id = id + 5000 WHERE id > 1000; UPDATE kinds SET amount = 2 WHERE amount = 'NaN';"
+            "UPDATE parts SET region = 'b' WHERE region = 'a' AND \"No\" < 10;"
+            "UPDATE kinds SET amount = 0 WHERE amount = 0"
+        )
+        await flowing.drained()
     await flowing.require_equal()
     assert await flowing.service.fetchval("SELECT count(*) FROM items") == 49
     assert await flowing.service.fetchval("SELECT amount::text FROM kinds WHERE amount = 1") == "1.00"
@@ -64,6 +72,30 @@ async def test_a_role_without_any_right_on_our_schema_is_captured(flowing: World
         await hands.drain()
     await flowing.require_equal()
     assert await flowing.service.fetchval("SELECT count(*) FROM items") == 2
+
+
+async def test_a_partition_that_the_application_makes_later_is_captured(flowing: World) -> None:
+    partition = "CREATE TABLE parts_c PARTITION OF parts FOR VALUES IN ('c')"
+    await flowing.service.execute(partition)
+    await flowing.monolith.execute("DROP ROLE IF EXISTS outbox_owner; CREATE ROLE outbox_owner")
+    await flowing.monolith.execute(
+        "GRANT CREATE ON SCHEMA public TO outbox_owner; ALTER TABLE parts OWNER TO outbox_owner"
+    )
+    try:
+        await flowing.monolith.execute(f"SET ROLE outbox_owner; {partition}; INSERT INTO parts_c VALUES ('c', 1, 'x')")
+    finally:
+        await flowing.monolith.execute("RESET ROLE; REASSIGN OWNED BY outbox_owner TO CURRENT_USER")
+        await flowing.monolith.execute("DROP OWNED BY outbox_owner; DROP ROLE outbox_owner")
+    async with flowing.hands() as hands:
+        await hands.drain()
+    await flowing.require_equal()
+    assert await flowing.service.fetchval("SELECT body FROM parts WHERE region = 'c'") == "x"
+    # its TRUNCATE is captured once `prepare` has been there; until then that shows
+    health = await flowing.stream().health()
+    assert "TRUNCATE of parts_c" in health.detail
+    assert not health.lost
+    await flowing.stream().prepare()
+    assert "parts_c" not in (await flowing.stream().health()).detail
 
 
 async def test_writers_that_bypass_the_library_are_captured(flowing: World) -> None:
@@ -157,6 +189,8 @@ async def test_a_marker_waits_for_a_relay_and_for_every_intent_before_it(flowing
 
         await until(told, "the work is counted")
     await flowing.require_equal()
+    # a relay that is ended gives its leases back
+    assert not await flowing.service.fetchval("SELECT count(*) FROM cutover.relay_lease WHERE owner IS NOT NULL")
 
 
 async def test_a_version_drawn_early_and_committed_late_is_not_passed_over(flowing: World) -> None:

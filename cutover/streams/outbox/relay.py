@@ -7,6 +7,7 @@ effect the second time. Killed anywhere, its shards are taken over when its leas
 
 import asyncio
 import os
+import random
 import socket
 import time
 import uuid
@@ -31,6 +32,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
 #: The same after an error.
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.05, 5.0
 _TIDY_SECONDS = 30.0
+#: Two lanes that wanted the same rows or unique values; the one that was ended begins its batch anew.
+_CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 #: A change that another row is in the way of is refused for good after so many tries in a row.
 _STRIKES = 6
 _STRIKE_PAUSE = 0.1
@@ -71,6 +74,7 @@ class Relay:
     async def run(self) -> None:
         """Works until it is cancelled; then gives its leases back. Errors are counted, told and tried again."""
         self._ending = False
+        failed: list[BaseException] = []
         tasks = {asyncio.create_task(self._beat()), *(asyncio.create_task(self._lane(n)) for n in range(self.lanes))}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -80,13 +84,12 @@ class Relay:
                 for task in tasks:
                     task.cancel()
                 ended, tasks = await asyncio.wait(tasks, timeout=1)
-                failed = [t.exception() for t in ended if not t.cancelled() and t.exception()]
+                failed += [error for task in ended if not task.cancelled() and (error := task.exception())]
             with suppress(CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS):
                 async with asyncio.timeout(5), self.pair.sink(self.direction).session(self._label) as sink:
                     await outbox_lease.leave(sink, self.pair.service, self.direction, self.owner)
         for error in failed:
-            if error is not None:
-                raise error
+            raise error
 
     async def _beat(self) -> None:
         """Keeps the leases."""
@@ -154,7 +157,12 @@ class Relay:
                     await self._rest(pause)
                     pause = min(pause * 2, _LONGEST_PAUSE)
                     continue
-                full = await self.step(applier, tokens, turn)
+                try:
+                    full = await self.step(applier, tokens, turn)
+                except _CROSSED:
+                    self.failures += 1
+                    await asyncio.sleep(_SHORTEST_RETRY * random.random())
+                    continue
                 self._problems.pop(lane, None)
                 pause = 0.0 if full else _SHORTEST_PAUSE
                 if full:
@@ -208,13 +216,12 @@ class Relay:
         self, ends: Ends, tokens: Mapping[int, int], *, keep_seconds: float = outbox_sink.KEEP_SECONDS
     ) -> int:
         """Deletes version rows that guard against nothing any more; for between two batches of these shards."""
-        pruned = 0
-        for shard, token in tokens.items():
-            least = await outbox_source.least_version(ends.source, self.pair.service, shard)
-            pruned += await outbox_sink.prune(
-                ends.sink, self.pair.service, self.direction, shard, token, least, keep_seconds=keep_seconds
-            )
-        return pruned
+        if not tokens:
+            return 0
+        least = await outbox_source.least_versions(ends.source, self.pair.service, list(tokens))
+        return await outbox_sink.prune(
+            ends.sink, self.pair.service, self.direction, tokens, least, keep_seconds=keep_seconds
+        )
 
 
 def _words(error: Exception) -> str:

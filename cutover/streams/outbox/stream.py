@@ -95,8 +95,8 @@ class OutboxStream:
                 return False
             relays = await outbox_lease.relays(sink, self.pair.service, self.direction)
         async with self._at(self.source) as source:
-            uncaptured = await outbox_capture.uncaptured(source, self.pair.tables)
-        return relays.shards == outbox_schema.SHARDS and not uncaptured
+            missing = await outbox_capture.uncaptured(source, self.pair.tables)
+        return relays.shards == outbox_schema.SHARDS and not missing.rows
 
     async def progress(self) -> list[TableProgress]:
         async with self._at(self.source) as source:
@@ -180,21 +180,30 @@ class OutboxStream:
         elif relays.shards < outbox_schema.SHARDS:
             problems.append(f"no relay looks after {outbox_schema.SHARDS - relays.shards} of its shards")
         problems += relays.problems
-        async with self._at(self.source) as source:
-            lost = True
-            if not await outbox_schema.installed(source, self.pair.service):
-                problems.append(f"its outbox at {self.source.name!r} is gone")
-            elif uncaptured := await outbox_capture.uncaptured(source, self.pair.tables):
-                problems.append(
-                    f"changes of {', '.join(map(str, uncaptured))} are not captured at {self.source.name!r}"
-                )
-            else:
-                lost = False
-                if held := await outbox_quarantine.count(source, self.pair.service):
-                    problems.append(f"{_counts(held)} held in quarantine")
+        found, lost = await self._look_at_source()
+        problems += found
         if lost:
             problems.append("changes are missing, the stream has to be rebuilt (cutover doctor)")
         return StreamHealth(ok=not problems, apply_errors=row.failures, lost=lost, detail="; ".join(problems))
+
+    async def _look_at_source(self) -> tuple[list[str], bool]:
+        """What is wrong there, and whether changes have passed by."""
+        async with self._at(self.source) as source:
+            if not await outbox_schema.installed(source, self.pair.service):
+                return [f"its outbox at {self.source.name!r} is gone"], True
+            problems = []
+            missing = await outbox_capture.uncaptured(source, self.pair.tables)
+            if missing.rows:
+                names = ", ".join(map(str, missing.rows))
+                problems.append(f"changes of {names} are not captured at {self.source.name!r}")
+            if missing.truncates:
+                names = ", ".join(map(str, missing.truncates))
+                problems.append(
+                    f"a TRUNCATE of {names} is not captured at {self.source.name!r}: prepare the stream anew"
+                )
+            if held := await outbox_quarantine.count(source, self.pair.service):
+                problems.append(f"{_counts(held)} held in quarantine")
+            return problems, bool(missing.rows)
 
     async def work(self) -> Work | None:
         """Keys applied, and batches or keys that failed, as the relays have told."""
