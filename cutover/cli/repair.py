@@ -29,7 +29,7 @@ from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import AGAIN, EQUAL, REPAIRED, Resolution, Step, repairs
 from cutover.settings import Settings
 from cutover.streams import open_stream
-from cutover.streams.logical import LogicalStream
+from cutover.streams.base import Stream
 
 SETTLE_SECONDS = 60.0
 WRITES = ("insert", "update", "delete")
@@ -55,7 +55,7 @@ class Part:
     chosen: Chosen
     rules: Table
     report: TableReport
-    stream: LogicalStream
+    stream: Stream
     shown: list[Step] = field(default_factory=list)
     #: Steps by action and reason; after the deed by outcome too.
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)

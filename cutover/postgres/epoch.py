@@ -12,6 +12,7 @@ import asyncpg
 from cutover.errors import Refused, StaleAttempt
 from cutover.postgres.databases import Side
 from cutover.postgres.identifiers import TableName
+from cutover.postgres.outbox_versions import EPOCH_VERSIONS, raise_versions, version_sequence
 
 SCHEMA = "cutover"
 FENCED_SQLSTATE = "CU001"
@@ -179,13 +180,21 @@ async def end_older_sessions(connection: asyncpg.Connection, service: str, token
 
 
 async def set_epoch(connection: asyncpg.Connection, service: str, primary_side: Side, epoch: int) -> None:
-    """Writes the new truth of this database; part of the caller's fencing or unfencing transaction."""
-    await connection.execute(
-        "UPDATE cutover.epoch SET primary_side = $2, epoch = $3, changed_at = clock_timestamp() WHERE service = $1",
+    """Writes the new truth of this database; part of the caller's fencing or unfencing transaction.
+
+    Where an outbox captures changes, its later versions are above those of every earlier epoch. A sequence does not
+    roll back with the transaction, which does no harm: versions need not be without gaps.
+    """
+    versioned = await connection.fetchval(
+        "UPDATE cutover.epoch SET primary_side = $2, epoch = $3, changed_at = clock_timestamp() WHERE service = $1 "
+        "RETURNING to_regclass($4) IS NOT NULL",
         service,
         primary_side,
         epoch,
+        version_sequence(service).sql,
     )
+    if versioned:
+        await raise_versions(connection, service, epoch * EPOCH_VERSIONS)
 
 
 async def put_marker(connection: asyncpg.Connection, service: str, marker: str) -> None:

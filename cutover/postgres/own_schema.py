@@ -11,8 +11,11 @@ from cutover.postgres import loose_keys
 from cutover.postgres.epoch import SCHEMA
 from cutover.postgres.identifiers import TableName
 
-#: Tables (those ending in % by the beginning of their name) and functions of `epoch` and `loose_keys`.
-_TABLES = ("epoch", "flush", "loose_key_queue", "marker_%")
+#: Tables (those ending in % by the beginning of their name) and functions of `epoch`, `loose_keys` and `outbox_schema`.
+_TABLES = (
+    "epoch", "flush", "loose_key_queue", "marker_%", "quarantine", "row_version", "relay_lease", "relay_member",
+    "outbox_stream", "backfill_table", "backfill_chunk",
+)  # fmt: skip
 _FUNCTIONS = ("refuse()", "queue_loose_key()")
 
 _FOUND = """

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
+import asyncpg
+
+from cutover.postgres.databases import Direction
+
 TableStage = Literal["waiting", "copying", "catching-up", "ready"]
 
 
@@ -62,6 +66,8 @@ class Work:
 class Stream(Protocol):
     """One direction of flow for one service."""
 
+    direction: Direction
+
     async def prepare(self) -> None:
         """Makes all that a start needs at both ends, harmless to running traffic."""
 
@@ -83,8 +89,14 @@ class Stream(Protocol):
     async def put_marker(self) -> Marker:
         """Writes a marker at the source and commits it durably."""
 
+    async def put_marker_on(self, source: asyncpg.Connection, *, kind: str = "") -> Marker:
+        """The same on a connection that is open already (inside the write pause); `kind` begins its id."""
+
     async def await_marker(self, marker: Marker, timeout: float) -> float:
         """Waits until the marker is *durable* at the target; returns the seconds it took. Raises NotYet."""
+
+    async def await_marker_on(self, sink: asyncpg.Connection, marker: Marker, timeout: float) -> float:
+        """The same with a connection to the target that is open already."""
 
     async def health(self) -> StreamHealth: ...
 

@@ -7,7 +7,7 @@ from cutover.plan.models import Plan, Service
 from cutover.postgres.databases import Direction, Pair
 from cutover.reconcile.changed import ChangedKeys
 from cutover.streams import open_stream
-from cutover.streams.logical import LogicalStream
+from cutover.streams.base import Stream
 
 #: More changed keys than this are not compared inside the fence; then a pass has to come first.
 TAIL_LIMIT = 20_000
@@ -28,7 +28,7 @@ class SwitchEnvironment:
         """Seconds; a limit, never compressed."""
         return self.plan.switchover.max_write_pause.total_seconds()
 
-    def stream(self, direction: Direction) -> LogicalStream:
+    def stream(self, direction: Direction) -> Stream:
         return open_stream(self.pair, direction, self.service.stream)
 
     def changed(self, direction: Direction) -> ChangedKeys:

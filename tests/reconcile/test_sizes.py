@@ -20,7 +20,7 @@ SIZES = {} if FULL else {"OPEN_ROWS": 3_000}
 #: Kilobytes that the larger table may take beyond the smaller one: its parts grow up to 500,000 rows, which takes some
 #: 15,000 once and for all; its keys and hashes would take 500,000 (and 15,000 in an ordinary run).
 SLACK = 30_000 if FULL else 4_000
-SECONDS = 1_200 if FULL else 90
+SECONDS = 1_500 if FULL else 240
 
 KEYS = {"integer": "n", "text": "md5(n::text)"}
 

@@ -1,6 +1,7 @@
 """A stream whose slot was lost is rebuilt without losing what it never carried."""
 
 from cutover.control import reports
+from cutover.streams.logical import LogicalStream
 from cutover.switch import finish, rebuild, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from tests.switch.conftest import order
@@ -13,6 +14,7 @@ async def test_a_lost_reverse_slot_is_rebuilt_and_every_missed_row_comes_over(en
     assert (await section.run(env, request, lambda _: None)).result == "done"
     await finish.finish(env, request)
     stream = env.stream("reverse")
+    assert isinstance(stream, LogicalStream)
     await stream.stop()
 
     async def gone() -> bool:

@@ -1,0 +1,233 @@
+"""The first copy of the outbox stream: ranges of a table, each read in one snapshot and written where nothing is yet.
+
+It is safe because capture is on before the first range is read, so every row that changes after its range's snapshot
+has an intent, and what intents bring wins:
+
+* A row that is there already stays: an apply brought it, or an earlier attempt of the same range.
+* A copied row that a change had made old is written over when the change's intent is applied.
+* A row whose unique value another one holds is passed over: as a snapshot has each value once, one of the two has
+  changed since, and an intent brings the truth.
+* A row that was deleted after the snapshot, and whose delete was applied before the copy: the copy brings it back. Its
+  tombstone says so. Once a table's ranges are in, open applies are waited for (one of them may have deleted without
+  seeing the copied row) and every row that has a tombstone is deleted. Until then tombstones are not pruned.
+
+A range is locked in `backfill_chunk` while it is copied and noted as done in the transaction that brings its rows: a
+killed copy leaves it as it was, and no late one can follow.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.errors import Conflict
+from cutover.postgres import catalog, epoch, outbox_sink
+from cutover.postgres.databases import Direction
+from cutover.postgres.identifiers import columns_sql
+from cutover.postgres.keys import Key
+from cutover.postgres.outbox_tables import Flow
+from cutover.postgres.sampling import dividing_keys
+
+#: Bytes of a range, about: it is held in memory once.
+CHUNK_BYTES = 16 << 20
+_MOST_CHUNKS = 10_000
+#: Types up to this OID are the server's own: their binary form is the same everywhere.
+_BUILT_IN = 10_000
+
+
+async def plan(
+    source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction, flows: Sequence[Flow]
+) -> None:
+    """Cuts the tables into ranges, unless that was done before.
+
+    Raises Conflict where a table of the sink holds rows already: nobody can say whose they are.
+    """
+    if await sink.fetchval(
+        "SELECT EXISTS (SELECT FROM cutover.backfill_table WHERE service = $1 AND direction = $2)", service, direction
+    ):
+        return
+    occupied = await catalog.with_rows(sink, [flow.table for flow in flows])
+    if occupied:
+        raise Conflict(
+            f"{service}: the target of the {direction} stream holds rows in {', '.join(map(str, occupied))}; "
+            "empty these tables before the first copy"
+        )
+    cut = []
+    for flow in flows:
+        info = await catalog.table(source, flow.table)
+        count = min(_MOST_CHUNKS, max(1, info.bytes // CHUNK_BYTES))
+        cut.append((flow, info.estimated_rows, await dividing_keys(source, flow.source, count) if count > 1 else []))
+    async with sink.transaction():
+        for flow, rows, keys in cut:
+            await sink.execute(
+                "INSERT INTO cutover.backfill_table (service, direction, tbl, estimated) VALUES ($1, $2, $3, $4)",
+                service,
+                direction,
+                flow.name,
+                rows,
+            )
+            await sink.executemany(
+                "INSERT INTO cutover.backfill_chunk (service, direction, tbl, chunk, low, high) "
+                "VALUES ($1, $2, $3, $4, $5, $6)",
+                [
+                    (service, direction, flow.name, number, low, high)
+                    for number, (low, high) in enumerate(zip([None, *keys], [*keys, None], strict=True))
+                ],
+            )
+
+
+@dataclass(frozen=True)
+class Copied:
+    """One range that was copied."""
+
+    table: str
+    rows: int
+    bytes: int
+
+
+async def copy_next(
+    source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction, flows: dict[str, Flow]
+) -> Copied | None:
+    """Copies one range that nobody else works on; None where none is left to begin.
+
+    `sink` is a session that may write behind the fence.
+    """
+    async with sink.transaction():
+        chunk = await sink.fetchrow(
+            "SELECT tbl, chunk, low, high FROM cutover.backfill_chunk WHERE service = $1 AND direction = $2 "
+            "AND NOT done ORDER BY tbl, chunk LIMIT 1 FOR UPDATE SKIP LOCKED",
+            service,
+            direction,
+        )
+        if chunk is None:
+            return None
+        flow = flows[chunk["tbl"]]
+        low, high = (tuple(bound) if bound else None for bound in (chunk["low"], chunk["high"]))
+        binary = _binary(flow)
+        data = await _read(source, flow, low, high, binary)
+        size = sum(map(len, data))
+        rows = await _write(sink, flow, data, binary)
+        await sink.execute(
+            "UPDATE cutover.backfill_chunk SET done = true, rows = $5, bytes = $6 "
+            "WHERE service = $1 AND direction = $2 AND tbl = $3 AND chunk = $4",
+            service,
+            direction,
+            flow.name,
+            chunk["chunk"],
+            rows,
+            size,
+        )
+    return Copied(flow.name, rows, size)
+
+
+def _binary(flow: Flow) -> bool:
+    types = {c.name: c.column.type_oid for c in flow.source.columns}
+    return all(types[name] < _BUILT_IN for name in flow.source.stored)
+
+
+async def _read(source: asyncpg.Connection, flow: Flow, low: Key | None, high: Key | None, binary: bool) -> list[bytes]:
+    """A range's rows in COPY format, from one snapshot that a crash of the source cannot take back."""
+    data: list[bytes] = []
+
+    async def take(part: bytes) -> None:
+        data.append(part)
+
+    condition, values = flow.source.within(low, high)
+    async with source.transaction():
+        # before the snapshot: a table that is rewritten reads as empty in an older one (manual, 13.6)
+        await source.execute(f"LOCK TABLE {flow.table.sql} IN ACCESS SHARE MODE")
+        await source.copy_from_query(
+            f"SELECT {columns_sql(flow.source.stored)} FROM {flow.source.relation} AS t WHERE {condition}",
+            *values,
+            output=take,
+            format="binary" if binary else "text",
+        )
+    await epoch.make_durable(source)
+    return data
+
+
+async def _write(sink: asyncpg.Connection, flow: Flow, data: list[bytes], binary: bool) -> int:
+    """Straight into the table; by way of a temporary one where some rows are there already."""
+    try:
+        async with sink.transaction():
+            return await _copy(sink, flow.table.schema, flow.table.name, flow, data, binary)
+    except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError):
+        columns = columns_sql(flow.source.stored)
+        await sink.execute(
+            f"CREATE TEMPORARY TABLE cutover_copy ON COMMIT DROP AS SELECT {columns} FROM {flow.table.sql} WITH NO DATA"
+        )
+        await _copy(sink, "pg_temp", "cutover_copy", flow, data, binary)
+        status = await sink.execute(
+            f"INSERT INTO {flow.table.sql} ({columns}) OVERRIDING SYSTEM VALUE "
+            f"SELECT {columns} FROM pg_temp.cutover_copy AS t ORDER BY {flow.sink.order} ON CONFLICT DO NOTHING"
+        )
+        await sink.execute("DROP TABLE pg_temp.cutover_copy")
+        return int(status.rpartition(" ")[2])
+
+
+async def _copy(sink: asyncpg.Connection, schema: str, table: str, flow: Flow, data: list[bytes], binary: bool) -> int:
+    async def parts() -> AsyncIterator[bytes]:
+        for part in data:
+            yield part
+
+    status = await sink.copy_to_table(
+        table,
+        schema_name=schema,
+        source=parts(),
+        columns=list(flow.source.stored),
+        format="binary" if binary else "text",
+    )
+    return int(status.rpartition(" ")[2])
+
+
+async def sweep_next(
+    sink: asyncpg.Connection, service: str, direction: Direction, flows: dict[str, Flow]
+) -> str | None:
+    """Ends the copy of one table whose ranges are all in: deletes what had been deleted. Its name; None for none.
+
+    `sink` is a session that may write behind the fence.
+    """
+    name: str | None = await sink.fetchval(
+        "SELECT t.tbl FROM cutover.backfill_table t WHERE t.service = $1 AND t.direction = $2 AND NOT t.swept "
+        "AND NOT EXISTS (SELECT FROM cutover.backfill_chunk c WHERE c.service = $1 AND c.direction = $2 "
+        "AND c.tbl = t.tbl AND NOT c.done) ORDER BY 1 LIMIT 1",
+        service,
+        direction,
+    )
+    if name is None:
+        return None
+    await outbox_sink.await_applies(sink, service)
+    await outbox_sink.sweep(sink, service, flows[name])
+    await sink.execute(
+        "UPDATE cutover.backfill_table SET swept = true WHERE service = $1 AND direction = $2 AND tbl = $3",
+        service,
+        direction,
+        name,
+    )
+    return name
+
+
+@dataclass(frozen=True)
+class TableCopy:
+    """How far a table's first copy is."""
+
+    table: str
+    estimated: int
+    rows: int
+    bytes: int
+    chunks: int
+    done: int
+    swept: bool
+
+
+async def progress(sink: asyncpg.Connection, service: str, direction: Direction) -> list[TableCopy]:
+    """Table by table, in the order of their names; nothing where no copy was planned."""
+    rows = await sink.fetch(
+        "SELECT t.tbl AS table, t.estimated, coalesce(sum(c.rows), 0)::int8 AS rows, "
+        "coalesce(sum(c.bytes), 0)::int8 AS bytes, count(c.chunk) AS chunks, count(*) FILTER (WHERE c.done) AS done, "
+        "t.swept FROM cutover.backfill_table t LEFT JOIN cutover.backfill_chunk c USING (service, direction, tbl) "
+        "WHERE t.service = $1 AND t.direction = $2 GROUP BY t.tbl, t.estimated, t.swept ORDER BY 1",
+        service,
+        direction,
+    )
+    return [TableCopy(**row) for row in rows]

@@ -1,0 +1,165 @@
+"""What the outbox stream keeps in schema `cutover` of both databases.
+
+At the source: the intents of a service (`outbox_<service>`), its versions (`version_<service>`) and the keys whose
+changes cannot be applied (`quarantine`). At the sink: what has been applied (`row_version`), who may apply
+(`relay_lease`), and how far the first copy is (`backfill_table`, `backfill_chunk`). A database that is source today is
+sink after a switch, so each gets all of them.
+"""
+
+import asyncpg
+
+from cutover.postgres.databases import Direction
+from cutover.postgres.epoch import SCHEMA
+from cutover.postgres.identifiers import TableName
+from cutover.postgres.outbox_versions import version_sequence
+
+#: Shares of the keys, by a hash that the source computes.
+SHARDS = 64
+#: The notification that wakes relays for a marker; ordinary changes are polled for, for a NOTIFY serialises commits.
+WAKE = "cutover_outbox"
+
+_SHARED = """
+CREATE TABLE IF NOT EXISTS cutover.quarantine (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    service text NOT NULL,
+    direction text NOT NULL,
+    tbl text NOT NULL,
+    key text[] COLLATE "C" NOT NULL,
+    version bigint NOT NULL,
+    sqlstate text NOT NULL,
+    reason text NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    state text NOT NULL DEFAULT 'held' CHECK (state IN ('held', 'retried', 'skipped')),
+    by text,
+    why text,
+    decided_at timestamptz
+);
+CREATE UNIQUE INDEX IF NOT EXISTS quarantine_held ON cutover.quarantine (service, tbl, key) WHERE state = 'held';
+COMMENT ON TABLE cutover.quarantine IS 'cutover: keys whose changes the other side refuses; later ones wait behind';
+CREATE TABLE IF NOT EXISTS cutover.row_version (
+    service text NOT NULL,
+    tbl text NOT NULL,
+    key text[] COLLATE "C" NOT NULL,
+    version bigint NOT NULL,
+    shard smallint NOT NULL,
+    deleted boolean NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (service, tbl, key)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+COMMENT ON TABLE cutover.row_version IS 'cutover: the version of each changed key as applied here; deleted = tombstone';
+CREATE TABLE IF NOT EXISTS cutover.relay_lease (
+    service text NOT NULL,
+    direction text NOT NULL,
+    shard smallint NOT NULL,
+    token bigint NOT NULL DEFAULT 0,
+    owner text,
+    expires_at timestamptz NOT NULL DEFAULT '-infinity',
+    PRIMARY KEY (service, direction, shard)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE cutover.relay_lease IS 'cutover: which relay may apply a share of the keys';
+CREATE TABLE IF NOT EXISTS cutover.relay_member (
+    service text NOT NULL,
+    direction text NOT NULL,
+    owner text NOT NULL,
+    seen_at timestamptz NOT NULL,
+    problem text NOT NULL DEFAULT '',
+    PRIMARY KEY (service, direction, owner)
+);
+CREATE TABLE IF NOT EXISTS cutover.outbox_stream (
+    service text NOT NULL,
+    direction text NOT NULL,
+    stream text NOT NULL,
+    running boolean NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    applied bigint NOT NULL DEFAULT 0,
+    failures bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (service, direction)
+);
+CREATE TABLE IF NOT EXISTS cutover.backfill_table (
+    service text NOT NULL,
+    direction text NOT NULL,
+    tbl text NOT NULL,
+    estimated bigint NOT NULL,
+    swept boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (service, direction, tbl)
+);
+CREATE TABLE IF NOT EXISTS cutover.backfill_chunk (
+    service text NOT NULL,
+    direction text NOT NULL,
+    tbl text NOT NULL,
+    chunk int NOT NULL,
+    low text[],
+    high text[],
+    done boolean NOT NULL DEFAULT false,
+    rows bigint NOT NULL DEFAULT 0,
+    bytes bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (service, direction, tbl, chunk)
+);
+"""
+_SINK_TABLES = ("relay_lease", "relay_member", "outbox_stream", "backfill_table", "backfill_chunk")
+
+
+def outbox_table(service: str) -> TableName:
+    """The intents of one service; a table of its own, so that services share neither its index nor its dead rows."""
+    return TableName(SCHEMA, f"outbox_{service}")
+
+
+async def install(connection: asyncpg.Connection, service: str) -> None:
+    """Creates the tables in one database. Run again, it changes nothing."""
+    outbox, versions = outbox_table(service), version_sequence(service)
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
+        await connection.execute(_SHARED)
+        await connection.execute(
+            f"""
+            CREATE SEQUENCE IF NOT EXISTS {versions.sql} AS bigint MINVALUE 1 CACHE 1 NO CYCLE;
+            CREATE TABLE IF NOT EXISTS {outbox.sql} (
+                shard smallint NOT NULL,
+                version bigint NOT NULL,
+                op "char" NOT NULL,
+                tbl text NOT NULL,
+                key text[] COLLATE "C" NOT NULL,
+                xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+                at timestamptz NOT NULL DEFAULT clock_timestamp(),
+                PRIMARY KEY (shard, version)
+            ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+                    autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
+            COMMENT ON TABLE {outbox.sql} IS 'cutover: changed keys of a service that are still to be carried over';
+            """
+        )
+
+
+async def installed(connection: asyncpg.Connection, service: str) -> bool:
+    """Whether both the service's outbox and the shared tables are there."""
+    return bool(
+        await connection.fetchval(
+            "SELECT to_regclass($1) IS NOT NULL AND to_regclass('cutover.backfill_chunk') IS NOT NULL",
+            outbox_table(service).sql,
+        )
+    )
+
+
+async def remove_source(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
+    """Takes away what a direction kept at its source; shared tables go with the last service (`own_schema`)."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
+        await connection.execute(f"DROP TABLE IF EXISTS {outbox_table(service).sql}")
+        await connection.execute(f"DROP SEQUENCE IF EXISTS {version_sequence(service).sql}")
+        await _forget(connection, ("quarantine",), service, direction)
+
+
+async def remove_sink(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
+    """Takes away what a direction kept at its sink."""
+    async with connection.transaction():
+        await _forget(connection, _SINK_TABLES, service, direction)
+        # a database is the sink of one direction of a service only
+        if await connection.fetchval("SELECT to_regclass('cutover.row_version') IS NOT NULL"):
+            await connection.execute("DELETE FROM cutover.row_version WHERE service = $1", service)
+
+
+async def _forget(connection: asyncpg.Connection, tables: tuple[str, ...], service: str, direction: Direction) -> None:
+    for table in tables:
+        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"cutover.{table}"):
+            await connection.execute(
+                f"DELETE FROM cutover.{table} WHERE service = $1 AND direction = $2", service, direction
+            )

@@ -1,0 +1,220 @@
+"""The outbox at its sink: changes applied under the guard of their versions.
+
+One READ COMMITTED transaction, two steps. First the version rows, in the order of their keys: each is locked, and
+raised if the change is newer. Then, in statements of their own and so with a fresh snapshot, the rows of the changes
+that were: a single statement could not see what it waited for. A delete leaves its version row behind as a tombstone.
+
+**When a version row may go** (`prune`). It guards against images that are older than what was applied. A relay holds
+images only between the reading of a batch and its apply; it does that for one shard at a time, under a lease whose
+token the apply checks. So between two batches of a shard's holder nothing older is in flight, and whatever is read
+later shows at least the state of now. A version row goes when (a) the holder of its shard prunes, under its token,
+between its batches, (b) no intent of the shard at the source has that version or a lower one, (c) it is older than
+`KEEP_SECONDS` by the sink's clock, more than any statement of another writer under the guard may take, and (d) no
+first copy is under way, whose rows have no version of their own.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import asyncpg
+
+from cutover.errors import StaleAttempt
+from cutover.postgres import epoch
+from cutover.postgres.databases import Direction
+from cutover.postgres.keys import Key
+from cutover.postgres.outbox_source import Change
+from cutover.postgres.outbox_tables import Flow
+
+KEEP_SECONDS = 600.0
+#: Version rows that one statement prunes, and tombstones that one sweep looks at.
+_PRUNED = 20_000
+_SWEPT = 2_000
+
+_MAY_APPLY = """
+SELECT pg_advisory_xact_lock_shared(hashtextextended('cutover.outbox/' || $1, 0)) IS NOT NULL AS entered,
+       (SELECT count(*) FROM (
+            SELECT 1 FROM cutover.relay_lease l JOIN unnest($3::int2[], $4::int8[]) AS h(shard, token)
+            ON l.shard = h.shard AND l.token = h.token
+            WHERE l.service = $1 AND l.direction = $2 AND l.expires_at > clock_timestamp()
+            ORDER BY l.shard FOR KEY SHARE OF l) AS held) AS held,
+       (SELECT e.primary_side <> e.side FROM cutover.epoch e WHERE e.service = $1) AS is_sink
+"""
+
+
+async def apply(
+    connection: asyncpg.Connection,
+    service: str,
+    direction: Direction,
+    flows: Mapping[str, Flow],
+    changes: Sequence[Change],
+    markers: Sequence[str],
+    tokens: Mapping[int, int],
+    *,
+    replace: bool = False,
+) -> int:
+    """Applies what is newer than what is there, durably; how many keys that were.
+
+    `tokens`: of the leases that this rests on, by shard; they are held to the commit, so that a lease is not taken
+    over in the middle. `replace` deletes all rows before it inserts, so that unique values may change places.
+    Raises StaleAttempt where a lease is not ours any more or this side has become the primary.
+    """
+    ordered = sorted(changes, key=lambda change: (change.flow, change.key))
+    async with connection.transaction():
+        [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
+        if allowed["held"] != len(tokens):
+            raise StaleAttempt(f"{service}: another relay has taken over some of the {direction} stream's shards")
+        if not allowed["is_sink"]:
+            raise StaleAttempt(f"{service}: the sink of the {direction} stream is the primary by now")
+        newer = await _raise_versions(connection, service, ordered)
+        for name, flow in flows.items():
+            mine = [change for change in newer if change.flow == name]
+            if mine:
+                await _write(connection, flow, mine, replace=replace)
+        if markers:
+            await connection.execute(
+                f"INSERT INTO {epoch.marker_table(service).sql} (id) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING",
+                list(markers),
+            )
+    return len(newer)
+
+
+async def _raise_versions(connection: asyncpg.Connection, service: str, changes: Sequence[Change]) -> list[Change]:
+    """Those of the changes (in order of their keys) that are newer than what was applied; their rows are locked."""
+    if not changes:
+        return []
+    width = max(len(change.key) for change in changes)
+    names = ", ".join(f"k{n}" for n in range(width))
+    arrays = ", ".join(f"${n + 6}::text[]" for n in range(width))
+    rows = await connection.fetch(
+        "INSERT INTO cutover.row_version AS r (service, tbl, key, version, shard, deleted) "
+        f"SELECT $1, v.tbl, array_remove(ARRAY[{names}], NULL), v.version, v.shard, v.deleted "
+        f"FROM unnest($2::text[], $3::int8[], $4::int2[], $5::bool[], {arrays}) "
+        f"AS v(tbl, version, shard, deleted, {names}) "
+        "ON CONFLICT (service, tbl, key) DO UPDATE SET version = excluded.version, shard = excluded.shard, "
+        "deleted = excluded.deleted, applied_at = excluded.applied_at WHERE r.version < excluded.version "
+        "RETURNING r.tbl, r.key",
+        service,
+        [c.flow for c in changes],
+        [c.version for c in changes],
+        [c.shard for c in changes],
+        [c.image is None for c in changes],
+        *([c.key[n] if n < len(c.key) else None for c in changes] for n in range(width)),
+    )
+    if len(rows) == len(changes):
+        return list(changes)
+    newer = {(row[0], tuple(row[1])) for row in rows}
+    return [change for change in changes if (change.flow, change.key) in newer]
+
+
+async def _write(connection: asyncpg.Connection, flow: Flow, changes: Sequence[Change], *, replace: bool) -> None:
+    upsert = None if replace else flow.upsert_sql
+    gone = [c.key for c in changes if c.image is None or upsert is None]
+    if gone:
+        await connection.execute(flow.delete_sql, *key_columns(flow, gone))
+    images = [c.image for c in changes if c.image is not None]
+    if images:
+        await connection.execute(upsert or flow.insert_sql, images)
+
+
+def key_columns(flow: Flow, keys: Sequence[Key]) -> list[list[str]]:
+    """Keys as one array per column."""
+    return [[key[n] for key in keys] for n in range(flow.width)]
+
+
+async def in_the_way(connection: asyncpg.Connection, flow: Flow, images: Sequence[str]) -> set[Key]:
+    """Keys of the sink's rows that hold a unique value which one of the images has."""
+    if not images:
+        return set()
+    return {tuple(row[0]) for row in await connection.fetch(flow.in_the_way_sql, list(images))}
+
+
+async def await_applies(connection: asyncpg.Connection, service: str) -> None:
+    """Waits until every apply that is open now has ended; later ones see all that is committed by now."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('cutover.outbox/' || $1, 0))", service)
+
+
+async def sweep(connection: asyncpg.Connection, service: str, flow: Flow, keys: Sequence[Key] | None = None) -> int:
+    """Deletes rows that a first copy brought although their deletion had been applied; how many.
+
+    Of the whole table, or of these keys. Each tombstone is locked and looked at again first: its key may be inserted
+    anew meanwhile.
+    """
+    parts = ", ".join(f"r.key[{n + 1}] AS k{n}" for n in range(flow.width))
+    found = await connection.fetch(
+        f"SELECT v.key FROM (SELECT r.key, {parts} FROM cutover.row_version r WHERE r.service = $1 AND r.tbl = $2 "
+        f"AND r.deleted OFFSET 0) AS v JOIN {flow.table.sql} AS t ON {flow.sink.same_key()}{flow.spelled(flow.sink)}",
+        service,
+        flow.name,
+    )
+    risen = sorted(tuple(row[0]) for row in found)
+    if keys is not None:
+        risen = [key for key in risen if key in set(keys)]
+    swept = 0
+    for start in range(0, len(risen), _SWEPT):
+        part = risen[start : start + _SWEPT]
+        names = ", ".join(f"k{n}" for n in range(flow.width))
+        arrays = ", ".join(f"${n + 3}::text[]" for n in range(flow.width))
+        async with connection.transaction():
+            rows = await connection.fetch(
+                f"SELECT r.key FROM cutover.row_version r JOIN unnest({arrays}) AS v({names}) "
+                f"ON r.key = ARRAY[{names}] WHERE r.service = $1 AND r.tbl = $2 AND r.deleted ORDER BY r.key "
+                "FOR UPDATE OF r",
+                service,
+                flow.name,
+                *key_columns(flow, part),
+            )
+            status = await connection.execute(flow.delete_sql, *key_columns(flow, [tuple(row[0]) for row in rows]))
+        swept += int(status.rpartition(" ")[2])
+    return swept
+
+
+async def prune(
+    connection: asyncpg.Connection,
+    service: str,
+    direction: Direction,
+    tokens: Mapping[int, int],
+    least: Mapping[int, int],
+    *,
+    keep_seconds: float = KEEP_SECONDS,
+) -> int:
+    """Deletes version rows of these shards that guard against nothing any more; how many. See the module's rule.
+
+    For the holder of the shards' leases, between two batches; `least` holds the least version that waits at the
+    source, for shards where one does, read after the last batch was forgotten there.
+    """
+    async with connection.transaction():
+        [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
+        if allowed["held"] != len(tokens) or await copying(connection, service, direction):
+            return 0
+        status = await connection.execute(
+            "DELETE FROM cutover.row_version WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM cutover.row_version r "
+            "JOIN unnest($2::int2[], $3::int8[]) AS s(shard, least) USING (shard) "
+            "WHERE r.service = $1 AND (s.least IS NULL OR r.version < s.least) "
+            "AND r.applied_at < clock_timestamp() - make_interval(secs => $4) LIMIT $5 FOR UPDATE OF r SKIP LOCKED))",
+            service,
+            list(tokens),
+            [least.get(shard) for shard in tokens],
+            keep_seconds,
+            _PRUNED,
+        )
+    return int(status.rpartition(" ")[2])
+
+
+async def copying(connection: asyncpg.Connection, service: str, direction: Direction) -> bool:
+    """Whether a first copy has begun and not ended."""
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM cutover.backfill_table WHERE service = $1 AND direction = $2 AND NOT swept)",
+            service,
+            direction,
+        )
+    )
+
+
+async def highest_version(connection: asyncpg.Connection, service: str) -> int:
+    """The highest version that was ever applied here and is still known; 0 for none."""
+    return int(
+        await connection.fetchval(
+            "SELECT coalesce(max(version), 0) FROM cutover.row_version WHERE service = $1", service
+        )
+    )

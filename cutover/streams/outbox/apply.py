@@ -1,0 +1,169 @@
+"""Carrying a batch over: all at once, then with what stands in its way, then ever fewer keys, down to those at fault.
+
+Unique values may change places between rows (`a` gives a name up, `b` takes it). The batch's own rows are deleted
+before they are inserted; a row outside of the batch that is in the way has a change that waits as well, whatever its
+shard, so its key's intents are read and go along. What still fails is halved, until single keys are left that the
+sink refuses by themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from cutover.postgres import outbox_sink, outbox_source, outbox_tables
+from cutover.postgres.databases import Direction
+from cutover.postgres.keys import Key
+from cutover.postgres.outbox_source import Batch, Change
+from cutover.streams.outbox.sessions import Ends
+
+_IN_THE_WAY = (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError)
+#: What a sink says of a row, and not of the moment: values and constraints.
+_OF_THE_ROW = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.RaiseError,
+)
+#: Rows in the way of rows in the way: so many times the batch grows before it is halved.
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A change that the sink refuses by itself; `reason` names the kind of error and the constraint, no value."""
+
+    change: Change
+    sqlstate: str
+    reason: str
+    #: Whether another row may only be late in making way.
+    may_pass: bool
+
+
+@dataclass
+class Outcome:
+    """What became of a batch."""
+
+    done: list[tuple[int, int]] = field(default_factory=list)
+    applied: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+
+
+class Applier:
+    """Carries batches of one direction over, with sessions of its own."""
+
+    def __init__(self, ends: Ends, service: str, direction: Direction) -> None:
+        self.ends = ends
+        self.service = service
+        self.direction = direction
+
+    async def carry(self, batch: Batch, tokens: Mapping[int, int]) -> Outcome:
+        """Applies the batch; its intents that are done with are not deleted yet.
+
+        Raises StaleAttempt where a lease is not ours any more, Redefined where the sink's columns have changed. Errors
+        of the moment (connections, deadlocks) leave as they are, with nothing half done.
+        """
+        outcome = Outcome()
+        await self._settle(batch.changes, batch.markers, tokens, outcome)
+        if outcome.refused:
+            # a column that came or went at the sink is no fault of the rows
+            tables = [flow.table for flow in self.ends.flows.values()]
+            await outbox_tables.require_definition(self.ends.sink, tables, self.ends.sink_definition)
+        outcome.done += batch.other
+        return outcome
+
+    async def _settle(
+        self, changes: Sequence[Change], markers: Sequence[str], tokens: Mapping[int, int], outcome: Outcome
+    ) -> None:
+        if not changes and not markers:
+            return
+        try:
+            await self._apply(changes, markers, tokens, outcome)
+            return
+        except _IN_THE_WAY as error:
+            if not await self._make_way(changes, tokens, outcome):
+                await self._halve(changes, markers, tokens, outcome, error)
+            elif markers:
+                await self._settle([], markers, tokens, outcome)
+        except _OF_THE_ROW as error:
+            await self._halve(changes, markers, tokens, outcome, error)
+
+    async def _apply(
+        self,
+        changes: Sequence[Change],
+        markers: Sequence[str],
+        tokens: Mapping[int, int],
+        outcome: Outcome,
+        *,
+        replace: bool = False,
+    ) -> None:
+        outcome.applied += await outbox_sink.apply(
+            self.ends.sink,
+            self.service,
+            self.direction,
+            self.ends.flows,
+            changes,
+            markers,
+            tokens,
+            replace=replace,
+        )
+        outcome.done += [intent for change in changes for intent in change.intents]
+
+    async def _halve(
+        self,
+        changes: Sequence[Change],
+        markers: Sequence[str],
+        tokens: Mapping[int, int],
+        outcome: Outcome,
+        error: asyncpg.PostgresError,
+    ) -> None:
+        if len(changes) == 1:
+            outcome.refused.append(_refusal(changes[0], error))
+            await self._settle([], markers, tokens, outcome)
+            return
+        middle = len(changes) // 2
+        await self._settle(changes[:middle], [], tokens, outcome)
+        await self._settle(changes[middle:], markers, tokens, outcome)
+
+    async def _make_way(self, changes: Sequence[Change], tokens: Mapping[int, int], outcome: Outcome) -> bool:
+        """Takes the rows that are in the way along, in a new snapshot; False where that does not help."""
+        keys = {(change.flow, change.key) for change in changes}
+        for _ in range(_ROUNDS):
+            size = len(keys)
+            for name, blocking in (await self._in_the_way(changes)).items():
+                keys |= {(name, key) for key in blocking}
+            batch = await outbox_source.read_keys(
+                self.ends.source, self.service, self.ends.flows, self.ends.source_definition, sorted(keys)
+            )
+            changes = batch.changes
+            if not changes:
+                return True  # another relay was faster
+            try:
+                await self._apply(changes, [], tokens, outcome, replace=True)
+                return True
+            except _IN_THE_WAY:
+                if len(keys) == size:
+                    return False
+            except _OF_THE_ROW:
+                return False
+        return False
+
+    async def _in_the_way(self, changes: Sequence[Change]) -> dict[str, set[Key]]:
+        """Keys of other rows that hold a unique value of these, by table; deleted ones that a copy revived go."""
+        found: dict[str, set[Key]] = {}
+        for name, flow in self.ends.flows.items():
+            images = [c.image for c in changes if c.flow == name and c.image is not None]
+            mine = {c.key for c in changes if c.flow == name}
+            blocking = await outbox_sink.in_the_way(self.ends.sink, flow, images) - mine
+            if blocking:
+                await outbox_sink.sweep(self.ends.sink, self.service, flow, sorted(blocking))
+                found[name] = blocking
+        return found
+
+
+def _refusal(change: Change, error: asyncpg.PostgresError) -> Refusal:
+    parts = [type(error).__name__]
+    for label, name in (("constraint", error.constraint_name), ("column", error.column_name)):
+        if name:
+            parts.append(f"{label} {name}")
+    return Refusal(change, error.sqlstate or "", ", ".join(parts), isinstance(error, _IN_THE_WAY))

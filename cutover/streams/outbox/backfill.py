@@ -1,0 +1,49 @@
+"""The first copy of an outbox stream: several ranges at once, by any number of processes, resumed after a kill."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+
+from cutover.postgres import outbox_copy
+from cutover.postgres.databases import Direction, Pair
+from cutover.streams.outbox.sessions import open_ends
+
+#: What an apply that writes the same rows may cost a range; it is copied again.
+_CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError, asyncpg.SerializationError)
+_PAUSE = 0.2
+
+
+class Backfill:
+    """Copies what `start(copy=True)` has cut into ranges."""
+
+    def __init__(self, pair: Pair, direction: Direction) -> None:
+        self.pair = pair
+        self.direction = direction
+
+    async def run(self, *, workers: int = 2, throttle: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Returns once every table is copied; `throttle` is awaited before each range.
+
+        Raises Unreachable and the servers' own errors: run it again, it goes on where it stood.
+        """
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(self._work(throttle))
+
+    async def _work(self, throttle: Callable[[], Awaitable[None]] | None) -> None:
+        service = self.pair.service
+        async with open_ends(self.pair, self.direction, "copy", copy=True) as ends:
+            while True:
+                if throttle is not None:
+                    await throttle()
+                try:
+                    if await outbox_copy.copy_next(ends.source, ends.sink, service, self.direction, ends.flows):
+                        continue
+                    if await outbox_copy.sweep_next(ends.sink, service, self.direction, ends.flows):
+                        continue
+                except _CROSSED:
+                    continue
+                found = await outbox_copy.progress(ends.sink, service, self.direction)
+                if all(table.swept for table in found):
+                    return
+                await asyncio.sleep(_PAUSE)  # somebody else copies the last ranges

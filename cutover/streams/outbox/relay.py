@@ -1,0 +1,232 @@
+"""The relay: takes shards under leases and carries their intents over, until it is cancelled.
+
+Any number of relays of a direction may run, in any number of processes; each shard has one at a time. At least once:
+the intents are deleted at the source after the apply has committed at the sink, and what is carried twice has no
+effect the second time. Killed anywhere, its shards are taken over when its leases have run out.
+"""
+
+import asyncio
+import os
+import random
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+
+import asyncpg
+
+from cutover.errors import CutoverError, NotYet, StaleAttempt
+from cutover.postgres import outbox_lease, outbox_quarantine, outbox_sink, outbox_source
+from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
+from cutover.postgres.keys import Key
+from cutover.postgres.outbox_lease import LEASE_SECONDS
+from cutover.postgres.outbox_schema import WAKE
+from cutover.postgres.outbox_tables import Redefined
+from cutover.streams.outbox.apply import Applier, Outcome
+from cutover.streams.outbox.sessions import Ends, open_ends
+
+#: Seconds between two looks at an outbox that was empty: doubled from the first to the second.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
+#: The same after an error.
+_SHORTEST_RETRY, _LONGEST_RETRY = 0.05, 5.0
+_TIDY_SECONDS = 30.0
+#: Two lanes that wanted the same rows or unique values; the one that was ended begins its batch anew.
+_CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+#: A change that another row is in the way of is refused for good after so many tries in a row.
+_STRIKES = 6
+_STRIKE_PAUSE = 0.1
+
+
+class Relay:
+    """One process's share of the work for one direction. `lanes` batches are under way at once."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        direction: Direction,
+        *,
+        lanes: int = 2,
+        batch: int = 500,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self.pair = pair
+        self.direction = direction
+        self.lanes = lanes
+        self.batch = batch
+        self.lease_seconds = lease_seconds
+        self.owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        #: Shards that are ours, with the token of each lease.
+        self.tokens: dict[int, int] = {}
+        self.applied = 0
+        self.failures = 0
+        self._told = (0, 0)
+        self._problems: dict[int, str] = {}
+        self._strikes: Counter[tuple[str, Key]] = Counter()
+        self._wake = asyncio.Event()
+        self._ending = False
+
+    @property
+    def _label(self) -> str:
+        return f"cutover-relay/{self.pair.service}/{self.direction}"
+
+    async def run(self) -> None:
+        """Works until it is cancelled; then gives its leases back. Errors are counted, told and tried again."""
+        self._ending = False
+        failed: list[BaseException] = []
+        tasks = {asyncio.create_task(self._beat()), *(asyncio.create_task(self._lane(n)) for n in range(self.lanes))}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            self._ending = True
+            while tasks:
+                for task in tasks:
+                    task.cancel()
+                ended, tasks = await asyncio.wait(tasks, timeout=1)
+                failed += [error for task in ended if not task.cancelled() and (error := task.exception())]
+            with suppress(CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS):
+                async with asyncio.timeout(5), self.pair.sink(self.direction).session(self._label) as sink:
+                    await outbox_lease.leave(sink, self.pair.service, self.direction, self.owner)
+        for error in failed:
+            raise error
+
+    async def _beat(self) -> None:
+        """Keeps the leases."""
+        while not self._ending:
+            try:
+                async with self.pair.sink(self.direction).session(self._label) as sink:
+                    while not self._ending:
+                        await self._renew(sink)
+                        # until there are leases nothing can be done
+                        await asyncio.sleep(self.lease_seconds / 5 if self.tokens else 0.05)
+            except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS):
+                await asyncio.sleep(0.2)
+
+    async def _renew(self, sink: asyncpg.Connection) -> None:
+        applied, failures = self.applied, self.failures
+        try:
+            self.tokens = await outbox_lease.beat(
+                sink,
+                self.pair.service,
+                self.direction,
+                self.owner,
+                self.tokens,
+                applied=applied - self._told[0],
+                failures=failures - self._told[1],
+                problem="; ".join(sorted(set(self._problems.values()))),
+                seconds=self.lease_seconds,
+            )
+            self._told = (applied, failures)
+        except NotYet:
+            self.tokens = {}
+        except asyncpg.UndefinedTableError:
+            self.tokens = {}  # the stream has not been prepared
+
+    async def _lane(self, lane: int) -> None:
+        pause = _SHORTEST_RETRY
+        while not self._ending:
+            begun = self.applied
+            try:
+                await self._hold_on(lane)
+            except (StaleAttempt, Redefined):
+                await asyncio.sleep(_SHORTEST_RETRY)
+            except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
+                self.failures += 1
+                self._problems[lane] = _words(error)
+                pause = _SHORTEST_RETRY if self.applied > begun else min(pause * 2, _LONGEST_RETRY)
+                await asyncio.sleep(pause)
+
+    async def _hold_on(self, lane: int) -> None:
+        """Carries batches over sessions that are kept until an error."""
+        while not any(shard % self.lanes == lane for shard in self.tokens):
+            await asyncio.sleep(0.02)
+            if self._ending:
+                return
+        async with open_ends(self.pair, self.direction, "relay") as ends:
+            await ends.source.add_listener(WAKE, lambda *_: self._wake.set())
+            applier = Applier(ends, self.pair.service, self.direction)
+            pause, turn, tidied = 0.0, 0, time.monotonic()
+            while not self._ending:
+                tokens = {shard: token for shard, token in self.tokens.items() if shard % self.lanes == lane}
+                turn += 1
+                if pause and not (tokens and await outbox_source.waiting(ends.source, self.pair.service, list(tokens))):
+                    if time.monotonic() - tidied > _TIDY_SECONDS:
+                        await self.tidy(ends, tokens)
+                        tidied = time.monotonic()
+                    await self._rest(pause)
+                    pause = min(pause * 2, _LONGEST_PAUSE)
+                    continue
+                try:
+                    full = await self.step(applier, tokens, turn)
+                except _CROSSED:
+                    self.failures += 1
+                    await asyncio.sleep(_SHORTEST_RETRY * random.random())
+                    continue
+                self._problems.pop(lane, None)
+                pause = 0.0 if full else _SHORTEST_PAUSE
+                if full:
+                    await asyncio.sleep(0)
+
+    async def _rest(self, seconds: float) -> None:
+        """A pause that a marker ends."""
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    async def step(self, applier: Applier, tokens: Mapping[int, int], turn: int = 0) -> bool:
+        """Carries one batch of these shards over; whether more waits behind it."""
+        shards = sorted(tokens)
+        turned = shards[turn % max(len(shards), 1) :] + shards[: turn % max(len(shards), 1)]
+        ends, service = applier.ends, self.pair.service
+        batch = await outbox_source.read(ends.source, service, ends.flows, ends.source_definition, turned, self.batch)
+        if not batch.shards:
+            return False
+        outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})
+        await outbox_source.forget(ends.source, service, outcome.done)
+        self.applied += outcome.applied
+        if outcome.refused or self._strikes:
+            await self._refused(ends, outcome)
+        return batch.full
+
+    async def _refused(self, ends: Ends, outcome: Outcome) -> None:
+        """Holds keys that the sink refuses for good; those that a row is only in the way of get a few more tries."""
+        service = self.pair.service
+        if not outcome.refused:
+            self._strikes.clear()
+            return
+        patient = await outbox_sink.copying(ends.sink, service, self.direction)
+        for refusal in outcome.refused:
+            self.failures += 1
+            change = refusal.change
+            place = (change.flow, change.key)
+            self._strikes[place] += 1
+            if refusal.may_pass and (patient or self._strikes[place] < _STRIKES):
+                continue
+            del self._strikes[place]
+            await outbox_quarantine.hold(
+                ends.source, service, self.direction, change.flow, change.key, change.version,
+                refusal.sqlstate, refusal.reason,
+            )  # fmt: skip
+        if self._strikes:
+            await asyncio.sleep(_STRIKE_PAUSE)
+
+    async def tidy(
+        self, ends: Ends, tokens: Mapping[int, int], *, keep_seconds: float = outbox_sink.KEEP_SECONDS
+    ) -> int:
+        """Deletes version rows that guard against nothing any more; for between two batches of these shards."""
+        if not tokens:
+            return 0
+        least = await outbox_source.least_versions(ends.source, self.pair.service, list(tokens))
+        return await outbox_sink.prune(
+            ends.sink, self.pair.service, self.direction, tokens, least, keep_seconds=keep_seconds
+        )
+
+
+def _words(error: Exception) -> str:
+    """An error for `health`, without what a server's text may quote of a row."""
+    if isinstance(error, CutoverError):
+        return str(error)
+    sqlstate = getattr(error, "sqlstate", None)
+    return type(error).__name__ + (f" ({sqlstate})" if sqlstate else "")

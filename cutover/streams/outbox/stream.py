@@ -1,0 +1,248 @@
+"""The `outbox` stream: one direction between the two databases of a pair."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from cutover.errors import GateClosed, NotYet
+from cutover.postgres import (
+    compare,
+    outbox_capture,
+    outbox_copy,
+    outbox_lease,
+    outbox_quarantine,
+    outbox_schema,
+    outbox_sink,
+    outbox_source,
+    outbox_tables,
+    replication,
+)  # fmt: skip
+from cutover.postgres.databases import Database, Direction, Pair
+from cutover.postgres.outbox_capture import Truncate
+from cutover.streams.base import Lag, Marker, StreamHealth, TableProgress, TableStage, Work
+
+_POLL_SECONDS = 0.002
+
+
+class OutboxStream:
+    """Captures at the source; a `Relay` carries over, and a `Backfill` brings the rows that were there before."""
+
+    def __init__(self, pair: Pair, direction: Direction, *, truncate: Truncate = "capture") -> None:
+        self.pair = pair
+        self.direction = direction
+        self.truncate = truncate
+
+    @property
+    def source(self) -> Database:
+        return self.pair.source(self.direction)
+
+    @property
+    def sink(self) -> Database:
+        return self.pair.sink(self.direction)
+
+    @asynccontextmanager
+    async def _at(self, database: Database, **settings: str) -> AsyncIterator[asyncpg.Connection]:
+        async with database.session(f"cutover-stream/{self.pair.service}/{self.direction}", **settings) as connection:
+            yield connection
+
+    async def prepare(self) -> None:
+        """Capture at the source, and what relays need at the sink.
+
+        Raises ConfigError for a table that this stream cannot carry, GateClosed where both sides do not fit, NotYet
+        that names who holds a table.
+        """
+        async with self._at(self.source) as source, self._at(self.sink) as sink:
+            await outbox_schema.install(sink, self.pair.service)
+            await compare.read_alike(source)
+            await compare.read_alike(sink)
+            flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
+            await outbox_capture.install(source, self.pair.service, flows, truncate=self.truncate)
+
+    async def start(self, *, copy: bool) -> None:
+        """Lets relays work, from what is captured on; with `copy` a `Backfill` has its ranges afterwards.
+
+        Raises Conflict where a copy would meet rows at the target.
+        """
+        await self.prepare()
+        service = self.pair.service
+        async with self._at(self.source) as source, self._at(self.sink) as sink:
+            await compare.read_alike(source)
+            await compare.read_alike(sink)
+            if await outbox_lease.stream_row(sink, service, self.direction) is None:
+                # a source that was set back draws no version a second time
+                least = await outbox_sink.highest_version(sink, service)
+                await outbox_capture.raise_above(source, service, least)
+                if copy:
+                    flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
+                    await outbox_copy.plan(source, sink, service, self.direction, list(flows.values()))
+            await outbox_lease.start(sink, service, self.direction, uuid.uuid4().hex)
+
+    async def exists(self) -> bool:
+        async with self._at(self.sink) as sink:
+            return await outbox_lease.stream_row(sink, self.pair.service, self.direction) is not None
+
+    async def ready(self) -> bool:
+        """Copied, captured, and relays look after every shard."""
+        async with self._at(self.sink) as sink:
+            row = await outbox_lease.stream_row(sink, self.pair.service, self.direction)
+            if row is None or not row.running:
+                return False
+            if await outbox_sink.copying(sink, self.pair.service, self.direction):
+                return False
+            relays = await outbox_lease.relays(sink, self.pair.service, self.direction)
+        async with self._at(self.source) as source:
+            missing = await outbox_capture.uncaptured(source, self.pair.tables)
+        return relays.shards == outbox_schema.SHARDS and not missing.rows
+
+    async def progress(self) -> list[TableProgress]:
+        async with self._at(self.source) as source:
+            estimates = await replication.estimated_rows(source, self.pair.tables)
+        async with self._at(self.sink) as sink:
+            started = await outbox_lease.stream_row(sink, self.pair.service, self.direction) is not None
+            found = await outbox_copy.progress(sink, self.pair.service, self.direction) if started else []
+        copies = {copy.table: copy for copy in found}
+        listed = []
+        for table in self.pair.tables:
+            copy = copies.get(str(table))
+            stage: TableStage = "ready" if started else "waiting"
+            if copy is not None and not copy.swept:
+                stage = "catching-up" if copy.done == copy.chunks else "copying" if copy.done else "waiting"
+            rows, size = (copy.rows, copy.bytes) if copy else (0, 0)
+            listed.append(TableProgress(str(table), stage, rows, max(rows, estimates.get(table, 0)), size))
+        return listed
+
+    async def put_marker(self) -> Marker:
+        async with self._at(self.source) as source:
+            return await self.put_marker_on(source)
+
+    async def put_marker_on(self, source: asyncpg.Connection, *, kind: str = "") -> Marker:
+        """An intent of its own, and the snapshot in which it is seen: its id names both."""
+        name = kind + uuid.uuid4().hex
+        return Marker(f"{name}@{await outbox_source.put_marker(source, self.pair.service, name)}")
+
+    async def await_marker(self, marker: Marker, timeout: float) -> float:
+        """Intents go after the apply that carried them was durable; so no intent of the snapshot may be left.
+
+        Raises NotYet after `timeout` seconds, GateClosed at once while keys are held in quarantine.
+        """
+        begun = time.monotonic()
+        snapshot = marker.id.rpartition("@")[2]
+        async with self._at(self.source) as source:
+            while await outbox_source.undone(source, self.pair.service, snapshot):
+                await self._require_none_held(source)
+                if time.monotonic() - begun > timeout:
+                    raise NotYet(
+                        f"{self.pair.service}: the {self.direction} stream did not carry a marker to "
+                        f"{self.sink.name!r} within {timeout:.1f} s"
+                    )
+                await asyncio.sleep(_POLL_SECONDS)
+            await self._require_none_held(source)
+        return time.monotonic() - begun
+
+    async def await_marker_on(self, sink: asyncpg.Connection, marker: Marker, timeout: float) -> float:
+        """The same; what is awaited stands at the source, so the sink's connection is not needed."""
+        return await self.await_marker(marker, timeout)
+
+    async def _require_none_held(self, source: asyncpg.Connection) -> None:
+        if held := await outbox_quarantine.count(source, self.pair.service):
+            raise GateClosed(
+                f"{self.pair.service}: the {self.direction} stream holds {_counts(held)} in quarantine: the other side "
+                "refuses them; mend the cause and retry them, or skip them"
+            )
+
+    async def lag(self, timeout: float) -> Lag:
+        async with self._at(self.source) as source:
+            marker = await self.put_marker_on(source)
+            depth = await outbox_source.depth(source, self.pair.service)
+        try:
+            return Lag(await self.await_marker(marker, timeout), depth.bytes)
+        except (NotYet, GateClosed):
+            return Lag(None, depth.bytes)
+
+    async def depth(self) -> outbox_source.Depth:
+        """What is still to be carried over."""
+        async with self._at(self.source) as source:
+            return await outbox_source.depth(source, self.pair.service)
+
+    async def health(self) -> StreamHealth:
+        problems = []
+        async with self._at(self.sink) as sink:
+            row = await outbox_lease.stream_row(sink, self.pair.service, self.direction)
+            if row is None:
+                return StreamHealth(False, 0, False, f"the {self.direction} outbox stream has not been started")
+            relays = await outbox_lease.relays(sink, self.pair.service, self.direction)
+        if not row.running:
+            problems.append(f"the {self.direction} outbox stream is stopped")
+        elif relays.shards < outbox_schema.SHARDS:
+            problems.append(f"no relay looks after {outbox_schema.SHARDS - relays.shards} of its shards")
+        problems += relays.problems
+        found, lost = await self._look_at_source()
+        problems += found
+        if lost:
+            problems.append("changes are missing, the stream has to be rebuilt (cutover doctor)")
+        return StreamHealth(ok=not problems, apply_errors=row.failures, lost=lost, detail="; ".join(problems))
+
+    async def _look_at_source(self) -> tuple[list[str], bool]:
+        """What is wrong there, and whether changes have passed by."""
+        async with self._at(self.source) as source:
+            if not await outbox_schema.installed(source, self.pair.service):
+                return [f"its outbox at {self.source.name!r} is gone"], True
+            problems = []
+            missing = await outbox_capture.uncaptured(source, self.pair.tables)
+            if missing.rows:
+                names = ", ".join(map(str, missing.rows))
+                problems.append(f"changes of {names} are not captured at {self.source.name!r}")
+            if missing.truncates:
+                names = ", ".join(map(str, missing.truncates))
+                problems.append(
+                    f"a TRUNCATE of {names} is not captured at {self.source.name!r}: prepare the stream anew"
+                )
+            if held := await outbox_quarantine.count(source, self.pair.service):
+                problems.append(f"{_counts(held)} held in quarantine")
+            return problems, bool(missing.rows)
+
+    async def work(self) -> Work | None:
+        """Keys applied, and batches or keys that failed, as the relays have told."""
+        async with self._at(self.sink) as sink:
+            row = await outbox_lease.stream_row(sink, self.pair.service, self.direction)
+        if row is None:
+            return None
+        return Work(row.stream, row.since.isoformat(), row.read_at, row.failures, row.applied)
+
+    async def held(self) -> list[outbox_quarantine.Held]:
+        """The keys in quarantine."""
+        async with self._at(self.source) as source:
+            return await outbox_quarantine.held(source, self.pair.service)
+
+    async def retry(self, ids: list[int], *, by: str, why: str) -> None:
+        """Lets held keys be tried again. Raises Refused for one that is not held."""
+        async with self._at(self.source) as source:
+            await outbox_quarantine.retry(source, self.pair.service, ids, by=by, why=why)
+
+    async def skip(self, ids: list[int], *, by: str, why: str) -> int:
+        """Gives up what held keys wait for; how many intents. Raises Refused for a key that is not held."""
+        async with self._at(self.source) as source:
+            return await outbox_quarantine.skip(source, self.pair.service, ids, by=by, why=why)
+
+    async def stop(self) -> None:
+        """When it returns no relay can apply any more; capture goes on."""
+        async with self._at(self.sink) as sink:
+            if await outbox_lease.stream_row(sink, self.pair.service, self.direction) is not None:
+                await outbox_lease.stop(sink, self.pair.service, self.direction)
+
+    async def drop(self) -> None:
+        """Capture at the source and all that this direction keeps; what waits in the outbox is given up."""
+        await self.stop()
+        async with self._at(self.source) as source:
+            await outbox_capture.remove(source, self.pair.service, self.pair.tables)
+            await outbox_schema.remove_source(source, self.pair.service, self.direction)
+        async with self._at(self.sink) as sink:
+            await outbox_schema.remove_sink(sink, self.pair.service, self.direction)
+
+
+def _counts(held: dict[str, int]) -> str:
+    return ", ".join(f"{count} key{'s' if count > 1 else ''} of {table}" for table, count in held.items())

@@ -1,0 +1,174 @@
+"""The first copy beside changes that are applied before, during and after it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from cutover.postgres import outbox_copy, outbox_sink
+from cutover.streams.outbox import Backfill
+from cutover.streams.outbox.sessions import open_ends
+from tests.streams.outbox_world import World
+
+#: One key of each kind; what happens to it after the range's snapshot is in its note.
+KEYS = {
+    1: "UPDATE items SET note = 'new' WHERE id = 1",
+    2: "DELETE FROM items WHERE id = 2",
+    3: "DELETE FROM items WHERE id = 3; INSERT INTO items VALUES (3, 'n3', 'again')",
+    4: "UPDATE items SET id = 40 WHERE id = 4",
+    5: "UPDATE items SET name = 'other' WHERE id = 5; INSERT INTO items VALUES (50, 'n5', 'has its name')",
+    6: "DELETE FROM items WHERE id = 6; INSERT INTO items VALUES (6, 'n6'); DELETE FROM items WHERE id = 6",
+}
+
+
+@pytest.fixture
+async def copying(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[World, Callable[..., None]]:
+    """A stream whose copy has been planned, and a way to let something happen around the write of a range."""
+    await world.monolith.execute("INSERT INTO items SELECT n, 'n' || n, 'old' FROM generate_series(1, 6) n")
+    await world.stream().start(copy=True)
+    write = outbox_copy._write
+
+    def around(before: Callable[[], Awaitable[None]] | None, after: Callable[[], Awaitable[None]] | None) -> None:
+        async def held_up(sink: Any, flow: Any, *arguments: Any) -> int:
+            mine = flow.name == "items"
+            if before and mine:
+                await before()
+            rows = await write(sink, flow, *arguments)
+            if after and mine:
+                await after()
+            return rows
+
+        monkeypatch.setattr(outbox_copy, "_write", held_up)
+
+    return world, around
+
+
+async def test_what_is_applied_between_a_ranges_snapshot_and_its_write_wins(
+    copying: tuple[World, Callable[..., None]],
+) -> None:
+    world, around = copying
+    async with world.hands() as hands:
+
+        async def change() -> None:
+            for sql in KEYS.values():
+                await world.monolith.execute(sql)
+            await hands.drain()
+
+        around(change, None)
+        await Backfill(world.pair, "forward").run(workers=1)
+    await world.require_equal()
+
+
+async def test_what_is_applied_while_the_copied_rows_are_not_committed_wins(
+    copying: tuple[World, Callable[..., None]],
+) -> None:
+    """Deletes do not see the copied rows, and do not wait for them: the sweep at the end takes those."""
+    world, around = copying
+    async with world.hands() as hands:
+
+        async def change() -> None:
+            await world.monolith.execute("DELETE FROM items WHERE id IN (2, 6)")
+            await hands.drain()
+
+        around(None, change)
+        await Backfill(world.pair, "forward").run(workers=1)
+        assert await world.service.fetchval("SELECT array_agg(id ORDER BY id) FROM items") == [1, 3, 4, 5]
+    await world.require_equal()
+
+
+async def test_a_delete_that_commits_after_the_copied_rows_did_is_waited_for(
+    copying: tuple[World, Callable[..., None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had not seen the copied row, and the sweep would not see its tombstone."""
+    world, around = copying
+    deleted, may_commit = asyncio.Event(), asyncio.Event()
+    write = outbox_sink._write
+
+    async def held_up(*arguments: Any, **named: Any) -> None:
+        await write(*arguments, **named)
+        deleted.set()
+        await may_commit.wait()
+
+    monkeypatch.setattr(outbox_sink, "_write", held_up)
+    async with world.hands() as hands:
+        waiting: list[asyncio.Task[None]] = []
+
+        async def change() -> None:
+            await world.monolith.execute("DELETE FROM items WHERE id = 2")
+            waiting.append(asyncio.create_task(hands.drain()))
+            await deleted.wait()
+            asyncio.get_running_loop().call_later(0.5, may_commit.set)
+
+        around(None, change)
+        await Backfill(world.pair, "forward").run(workers=1)
+        assert waiting[0].done() or may_commit.is_set()
+        await waiting[0]
+    await world.require_equal()
+
+
+async def test_an_apply_that_writes_a_row_which_a_copy_holds_goes_on_after_it(
+    copying: tuple[World, Callable[..., None]],
+) -> None:
+    world, around = copying
+    async with world.hands() as hands:
+        waiting: list[asyncio.Task[None]] = []
+
+        async def change() -> None:
+            for sql in KEYS.values():
+                await world.monolith.execute(sql)
+            waiting.append(asyncio.create_task(hands.drain()))
+            await asyncio.sleep(0.2)
+
+        around(None, change)
+        await Backfill(world.pair, "forward").run(workers=1)
+        await waiting[0]
+        await hands.drain()
+        assert await world.stream().held() == []
+    await world.require_equal()
+
+
+async def test_changes_that_wait_until_the_copy_is_over_win(copying: tuple[World, Callable[..., None]]) -> None:
+    world, around = copying
+
+    async def change() -> None:
+        for sql in KEYS.values():
+            await world.monolith.execute(sql)
+
+    around(change, None)
+    await Backfill(world.pair, "forward").run(workers=1)
+    async with world.hands() as hands:
+        await hands.drain()
+        assert await world.stream().held() == []
+    await world.require_equal()
+
+
+async def test_a_copy_of_many_ranges_that_is_ended_in_the_middle_goes_on_where_it_stood(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_copy, "CHUNK_BYTES", 16 << 10)
+    await world.monolith.execute(
+        "INSERT INTO items SELECT n, 'n' || n, repeat('x', 50) FROM generate_series(1, 4000) n; ANALYZE items"
+    )
+    await world.stream().start(copy=True)
+    seen: list[int] = []
+
+    async def break_off() -> None:
+        seen.append(1)
+        if len(seen) == 8:
+            raise ConnectionResetError
+
+    with suppress(BaseExceptionGroup):
+        await Backfill(world.pair, "forward").run(throttle=break_off)
+    items = {p.table: p for p in await world.stream().progress()}["items"]
+    assert items.stage == "copying"
+    assert 0 < items.rows_copied < 4000
+    # a range that has been done is not copied by anybody again
+    async with open_ends(world.pair, "forward", "copy", copy=True) as ends:
+        before = await world.service.fetchval("SELECT count(*) FROM cutover.backfill_chunk WHERE done")
+        await outbox_copy.copy_next(ends.source, ends.sink, world.pair.service, "forward", ends.flows)
+        assert await world.service.fetchval("SELECT count(*) FROM cutover.backfill_chunk WHERE done") == before + 1
+    await Backfill(world.pair, "forward").run()
+    assert {p.stage for p in await world.stream().progress()} == {"ready"}
+    await world.require_equal()

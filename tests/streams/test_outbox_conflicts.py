@@ -1,0 +1,142 @@
+"""Rows that stand in each other's way at the sink, and rows that it refuses: unique values, poison, quarantine."""
+
+import pytest
+
+from cutover.errors import ConfigError, GateClosed, Refused
+from cutover.postgres.databases import Database
+from tests.streams.outbox_world import Hands, World, open_world
+from tests.waiting import until
+
+
+def tokens_of(hands: Hands, shards: set[int]) -> dict[int, int]:
+    return {shard: token for shard, token in hands.relay.tokens.items() if shard in shards}
+
+
+async def shard_of(world: World, key: int) -> int:
+    return int(
+        await world.monolith.fetchval(
+            f'SELECT shard FROM cutover."outbox_{world.pair.service}" WHERE key = $1 LIMIT 1', [str(key)]
+        )
+    )
+
+
+async def test_unique_values_change_places_in_one_batch_and_across_shards(flowing: World) -> None:
+    swap = """
+    BEGIN; UPDATE items SET name = NULL WHERE id = {0}; UPDATE items SET name = 'n{0}' WHERE id = {1};
+    UPDATE items SET name = 'n{1}' WHERE id = {0}; COMMIT
+    """
+    async with flowing.hands() as hands:
+        await flowing.monolith.execute("INSERT INTO items (id, name) SELECT n, 'n' || n FROM generate_series(1, 40) n")
+        await hands.drain()
+        for left in range(1, 20):
+            await flowing.monolith.execute(swap.format(left, 40 - left))
+        # a value handed on and on: each row is in the way of the one before
+        await flowing.monolith.execute(
+            "DELETE FROM items WHERE id = 40; UPDATE items SET name = 'free' WHERE id = 1;"
+            "UPDATE items SET name = 'n40' WHERE id = 2; UPDATE items SET name = 'n38' WHERE id = 3"
+        )
+        # one shard alone, so that what is in the way is always in another one
+        shard = await shard_of(flowing, 3)
+        await hands.relay.step(hands.applier, tokens_of(hands, {shard}))
+        here = await flowing.service.fetchval("SELECT name FROM items WHERE id = 3")
+        assert here == "n38"
+        await hands.drain()
+        assert await flowing.stream().held() == []
+    await flowing.require_equal()
+
+
+async def test_a_poison_row_is_held_with_all_behind_it_and_nothing_else_is(flowing: World) -> None:
+    stream = flowing.stream()
+    await flowing.service.execute("ALTER TABLE items ADD CONSTRAINT sober CHECK (note <> 'poison')")
+    async with flowing.relay():
+        await flowing.monolith.execute(
+            "INSERT INTO items (id, name, note) SELECT n, 'n' || n, CASE WHEN n % 20 = 0 THEN 'poison' END "
+            "FROM generate_series(1, 60) n"
+        )
+
+        async def three_are_held() -> bool:
+            return len(await stream.held()) == 3
+
+        await until(three_are_held, "the poison is held")
+        assert await flowing.service.fetchval("SELECT count(*) FROM items") == 57
+        await flowing.monolith.execute("UPDATE items SET name = 'behind' WHERE id = 20; DELETE FROM items WHERE id = 1")
+        with pytest.raises(GateClosed, match="3 keys of items"):
+            await flowing.drained()
+        assert await flowing.service.fetchval("SELECT count(*) FROM items") == 56
+        health = await stream.health()
+        assert not health.ok
+        assert "3 keys of items held" in health.detail
+        assert health.lost is False
+        first, second, third = sorted(await stream.held(), key=lambda h: int(h.key[0]))
+        assert (first.key, first.waiting, first.sqlstate) == (("20",), 2, "23514")
+        assert first.reason == "CheckViolationError, constraint sober"
+        with pytest.raises(Refused, match="who"):
+            await stream.retry([first.id], by="", why="")
+        # tried again too early it is held again, under a new number
+        await stream.retry([third.id], by="ann", why="a look")
+
+        async def held_again() -> bool:
+            return [h.key for h in await stream.held() if h.id not in (first.id, second.id)] == [third.key]
+
+        await until(held_again, "it is held again")
+        assert await stream.skip([second.id], by="ann", why="not wanted there") == 1
+        with pytest.raises(Refused, match="no held key"):
+            await stream.skip([second.id], by="ann", why="twice")
+        await flowing.service.execute("ALTER TABLE items DROP CONSTRAINT sober")
+        await stream.retry([h.id for h in await stream.held()], by="ann", why="mended")
+        await flowing.drained()
+        assert await flowing.service.fetchval("SELECT array_agg(name ORDER BY id) FROM items WHERE id > 57") == [
+            "n58", "n59", "n60",
+        ]  # fmt: skip
+        assert await flowing.service.fetchval("SELECT name FROM items WHERE id = 20") == "behind"
+        # what was skipped flows again with its next change
+        assert await flowing.service.fetchval("SELECT count(*) FROM items WHERE id = 40") == 0
+        await flowing.monolith.execute("UPDATE items SET note = 'good' WHERE id = 40")
+        await flowing.drained()
+    await flowing.require_equal()
+    decided = await flowing.monolith.fetch("SELECT state, by, why FROM cutover.quarantine ORDER BY id")
+    assert sorted(r["state"] for r in decided) == sorted(["retried", "skipped", "retried", "retried"])
+    assert {r["by"] for r in decided} == {"ann"}
+
+
+async def test_a_foreign_row_in_the_way_holds_one_key_after_a_few_tries(flowing: World) -> None:
+    await flowing.service.execute("SET cutover.applier = 'on'; INSERT INTO items (id, name) VALUES (900, 'taken')")
+    async with flowing.relay():
+        await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (1, 'taken'), (2, 'free')")
+
+        async def is_held() -> bool:
+            return [h.key for h in await flowing.stream().held()] == [("1",)]
+
+        await until(is_held, "the key is held")
+        assert await flowing.service.fetchval("SELECT count(*) FROM items WHERE id = 2") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [("", "neither a primary key"), (", PRIMARY KEY (id) DEFERRABLE", "DEFERRABLE")],
+)
+async def test_a_table_whose_rows_have_no_sure_name_is_refused_at_the_start(
+    monolith_db: Database, service_db: Database, key: str, found: str
+) -> None:
+    ddl = f"CREATE TABLE items (id bigint{key}); CREATE TABLE parts (id int PRIMARY KEY); " \
+          "CREATE TABLE kinds (id int PRIMARY KEY)"  # fmt: skip
+    async with open_world(monolith_db, service_db, "refused", ddl, ddl) as world:
+        with pytest.raises(ConfigError, match=found):
+            await world.stream().prepare()
+        assert await world.monolith.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname LIKE '%capture%'") == 0
+
+
+async def test_a_column_that_comes_in_the_middle_is_carried_once_both_sides_have_it(flowing: World) -> None:
+    async with flowing.relay():
+        await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (1, 'a')")
+        await flowing.drained()
+        await flowing.monolith.execute("ALTER TABLE items ADD more int; INSERT INTO items (id, more) VALUES (2, 7)")
+        await flowing.service.execute("ALTER TABLE items ADD more int")
+        await flowing.monolith.execute("INSERT INTO items (id, more) VALUES (3, 8)")
+        await flowing.drained()
+        await flowing.monolith.execute("ALTER TABLE items ALTER more TYPE text; UPDATE items SET more = 'x'")
+        await flowing.service.execute("ALTER TABLE items ALTER more TYPE text")
+        await flowing.drained()
+    assert await flowing.service.fetch("SELECT id, more FROM items ORDER BY 1") == await flowing.monolith.fetch(
+        "SELECT id, more FROM items ORDER BY 1"
+    )
