@@ -12,7 +12,7 @@ from cutover.control.database import Control
 from cutover.flags import store as flags
 from cutover.plan.load import load_text
 from cutover.postgres import epoch, fence
-from cutover.postgres.databases import Database, Pair, Side
+from cutover.postgres.databases import Database, Direction, Pair, Side
 from cutover.streams.outbox import Backfill, Relay
 from cutover.switch import finish, reverse, section
 from cutover.switch.environment import SwitchEnvironment
@@ -79,16 +79,24 @@ async def test_a_switch_and_a_rollback_on_the_outbox_lose_nothing(
             await Backfill(pair, "forward").run()
             await until(forward.ready, "the forward stream is ready")
             await verify(env)
-            for to_side, back in (("service", "reverse"), ("monolith", "forward"), ("service", "reverse")):
-                side: Side = "service" if to_side == "service" else "monolith"
-                await reverse.make_ready(env, side)
-                request = order(env, side)
+            ways: list[tuple[Side, Direction]] = [
+                ("service", "reverse"),
+                ("monolith", "forward"),
+                ("service", "reverse"),
+            ]
+            for to_side, direction in ways:
+                await reverse.make_ready(env, to_side)
+                request = order(env, to_side)
                 outcome = await section.run(env, request, lambda _: None)
                 assert outcome.result == "done", outcome.reason
                 await finish.finish(env, request)
-                before = len(written)
-                await until(lambda seen=before: _more(written, seen), "writes go on")  # type: ignore[misc]
-                assert (await env.stream("reverse" if back == "reverse" else "forward").health()).ok
+                enough = len(written) + 5
+
+                async def more(enough: int = enough) -> bool:
+                    return len(written) > enough
+
+                await until(more, "writes go on")
+                assert (await env.stream(direction).health()).ok
             ended.set()
             await asyncio.gather(*writers)
             stream = env.stream("reverse")
@@ -100,7 +108,3 @@ async def test_a_switch_and_a_rollback_on_the_outbox_lose_nothing(
     finally:
         ended.set()
         await drop_streams(env)
-
-
-async def _more(written: list[str], seen: int) -> bool:
-    return len(written) > seen + 5
