@@ -1,7 +1,8 @@
 """Figures of the outbox stream on two throw-away clusters: `python -m bench.outbox [capture|relay|visible|copy] …`.
 
-capture  p50 of a single-row insert and update over asyncpg: without capture, with the stream's row trigger, and with
-         a statement trigger over transition tables that does the same, interleaved
+capture  p50 (ms) of a single-row insert and update over asyncpg: without capture, with the stream's row trigger, and
+         with a statement trigger over transition tables (which passes changed keys over), interleaved; and the
+         servers' CPU of one such statement inside a loop (µs)
 relay    rows a second of one relay process that works off a backlog, and a second of CPU of it and both servers
 visible  milliseconds from a commit at the source to the row at the sink, at 2,000 writes a second
 copy     rows a second of the first copy, and of `psql COPY | psql COPY` in binary form
@@ -39,6 +40,7 @@ ROWS = (
     "INSERT INTO trades (account, symbol, price, note) "
     "SELECT n, 'ABC', n / 7.0, 'a note of some length' FROM generate_series(1, $1::int) n"
 )
+_LOOP = 10_000
 FSYNC = {**REPLICATION_SETTINGS, "shared_buffers": "256MB", "max_wal_size": "4GB"}
 
 
@@ -77,9 +79,13 @@ async def capture(clusters: list[Cluster]) -> dict[str, float]:
                     nextval('cutover.version_c_statement'::regclass), left(TG_OP, 1)::"char", 'trades',
                     ARRAY[t.id::text] FROM changed t; RETURN NULL; END $$;
             CREATE TRIGGER a AFTER INSERT ON trades REFERENCING NEW TABLE AS changed
-                FOR EACH STATEMENT EXECUTE FUNCTION cutover.by_statement();
+                FOR EACH STATEMENT WHEN (pg_catalog.current_setting('cutover.applier', true) IS DISTINCT FROM 'on'
+                    OR NOT pg_catalog.pg_has_role(session_user, 'postgres', 'USAGE'))
+                EXECUTE FUNCTION cutover.by_statement();
             CREATE TRIGGER b AFTER UPDATE ON trades REFERENCING NEW TABLE AS changed
-                FOR EACH STATEMENT EXECUTE FUNCTION cutover.by_statement();
+                FOR EACH STATEMENT WHEN (pg_catalog.current_setting('cutover.applier', true) IS DISTINCT FROM 'on'
+                    OR NOT pg_catalog.pg_has_role(session_user, 'postgres', 'USAGE'))
+                EXECUTE FUNCTION cutover.by_statement();
             """
         )
     modes = {"plain": plain, "row": row, "statement": statement}
@@ -89,14 +95,23 @@ async def capture(clusters: list[Cluster]) -> dict[str, float]:
         for mode, connection in sessions.items():
             for kind, sql in (("insert", ROW), ("update", "UPDATE trades SET note = 'x' WHERE id = $1")):
                 statement_ = await connection.prepare(sql)
-                took, spent = [], server_cpu(clusters)
+                took = []
                 for number in range(1, 501):
                     begun = time.perf_counter()
                     await statement_.fetch(number)
                     took.append((time.perf_counter() - begun) * 1000)
                 if round_:
                     found[f"{mode}_{kind}"].append(statistics.median(took))
-                    found[f"{mode}_{kind}_cpu"].append((server_cpu(clusters) - spent) * 1000 / len(took))
+    loops = {
+        "insert": "INSERT INTO trades (account, symbol, price, note) VALUES (n, 'ABC', 1.5, 'a note of some length')",
+        "update": "UPDATE trades SET note = 'x' WHERE id = n",
+    }
+    for _ in range(3):
+        for mode, connection in sessions.items():
+            for kind, sql in loops.items():
+                spent = server_cpu(clusters)
+                await connection.execute(f"DO $$ BEGIN FOR n IN 1..{_LOOP} LOOP {sql}; END LOOP; END $$")
+                found[f"{mode}_{kind}_cpu_us"].append((server_cpu(clusters) - spent) / _LOOP * 1e6)
     for connection in sessions.values():
         await connection.close()
     return {name: round(statistics.median(values), 3) for name, values in found.items()}

@@ -62,7 +62,8 @@ async def apply(
         [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
         if allowed["held"] != len(tokens):
             raise StaleAttempt(f"{service}: another relay has taken over some of the {direction} stream's shards")
-        if not allowed["is_sink"]:
+        # the way back is proved by its marker before the switch, when its sink is still the primary
+        if changes and not allowed["is_sink"]:
             raise StaleAttempt(f"{service}: the sink of the {direction} stream is the primary by now")
         newer = await _raise_versions(connection, service, ordered)
         for name, flow in flows.items():

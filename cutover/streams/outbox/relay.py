@@ -150,10 +150,11 @@ class Relay:
             while not self._ending:
                 tokens = {shard: token for shard, token in self.tokens.items() if shard % self.lanes == lane}
                 turn += 1
+                if time.monotonic() - tidied > _TIDY_SECONDS:
+                    await self.tidy(ends, tokens)
+                    tidied = time.monotonic()
                 if pause and not (tokens and await outbox_source.waiting(ends.source, self.pair.service, list(tokens))):
-                    if time.monotonic() - tidied > _TIDY_SECONDS:
-                        await self.tidy(ends, tokens)
-                        tidied = time.monotonic()
+                    self._problems.pop(lane, None)
                     await self._rest(pause)
                     pause = min(pause * 2, _LONGEST_PAUSE)
                     continue

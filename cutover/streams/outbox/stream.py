@@ -35,6 +35,8 @@ class OutboxStream:
         self.pair = pair
         self.direction = direction
         self.truncate = truncate
+        #: What the record of changed keys reads (`reconcile.changed`); nothing flows through it.
+        self.publication = f"{pair.service}{'' if direction == 'forward' else '_reverse'}_pub"
 
     @property
     def source(self) -> Database:
@@ -61,6 +63,7 @@ class OutboxStream:
             await compare.read_alike(sink)
             flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
             await outbox_capture.install(source, self.pair.service, flows, truncate=self.truncate)
+            await replication.ensure_publication(source, self.publication, self.pair.tables)
 
     async def start(self, *, copy: bool) -> None:
         """Lets relays work, from what is captured on; with `copy` a `Backfill` has its ranges afterwards.
@@ -240,6 +243,7 @@ class OutboxStream:
         async with self._at(self.source) as source:
             await outbox_capture.remove(source, self.pair.service, self.pair.tables)
             await outbox_schema.remove_source(source, self.pair.service, self.direction)
+            await replication.drop_publication(source, self.publication)
         async with self._at(self.sink) as sink:
             await outbox_schema.remove_sink(sink, self.pair.service, self.direction)
 
