@@ -6,6 +6,7 @@ shard, so its key's intents are read and go along. What still fails is halved, u
 sink refuses by themselves.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -56,6 +57,8 @@ class Applier:
         self.ends = ends
         self.service = service
         self.direction = direction
+        #: How often in a row a key was refused because another row was in its way.
+        self.strikes: Counter[tuple[str, Key]] = Counter()
 
     async def carry(self, batch: Batch, tokens: Mapping[int, int]) -> Outcome:
         """Applies the batch; its intents that are done with are not deleted yet.

@@ -11,7 +11,6 @@ import random
 import socket
 import time
 import uuid
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -20,9 +19,9 @@ import asyncpg
 from cutover.errors import CutoverError, NotYet, StaleAttempt
 from cutover.postgres import outbox_lease, outbox_quarantine, outbox_sink, outbox_source
 from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
-from cutover.postgres.keys import Key
 from cutover.postgres.outbox_lease import LEASE_SECONDS
 from cutover.postgres.outbox_schema import WAKE
+from cutover.postgres.outbox_source import Batch
 from cutover.postgres.outbox_tables import Redefined
 from cutover.streams.outbox.apply import Applier, Outcome
 from cutover.streams.outbox.sessions import Ends, open_ends
@@ -63,7 +62,6 @@ class Relay:
         self.failures = 0
         self._told = (0, 0)
         self._problems: dict[int, str] = {}
-        self._strikes: Counter[tuple[str, Key]] = Counter()
         self._wake = asyncio.Event()
         self._ending = False
 
@@ -187,30 +185,33 @@ class Relay:
         outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})
         await outbox_source.forget(ends.source, service, outcome.done)
         self.applied += outcome.applied
-        if outcome.refused or self._strikes:
-            await self._refused(ends, outcome)
+        if outcome.refused or applier.strikes:
+            await self._refused(applier, batch, outcome)
         return batch.full
 
-    async def _refused(self, ends: Ends, outcome: Outcome) -> None:
+    async def _refused(self, applier: Applier, batch: Batch, outcome: Outcome) -> None:
         """Holds keys that the sink refuses for good; those that a row is only in the way of get a few more tries."""
-        service = self.pair.service
+        service, ends, strikes = self.pair.service, applier.ends, applier.strikes
+        refused = {(refusal.change.flow, refusal.change.key) for refusal in outcome.refused}
+        for change in batch.changes:
+            if (change.flow, change.key) not in refused:
+                strikes.pop((change.flow, change.key), None)
         if not outcome.refused:
-            self._strikes.clear()
             return
         patient = await outbox_sink.copying(ends.sink, service, self.direction)
         for refusal in outcome.refused:
             self.failures += 1
             change = refusal.change
             place = (change.flow, change.key)
-            self._strikes[place] += 1
-            if refusal.may_pass and (patient or self._strikes[place] < _STRIKES):
+            strikes[place] += 1
+            if refusal.may_pass and (patient or strikes[place] < _STRIKES):
                 continue
-            del self._strikes[place]
+            del strikes[place]
             await outbox_quarantine.hold(
                 ends.source, service, self.direction, change.flow, change.key, change.version,
                 refusal.sqlstate, refusal.reason,
             )  # fmt: skip
-        if self._strikes:
+        if strikes:
             await asyncio.sleep(_STRIKE_PAUSE)
 
     async def tidy(
