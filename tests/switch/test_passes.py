@@ -58,7 +58,7 @@ async def test_a_gate_that_needs_a_pass_waits_for_the_end_of_the_freeze(env: Swi
 async def test_a_pass_waits_for_a_place_at_its_databases(env: SwitchEnvironment, work: Work) -> None:
     one = await adopt(work, env, reconciliation={"connections": 1})
     activities = ReconciliationActivities(work.context)
-    async with places(env.control, "test", [env.pair.target.name], 1):
+    async with places(env.control, "test", [env.service.database], 1):
         running = asyncio.create_task(make_pass(one.run, activities, one.ref, "trades"))
         done, _ = await asyncio.wait({running}, timeout=0.5)
         assert not done
