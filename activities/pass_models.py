@@ -2,16 +2,10 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel
-
-from activities.rules import FROZEN, Ref
+from activities.rules import Model, Ref
 
 
-class _Model(BaseModel):
-    model_config = FROZEN
-
-
-class PassRequest(_Model):
+class PassRequest(Model):
     """One reconciliation pass over one table; the direction follows the primary side of now."""
 
     ref: Ref
@@ -20,14 +14,14 @@ class PassRequest(_Model):
     pass_id: str = ""
 
 
-class PassOpened(_Model):
+class PassOpened(Model):
     """Into how many spans the pass was cut (0: it has its report), and how many may be walked at the same time."""
 
     spans: int
     at_once: int = 1
 
 
-class SpanRequest(_Model):
+class SpanRequest(Model):
     """One span of a pass; the first is 1."""
 
     ref: Ref
@@ -36,13 +30,13 @@ class SpanRequest(_Model):
     number: int
 
 
-class SpanWalked(_Model):
+class SpanWalked(Model):
     """Walked to its end, or stopped by a freeze window until that moment, to be gone on with."""
 
     frozen_until: datetime | None = None
 
 
-class PassResult(_Model):
+class PassResult(Model):
     """The report's figures (row counts; rate as a share of the source's rows; seconds)."""
 
     table: str
@@ -63,7 +57,7 @@ class PassResult(_Model):
         return self.missing + self.extra + self.mismatched
 
 
-class ResolveRequest(_Model):
+class ResolveRequest(Model):
     """Apply the plan's conflict rule to the open differences of a report."""
 
     ref: Ref
@@ -71,7 +65,7 @@ class ResolveRequest(_Model):
     report_id: str
 
 
-class Resolved(_Model):
+class Resolved(Model):
     """Differences repaired, and those that wait for a person."""
 
     repaired: int = 0

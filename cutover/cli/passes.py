@@ -65,10 +65,9 @@ class Watch:
             self._line_at = time.monotonic() + LINE
             self.say(f"{printable(table.table)}: {described(at) if at else 'waiting for a worker to begin'}")
 
-    def end(self, said: str, at: PassProgress | None) -> None:
+    def end(self, said: str) -> None:
         if self.bars and self.task is not None:
-            rows = (at.rows if at else 0) or 1
-            self.bars.update(self.task, total=rows, completed=rows, said=printable(said))
+            self.bars.update(self.task, total=1, completed=1, said=printable(said))
         else:
             self.say(printable(said))
 
@@ -107,7 +106,7 @@ async def compare(
             except asyncio.CancelledError:
                 watch.__exit__()
                 raise _left(migration, table, len(tables) - number) from None
-            watch.end(said, None)
+            watch.end(said)
     return failed
 
 

@@ -30,7 +30,7 @@ class PassProgress:
 #: The pass's own estimate of its rows; before it has one, what the last report counted.
 _PROGRESS = """
 SELECT p.rows_source AS rows, p.round, extract(epoch FROM clock_timestamp() - p.started_at)::float8 AS seconds,
-       coalesce(nullif((to_jsonb(p) ->> 'rows_estimated')::bigint, 0),
+       coalesce(nullif(p.rows_estimated, 0),
                 (SELECT r.rows_source FROM control.report r WHERE r.migration = p.migration AND r.service = p.service
                  AND r.table_name = p.table_name AND r.complete ORDER BY r.id DESC LIMIT 1), 0) AS rows_estimated
 FROM control.pass p WHERE p.migration = $1 AND p.service = $2 AND p.table_name = $3 AND starts_with(p.id, $4)

@@ -26,7 +26,7 @@ from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import columns_sql
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_tables import Flow
-from cutover.postgres.sampling import dividing_keys
+from cutover.postgres.sampling import parts
 
 #: Bytes of a range, about: it is held in memory once.
 CHUNK_BYTES = 16 << 20
@@ -56,9 +56,9 @@ async def plan(
     for flow in flows:
         info = await catalog.table(source, flow.table)
         count = min(_MOST_CHUNKS, max(1, info.bytes // CHUNK_BYTES))
-        cut.append((flow, info.estimated_rows, await dividing_keys(source, flow.source, count) if count > 1 else []))
+        cut.append((flow, info.estimated_rows, await parts(source, flow.source, count)))
     async with sink.transaction():
-        for flow, rows, keys in cut:
+        for flow, rows, ranges in cut:
             await sink.execute(
                 "INSERT INTO cutover.backfill_table (service, direction, tbl, estimated) VALUES ($1, $2, $3, $4)",
                 service,
@@ -69,10 +69,7 @@ async def plan(
             await sink.executemany(
                 "INSERT INTO cutover.backfill_chunk (service, direction, tbl, chunk, low, high) "
                 "VALUES ($1, $2, $3, $4, $5, $6)",
-                [
-                    (service, direction, flow.name, number, low, high)
-                    for number, (low, high) in enumerate(zip([None, *keys], [*keys, None], strict=True))
-                ],
+                [(service, direction, flow.name, number, low, high) for number, (low, high) in enumerate(ranges)],
             )
 
 

@@ -9,7 +9,17 @@ from cutover.postgres.shapes import Shape
 _PAGES = 30
 
 
-async def dividing_keys(connection: asyncpg.Connection, shape: Shape, parts: int) -> list[Key]:
+#: `low < key <= high`; None on the side where a part is open.
+Bounds = tuple[Key | None, Key | None]
+
+
+async def parts(connection: asyncpg.Connection, shape: Shape, count: int) -> list[Bounds]:
+    """About `count` parts of the table in the order of its key, which hold every key there can be, each once."""
+    keys = await _dividing_keys(connection, shape, count) if count > 1 else []
+    return list(zip([None, *keys], [*keys, None], strict=True))
+
+
+async def _dividing_keys(connection: asyncpg.Connection, shape: Shape, parts: int) -> list[Key]:
     """At most `parts - 1` keys in the order of the shape's index, between which about as many rows lie each time.
 
     Fewer where the sample turns out small; which rows are sampled never decides what is compared.

@@ -16,7 +16,7 @@ from cutover.streams.base import Stream
 
 #: Seconds between two looks.
 EVERY = 2.0
-#: Looks before the first statement, whose median says what a write costs without us.
+#: Looks at the begin, whose median says what a write costs without us.
 FIRST_LOOKS = 5
 #: A write counts as slow when it takes this many times as long as at first, and so many seconds longer.
 TIMES, SECONDS = 2.0, 0.005
@@ -77,7 +77,7 @@ class Pace:
         return self._now
 
     async def begin(self) -> None:
-        """Learns what a write usually costs, once, before the pass itself is what it costs."""
+        """Learns what a write usually costs, once, while no statement of the walk runs; until then nothing adapts."""
         if self.look is not None and self._usual is None:
             first = [(await self.look()).write for _ in range(FIRST_LOOKS)]
             self._usual, self._recent = statistics.median(first), first[-RECENT + 1 :]
@@ -97,7 +97,7 @@ class Pace:
 
     async def _adapt(self) -> None:
         """Looks beside the pass: a look waits for the stream, and the pass for nothing."""
-        if self.look is None or time.monotonic() - self._judged < EVERY:
+        if self.look is None or self._usual is None or time.monotonic() - self._judged < EVERY:
             return
         if self._looking is None:
             self._looking = asyncio.create_task(self.look())
@@ -111,8 +111,7 @@ class Pace:
     def _judge(self, seen: Pressure) -> None:
         self._judged = time.monotonic()
         self._recent = [*self._recent, seen.write][-RECENT:]
-        write = statistics.median(self._recent)
-        usual = self._usual if self._usual is not None else write
+        write, usual = statistics.median(self._recent), self._usual or 0.0
         if seen.lag > self.lag_limit or write > max(usual * TIMES, usual + SECONDS):
             self._now = max(LEAST_BUSY, self._now / 2)
         else:

@@ -19,7 +19,7 @@ from cutover.errors import GateClosed
 from cutover.plan.models import Table
 from cutover.postgres import compare
 from cutover.postgres.buckets import Reader
-from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.databases import Database, Direction, Pair
 from cutover.postgres.hashing import agree
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.replicas import await_replayed, require_replica
@@ -175,8 +175,7 @@ async def _open(job: Job, sides: _Sides) -> PassState:
     found = [span for span, _ in (await state.spans()).values()]
     # an index may be gone since a killed run cut the table
     if not found or found[0].ordered != sides.source_shape.ordered:
-        hashing = await agree(sides.source, sides.sink, (sides.source_shape, sides.sink_shape), state.row["seed"])
-        await state.cut(await cut(Reader(sides.source, sides.source_shape, hashing), state.row["rows_estimated"]))
+        await state.cut(await cut(sides.source, sides.source_shape, state.row["rows_estimated"]))
     return state
 
 
@@ -195,7 +194,6 @@ async def _walk(job: Job, sides: _Sides, number: int, progress: Callable[[Progre
         Reader(sides.source, sides.source_shape, hashing), Reader(sides.sink, sides.sink_shape, hashing), job.pace
     )
     started, rows, candidates = time.monotonic(), 0, 0
-    await job.pace.begin()
     try:
         async for chunk in walk.chunks(state.span, state.after):
             if chunk.candidates:
@@ -203,6 +201,9 @@ async def _walk(job: Job, sides: _Sides, number: int, progress: Callable[[Progre
             candidates += len(chunk.candidates)
             if not chunk.last:
                 continue
+            if chunk.after is not None:
+                # nothing of this walk runs just now; one of a single part has nobody to give way to
+                await job.pace.begin()
             rows += chunk.rows_source
             walked = await state.advance(chunk.after, chunk.rows_source, chunk.rows_target, chunk.moved)
             if progress:
@@ -214,21 +215,24 @@ async def _walk(job: Job, sides: _Sides, number: int, progress: Callable[[Progre
 
 async def _require_replayed(job: Job, sides: _Sides, state: SpanState) -> None:
     """What was there when the pass began has to be seen: a replica must have come so far."""
-    wanted = (
-        (job.pair.source(job.direction), sides.source, state.whole["position"]),
-        (job.pair.sink(job.direction), sides.sink, state.whole["sink_position"]),
-    )
-    for primary, connection, position in wanted:
-        if primary.name in job.pair.replicas:
-            await await_replayed(connection, position, job.rules.reconcile.max_lag.total_seconds())
+    for _, connection, column in _replicated(job, sides):
+        await await_replayed(connection, state.whole[column], job.rules.reconcile.max_lag.total_seconds())
 
 
 async def _require_replicas(job: Job, sides: _Sides) -> None:
-    wanted = ((job.pair.source(job.direction), sides.source), (job.pair.sink(job.direction), sides.sink))
-    for primary, connection in wanted:
-        if replica := job.pair.replicas.get(primary.name):
-            async with compare.compare_session(replica, f"compare/{job.pair.service}") as other:
-                await require_replica(connection, other, replica.name)
+    for replica, connection, _ in _replicated(job, sides):
+        async with compare.compare_session(replica, f"compare/{job.pair.service}") as other:
+            await require_replica(connection, other, replica.name)
+
+
+def _replicated(job: Job, sides: _Sides) -> list[tuple[Database, asyncpg.Connection, str]]:
+    """The plan's replicas of this pair, each with its side's session and the pass's column of that side's position."""
+    both = (
+        (job.pair.source(job.direction), sides.source, "position"),
+        (job.pair.sink(job.direction), sides.sink, "sink_position"),
+    )
+    replicas = job.pair.replicas
+    return [(replicas[primary.name], at, column) for primary, at, column in both if primary.name in replicas]
 
 
 def _progress(job: Job, walked: Walked, candidates: int, rows_per_second: float) -> Progress:

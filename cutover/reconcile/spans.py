@@ -3,9 +3,11 @@
 import json
 from dataclasses import dataclass
 
-from cutover.postgres.buckets import Reader
+import asyncpg
+
 from cutover.postgres.keys import Key
-from cutover.postgres.sampling import dividing_keys
+from cutover.postgres.sampling import parts
+from cutover.postgres.shapes import Shape
 
 #: Rows of a span, about: some seconds of work, and a thousand million rows stay under 256 spans.
 SPAN_ROWS = 5_000_000
@@ -40,13 +42,12 @@ class Span:
         return cls(True, low, high)
 
 
-async def cut(source: Reader, rows: int) -> list[Span]:
+async def cut(source: asyncpg.Connection, shape: Shape, rows: int) -> list[Span]:
     """The spans of a table of about that many rows; together they hold every key there can be, each once."""
-    if not source.shape.ordered:
+    if not shape.ordered:
         count = 1
         while rows / count > SHARE_ROWS and count < MOST_SPANS:
             count *= 2
         return [Span(False, share=share, of=count) for share in range(count)]
     count = min(MOST_SPANS, max(1, -(-rows // SPAN_ROWS)))
-    keys = await dividing_keys(source.connection, source.shape, count) if count > 1 else []
-    return [Span(True, low, high) for low, high in zip([None, *keys], [*keys, None], strict=True)]
+    return [Span(True, low, high) for low, high in await parts(source, shape, count)]

@@ -251,7 +251,7 @@ def test_on_a_terminal_each_table_has_a_bar_with_rows_speed_and_time_left() -> N
         first = bars(watch)
         watch.look(tables[0], PassProgress(1_000_000, 1_000_000, 10.0, 2))
         second = bars(watch)
-        watch.end("done", None)
+        watch.end("done")
         watch.begin(2, tables[1])
         third = bars(watch)
     assert "1 of 2  trading_engine: [bold]trades" in first
