@@ -4,8 +4,8 @@ from typing import Literal, cast
 
 from temporalio import activity
 
+from activities import ids, schedules
 from activities import models as m
-from activities import schedules
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
@@ -104,4 +104,4 @@ class MessageActivities:
 
 def _leads(workflow_id: str, ref: m.Ref) -> bool:
     """Whether passes are held with this run: the migration's own, or a service's replication."""
-    return workflow_id in (f"migration/{ref.migration}", f"migration/{ref.migration}/{ref.service}/replication")
+    return workflow_id in (ids.migration(ref.migration), ids.replication(ref.migration, ref.service or ""))

@@ -18,6 +18,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities import ids
 from cutover.plan.models import Plan
 
 TASK_QUEUE = "cutover"
@@ -38,16 +39,18 @@ async def create(client: Client, plan: Plan, service: str, plan_hash: str) -> in
             action=ScheduleActionStartWorkflow(
                 "ReconciliationWorkflow",
                 {"plan": plan.migration, "service": service, "table": table, "plan_hash": plan_hash},
-                id=f"migration/{plan.migration}/{service}/{table}/reconciliation",
+                id=ids.reconciliation(plan.migration, service, table),
                 task_queue=TASK_QUEUE,
             ),
             spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)], jitter=every * JITTER),
             policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CATCHUP),
         )
         try:
-            await client.create_schedule(_id(plan, service, table), schedule)
+            await client.create_schedule(ids.schedule(plan.migration, service, table), schedule)
         except ScheduleAlreadyRunningError:
-            await client.get_schedule_handle(_id(plan, service, table)).update(_replacement(schedule))
+            await client.get_schedule_handle(ids.schedule(plan.migration, service, table)).update(
+                _replacement(schedule)
+            )
     return len(tables)
 
 
@@ -55,7 +58,7 @@ async def delete(client: Client, plan: Plan, service: str) -> None:
     """All of the service's; those that are gone already are no error."""
     for table in plan.service(service).tables:
         with _missing_is_fine():
-            await client.get_schedule_handle(_id(plan, service, table)).delete()
+            await client.get_schedule_handle(ids.schedule(plan.migration, service, table)).delete()
 
 
 async def hold(client: Client, plan: Plan, service: str | None, run: str, *, held: bool) -> None:
@@ -66,7 +69,7 @@ async def hold(client: Client, plan: Plan, service: str | None, run: str, *, hel
     for name in [service] if service else list(plan.services):
         for table in plan.service(name).tables:
             with _missing_is_fine():
-                await client.get_schedule_handle(_id(plan, name, table)).update(_holding(run, held))
+                await client.get_schedule_handle(ids.schedule(plan.migration, name, table)).update(_holding(run, held))
 
 
 def holders(note: str, *, paused: bool) -> list[str] | None:
@@ -96,10 +99,6 @@ def _replacement(schedule: Schedule) -> Callable[[ScheduleUpdateInput], Awaitabl
         return ScheduleUpdate(schedule)
 
     return update
-
-
-def _id(plan: Plan, service: str, table: str) -> str:
-    return f"{plan.migration}/{service}/{table}"
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from typing import Any
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from activities import ids
     from activities import signatures as s
     from activities.models import StageChange
-    from workflows import ids, timeouts
+    from workflows import timeouts
     from workflows.deadlines import QUIET
     from workflows.gates import Gate
     from workflows.messages import Start

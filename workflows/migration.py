@@ -13,9 +13,9 @@ from temporalio import workflow
 from temporalio.exceptions import ChildWorkflowError, FailureError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
+    from activities import ids
     from activities import signatures as s
     from activities.models import CalendarRequest, Stages, SwitchWindow
-    from workflows import ids
     from workflows.failures import explain
     from workflows.messages import MigrationStart, ServiceStart, Start
     from workflows.preparation import open_tasks

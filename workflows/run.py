@@ -13,10 +13,10 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from activities import signatures
+    from activities import ids, signatures
     from activities.models import AlertRequest, Decision, GateRequest, Readings, Ref, StageChange
     from activities.signatures import Signature
-    from workflows import deadlines, ids, timeouts
+    from workflows import deadlines, timeouts
     from workflows.calling import Calling
     from workflows.desk import Parked
     from workflows.failures import PLAN_REPLACED, Rejected, StepFailed

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from activities import ids
 from cutover.cli.reports import Chosen
 from cutover.cli.texts import printable, span
 from cutover.cli.waiting import polled
@@ -19,7 +20,6 @@ from cutover.control import passes
 from cutover.control.database import Control
 from cutover.control.passes import PassProgress
 from cutover.errors import Exit, Unreachable
-from workflows import ids
 from workflows.timeouts import TASK_QUEUE
 
 #: Seconds between two looks at a pass, and between two lines about it where there is no terminal.

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from activities import ids
 from cutover.cli.connection import control, temporal
 from cutover.cli.failing import login, plainly, print_json, run
 from cutover.cli.waiting import answer, polled
 from cutover.control import audit, plans
 from cutover.errors import Exit, Unreachable
 from cutover.settings import CONTROL, Settings
-from workflows import ids
 from workflows.search import MIGRATION
 from workflows.timeouts import TASK_QUEUE
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
+from activities import ids
 from cutover.cli.checklist import read_checklist
 from cutover.cli.connection import control, temporal
 from cutover.cli.failing import judged, plainly, print_json, run
@@ -21,7 +22,6 @@ from cutover.errors import Exit
 from cutover.flags import store as flags
 from cutover.flags.store import Route
 from cutover.settings import Settings
-from workflows import ids
 from workflows.status import Status
 
 __all__ = ["Overview", "ServiceLine", "overview", "render", "status"]

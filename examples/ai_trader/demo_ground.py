@@ -16,6 +16,7 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowHandle
 
+from activities import ids
 from cutover.cli.connection import temporal
 from cutover.control import plans
 from cutover.control.database import Control
@@ -29,7 +30,6 @@ from cutover.plan.models import Plan
 from cutover.settings import CONTROL, Settings
 from examples.ai_trader.generate import Filled, fill
 from examples.ai_trader.prepare import create_monolith, create_roles
-from workflows import ids
 from workflows.timeouts import TASK_QUEUE
 
 PLAN = Path(__file__).with_name("demo.yaml")

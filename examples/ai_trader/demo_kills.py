@@ -14,12 +14,12 @@ from typing import Literal
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from activities import ids
 from activities.signatures import FENCED_SECTION
 from cutover.control.database import Control
 from cutover.errors import CutoverError
 from examples.ai_trader.demo_fleet import Fleet
 from examples.ai_trader.demo_watch import Scene, Watch
-from workflows import ids
 
 MOMENTS = 10
 #: Seconds between two kills that only wait for a phase, and before what was killed is started again.

@@ -13,7 +13,7 @@ from typing import Any
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError
 
-from workflows import ids
+from activities import ids
 from workflows.status import GateStatus, Status
 
 APPROVERS = ("alice", "bob")

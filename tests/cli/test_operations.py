@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
+from activities import ids
 from cutover.cli import doctor, operations
 from cutover.cli.conflicts import Decide
 from cutover.control import audit, conflicts, reports
@@ -16,7 +17,6 @@ from cutover.control.reports import Difference, TableReport
 from cutover.errors import ConfigError, CutoverError, Exit, GateClosed, NotYet, PlanError, Unreachable, exit_status
 from cutover.postgres.databases import Database
 from tests.cli.conftest import SERVICE, Desk, typed
-from workflows import ids
 from workflows.cleanup import CleanupWorkflow
 
 TABLE = "trades"

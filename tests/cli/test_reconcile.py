@@ -13,6 +13,7 @@ from rich.console import Console
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError
 
+from activities import ids
 from cutover.cli.passes import Watch
 from cutover.cli.reports import Chosen
 from cutover.control import reports
@@ -20,7 +21,6 @@ from cutover.control.passes import PassProgress
 from cutover.control.reports import Difference, DifferenceKind, TableReport
 from tests.cli.conftest import SERVICE, Desk
 from tests.waiting import until
-from workflows import ids
 
 TABLE = "trades"
 ONE = ("--service", SERVICE, "--table", TABLE)

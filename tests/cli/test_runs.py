@@ -9,13 +9,13 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from activities import ids
 from cutover.cli import waiting
 from cutover.control import audit
 from cutover.control.audit import Entry
 from tests.cli.conftest import SERVICE, Desk
 from tests.workflows.harness import runner
 from workers.registry import WORKFLOWS
-from workflows import ids
 from workflows.cleanup import CleanupWorkflow
 from workflows.switchover import SwitchoverWorkflow
 

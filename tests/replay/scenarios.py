@@ -3,11 +3,11 @@
 from datetime import timedelta
 from typing import Any
 
+from activities import ids
 from activities import models as m
 from tests.replay.recorder import DAY, HOUR, SERVICE, Recorder
 from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
-from workflows import ids
 from workflows.cleanup import CleanupWorkflow
 from workflows.migration import MigrationWorkflow
 from workflows.preparation import PreparationWorkflow

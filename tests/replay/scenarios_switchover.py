@@ -4,12 +4,12 @@ from datetime import timedelta
 
 from temporalio.exceptions import ApplicationError
 
+from activities import ids
 from activities import models as m
 from tests.replay.recorder import HOUR, SERVICE, Recorder
 from tests.replay.scenarios import outage, task
 from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
-from workflows import ids
 from workflows.failures import APPROVAL_LAPSED
 from workflows.switchover import SwitchoverWorkflow
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from temporalio.client import WorkflowUpdateFailedError
 
+from activities import ids
 from activities import models as m
 from cutover.cli.plan import _tell
 from cutover.settings import Settings
@@ -13,7 +14,6 @@ from tests.waiting import until
 from tests.workflows.conftest import Make
 from tests.workflows.harness import Harness
 from tests.workflows.world import unreachable
-from workflows import ids
 from workflows.cleanup import CleanupWorkflow
 from workflows.migration import MigrationWorkflow
 from workflows.preparation import PreparationWorkflow

@@ -7,10 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from activities import ids
 from tests.workflows.conftest import start_skipping
 from tests.workflows.harness import DEADLINE, Harness, running
 from tests.workflows.world import World
-from workflows import ids
 from workflows.replication import ReplicationWorkflow
 from workflows.switchover import SwitchoverWorkflow
 

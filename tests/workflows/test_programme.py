@@ -6,10 +6,10 @@ from datetime import timedelta
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 
+from activities import ids
 from tests.workflows.conftest import Make
 from tests.workflows.harness import Harness
 from tests.workflows.world import refused
-from workflows import ids
 from workflows.cleanup import CleanupWorkflow
 from workflows.migration import MigrationWorkflow
 from workflows.preparation import PreparationWorkflow

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 
+from activities import ids
 from activities.models import Standing
 from tests.workflows.conftest import Make
 from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
-from workflows import ids
 from workflows.switchover import SwitchoverWorkflow
 
 SERVICE = "trading_engine"
