@@ -13,11 +13,11 @@ from cutover.control.places import places
 from cutover.control.reports import TableReport
 from cutover.errors import NotYet
 from cutover.plan.calendar import frozen_until
-from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
 from cutover.reconcile.pace import Pace, looking
 from cutover.reconcile.passes import Job, Progress, finish_pass, open_pass, run_pass, walk_span
+from cutover.streams.base import settling
 from cutover.switch import crossing
 from cutover.telemetry.meters import instruments
 
@@ -36,24 +36,10 @@ class Frozen(Exception):
         self.until = until
 
 
-async def settling(context: Context, ref: Ref, direction: Direction) -> Callable[[], Awaitable[None]]:
-    """A function that returns once all that is committed at the source now is at the target."""
-    stream = await context.stream(ref, direction)
-
-    async def settle() -> None:
-        await stream.await_marker(await stream.put_marker(), SETTLE_SECONDS)
-
-    return settle
-
-
 async def begin(context: Context, ref: Ref, table: str, pass_id: str) -> int:
-    """Opens a pass; the number of its spans, 0 for one that has its report.
-
-    What is known to have changed before it begins is cleared by it.
-    """
+    """Opens a pass; the number of its spans, 0 for one that has its report."""
     job = await _job(context, ref, table, pass_id, replicas=True)
-    async with ChangedKeys(job.pair, job.direction, context.control) as changed:
-        await changed.drain(polite=True)
+    await _drain(job)
     async with _places(context, ref, job):
         return await open_pass(job)
 
@@ -89,8 +75,7 @@ async def pass_over(context: Context, ref: Ref, table: str, *, pass_id: str) -> 
     The same `pass_id` goes on where a killed attempt stopped. Raises NotYet in a freeze window.
     """
     job = await _job(context, ref, table, pass_id, replicas=False)
-    async with ChangedKeys(job.pair, job.direction, context.control) as changed:
-        await changed.drain(polite=True)
+    await _drain(job)
 
     async def tell(progress: Progress) -> None:
         activity.heartbeat(progress.rows_source, progress.rows_target)
@@ -155,7 +140,7 @@ async def _job(context: Context, ref: Ref, table: str, pass_id: str, *, replicas
         rules=rules,
         control=context.control,
         plan_hash=ref.plan_hash,
-        settle=await settling(context, ref, direction),
+        settle=settling(stream, SETTLE_SECONDS),
         pass_id=pass_id,
         pace=Pace(look=looking(stream, min(lag_limit, SETTLE_SECONDS)), lag_limit=lag_limit),
         replicas=replicas,
@@ -182,6 +167,12 @@ async def _orphans(context: Context, ref: Ref, table: str) -> int:
     """Rows of the table whose loose foreign keys point at nothing."""
     plan = await context.plan(ref)
     return await crossing.orphans(plan, context.service(ref), table, context.control, context.settings.database)
+
+
+async def _drain(job: Job) -> None:
+    """What is known to have changed before the pass begins is cleared by it."""
+    async with ChangedKeys(job.pair, job.direction, job.control) as changed:
+        await changed.drain(polite=True)
 
 
 async def _ended(context: Context, job: Job, report: TableReport) -> TableReport:

@@ -9,14 +9,14 @@ from activities import passes
 from activities import signatures as s
 from activities.context import Context
 from activities.guards import guard_catalogs
-from activities.passes import settling
 from activities.registration import implements
-from cutover.alerts.cases import REMEMBERED, escalate, tell_waiting
+from cutover.alerts.cases import REMEMBERED, escalate, tell_repair, tell_waiting
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.control import reports
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import Resolution, repairs
+from cutover.streams.base import settling
 
 
 class ReconciliationActivities:
@@ -84,16 +84,13 @@ class ReconciliationActivities:
         if report is not None:
             work = repairs(
                 pair, direction, TableName.parse(table), rules, reports.pages_of(context.control, report),
-                context.control, await settling(context, ref, direction),
+                context.control, settling(await context.stream(ref, direction), passes.SETTLE_SECONDS),
                 actor=activity.info().workflow_id or "reconciliation",
             )  # fmt: skip
             async with aclosing(work):
                 async for steps in work:
                     result.count(steps)
-                    if text := result.told(rules):
-                        # after each batch, so that a kill loses none; alerts that repeat are counted, not sent
-                        told = Alert("conflict", "warning", ref.migration, service, f"{service}.{table}: {text}",
-                                     subject=table)  # fmt: skip
-                        await raise_alert(context.control, told, webhook=self.webhook)
-        await tell_waiting(context.control, ref.migration, service, request.table, webhook=self.webhook)
+                    text = result.told(rules)
+                    await tell_repair(context.control, ref.migration, service, table, text, webhook=self.webhook)
+        await tell_waiting(context.control, ref.migration, service, table, webhook=self.webhook)
         return m.Resolved(repaired=result.repaired, cases=result.cases)

@@ -24,6 +24,7 @@ from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
 from cutover.reconcile.passes import Job, run_pass
+from cutover.streams.base import settling
 from cutover.streams.logical import LogicalStream
 
 #: As the switch has it.
@@ -60,10 +61,7 @@ async def measure(both: Ground, control: Control, rows: int, keys: int, rounds: 
     await stream.start(copy=False)
     while not await stream.ready():
         await asyncio.sleep(0.1)
-
-    async def settle() -> None:
-        await stream.await_marker(await stream.put_marker(), 60.0)
-
+    settle = settling(stream, 60.0)
     tails: list[float] = []
     verdicts: list[float] = []
     async with ChangedKeys(pair, "forward", control) as changed, source.session() as writer:

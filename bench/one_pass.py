@@ -27,6 +27,7 @@ from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import key_from_json
 from cutover.reconcile.pace import Pace, looking
 from cutover.reconcile.passes import Job, Settle, run_pass
+from cutover.streams.base import settling
 from cutover.streams.logical import LogicalStream
 
 #: Where the kernel's tcp_info has tcpi_bytes_acked and tcpi_bytes_received (Linux 4.1 and newer).
@@ -100,10 +101,7 @@ async def run(wanted: Wanted) -> Outcome:
     pace = Pace()
     if wanted.stream:
         stream = LogicalStream(pair, "forward")
-
-        async def settle() -> None:
-            await stream.await_marker(await stream.put_marker(), 30.0)
-
+        settle = settling(stream, 30.0)
         pace = Pace(look=looking(stream, 30.0), lag_limit=LAG_LIMIT)
 
     rules = Table(reconcile=Reconcile(max_lag=timedelta(minutes=5)))

@@ -1,4 +1,4 @@
-"""What is told of rows that wait for a person: once when they come up, critically when nobody decides in time."""
+"""What is told of repairs, and of rows that wait for a person: once, and critically when nobody decides in time."""
 
 from datetime import timedelta
 
@@ -9,6 +9,18 @@ from cutover.control.database import Control
 
 #: The same open cases, seen again within this time, are no news: passes find them every few minutes.
 REMEMBERED = timedelta(hours=1)
+
+
+async def tell_repair(
+    control: Control, migration: str, service: str, table: str, text: str, *, webhook: Webhook | None = None
+) -> None:
+    """A warning with what a repair has done so far; "" tells nothing.
+
+    After each batch, so that a kill loses none: alerts that repeat are counted, not sent.
+    """
+    if text:
+        alert = Alert("conflict", "warning", migration, service, f"{service}.{table}: {text}", subject=table)
+        await raise_alert(control, alert, webhook=webhook)
 
 
 async def tell_waiting(

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cutover.cli.connection import control
 from cutover.cli.failing import login, plainly, print_json, run
+from cutover.cli.texts import cell, moment
 from cutover.control import plans
 from cutover.control.database import Control
 from cutover.errors import ConfigError, NotYet, Refused
@@ -57,8 +57,8 @@ def list_flags(
         return
     shown = Table("flag", "value", "service", "epoch", "revision", "changed")
     for flag in flags:
-        changed = flag.changed_at.isoformat(sep=" ", timespec="seconds")
-        shown.add_row(Text(flag.name), _value(flag), Text(flag.service), str(flag.epoch), str(flag.revision), changed)
+        names = (flag.name, _value(flag), flag.service, str(flag.epoch), str(flag.revision), moment(flag.changed_at))
+        shown.add_row(*map(cell, names))
     Console().print(shown)
     for route in routes.values():
         if route.paused:

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cutover.cli.connection import control
 from cutover.cli.failing import plainly, print_json, run
+from cutover.cli.texts import cell
 from cutover.control import plans
 from cutover.errors import Exit
 from cutover.flags.fleet import Member, members
@@ -47,7 +47,7 @@ def _print(found: list[Member], behind: list[Member]) -> None:
         one = member.instance
         names = (member.service, one.application, one.version or "-", f"{one.host}:{one.pid}", one.id)
         shown.add_row(
-            *(Text(name) for name in names),
+            *map(cell, names),
             _followed(member.epoch, member.route_epoch),
             _followed(member.revision, member.route_revision),
             "live" if member.live else f"ran out {_ago(-member.lease_left)} ago",

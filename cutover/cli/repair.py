@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as Grid
 
-from cutover.alerts.cases import tell_waiting
-from cutover.alerts.store import Alert, raise_alert
+from cutover.alerts.cases import tell_repair, tell_waiting
 from cutover.alerts.webhook import Webhook
 from cutover.cli.failing import print_json
 from cutover.cli.reports import Chosen
@@ -29,7 +28,7 @@ from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import AGAIN, EQUAL, REPAIRED, Resolution, Step, repairs
 from cutover.settings import Settings
 from cutover.streams import open_stream
-from cutover.streams.base import Stream
+from cutover.streams.base import Stream, settling
 
 SETTLE_SECONDS = 60.0
 WRITES = ("insert", "update", "delete")
@@ -81,10 +80,7 @@ class Part:
 
     def steps(self, control: Control, *, dry_run: bool, actor: str) -> AsyncGenerator[list[Step], None]:
         """The steps of all differences of the report, batch by batch; with what became of them unless `dry_run`."""
-
-        async def settle() -> None:
-            await self.stream.await_marker(await self.stream.put_marker(), SETTLE_SECONDS)
-
+        settle = settling(self.stream, SETTLE_SECONDS)
         table = TableName.parse(self.chosen.table)
         pages: AsyncIterator[Sequence[Difference]] = reports.pages_of(control, self.report)
         return repairs(
@@ -225,9 +221,7 @@ async def _perform(settings: Settings, control: Control, parts: list[Part], orde
 async def _tell(control: Control, part: Part, webhook: Webhook | None) -> None:
     """The alerts that a repair by the schedule raises too."""
     migration, service, table = part.pair.migration, part.chosen.service, part.chosen.name
-    if text := part.result.told(part.rules):
-        alert = Alert("conflict", "warning", migration, service, f"{service}.{table}: {text}", subject=table)
-        await raise_alert(control, alert, webhook=webhook)
+    await tell_repair(control, migration, service, table, part.result.told(part.rules), webhook=webhook)
     if part.result.cases:
         await tell_waiting(control, migration, service, table, webhook=webhook)
 

@@ -7,30 +7,22 @@ the gates keep their last routes, and the lease runs out by itself.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-import asyncpg
-
 from cutover.control.database import Control
 from cutover.dualwrite.gate import Gate, Lease
-from cutover.errors import CutoverError
 from cutover.flags import instances, store
 from cutover.flags.instances import Instance
-from cutover.flags.listening import listen
-from cutover.postgres.databases import CONNECTION_ERRORS, Database
+from cutover.flags.listening import FAILURES, answered, listen
+from cutover.postgres.databases import Database
 
 _log = logging.getLogger(__name__)
 
 POLL = 0.25
-#: Seconds that one question to the control database may take, before it counts as out of reach.
-ANSWER = 1.5
 #: Taken off the lease, for clocks that do not run alike.
 DRIFT = 0.25
-
-#: What the control database may answer with; none of it ends the loop.
-_FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
 
 
 @dataclass(eq=False)
@@ -69,7 +61,7 @@ class Watcher:
 
     async def beat(self) -> None:
         """One round: read the routes, take them over, renew and acknowledge. Raises what control raises."""
-        await self._answered(self._load())
+        await answered(self._load())
         fresh = self.lease.valid
         sent_at = self.lease.clock()
         due = sent_at - self._renewed >= instances.RENEW_EVERY.total_seconds() or not fresh
@@ -77,7 +69,7 @@ class Watcher:
             # the pause as it stands at this moment: what is said here must be true when it is sent
             revision, pause, epoch = acknowledgement = (gate.revision_seen, gate.acknowledgeable, gate.route.epoch)
             if due or self._sent.get(service) != acknowledgement:
-                await self._answered(
+                await answered(
                     instances.renew(self.control, self.instance, self.migration, service, revision, pause, epoch=epoch)
                 )
                 self._sent[service] = acknowledgement
@@ -86,17 +78,13 @@ class Watcher:
         self._renewed = sent_at
         if not (fresh and self.lease.valid):
             # Registered again: a pause announced while nobody waited for this instance is seen only by this read.
-            await self._answered(self._load())
+            await answered(self._load())
         self.lease.extend(sent_at + instances.LEASE.total_seconds() - DRIFT)
 
     async def leave(self) -> None:
         """Takes this instance off the list, so that no switch waits for it."""
         for service in self.gates:
-            await self._answered(instances.leave(self.control, self.instance, self.migration, service))
-
-    async def _answered(self, question: Awaitable[object]) -> None:
-        async with asyncio.timeout(ANSWER):
-            await question
+            await answered(instances.leave(self.control, self.instance, self.migration, service))
 
     async def _load(self) -> None:
         for service, route in (await store.all(self.control, self.migration)).items():
@@ -112,7 +100,7 @@ class Watcher:
             try:
                 await self.beat()
                 self._heard(True)
-            except _FAILURES as error:
+            except FAILURES as error:
                 self._heard(False, error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL):

@@ -6,31 +6,21 @@ flags: it holds no lease and acknowledges nothing, so no switch waits for it (`c
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import TypeVar
-
-import asyncpg
 
 from cutover.control.database import Control
-from cutover.errors import CutoverError
 from cutover.flags import store
-from cutover.flags.listening import ANSWER, listen
+from cutover.flags.listening import FAILURES, answered, listen
 from cutover.flags.store import Route
-from cutover.postgres.databases import CONNECTION_ERRORS
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 #: Seconds between two looks where no notification comes.
 POLL = 1.0
-
-#: What a look may fail with; the values that were known stay.
-FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ class Follower:
 
     async def load(self) -> None:
         """One look at the control database. Raises Unreachable and ConfigError; what was known stays then."""
-        routes = await _within(ANSWER, store.all(self._control, self.migration))
+        routes = await answered(store.all(self._control, self.migration))
         before, self.flags = self.flags, MappingProxyType(flags_of(routes))
         self._turn(stale=False)
         names = [name for name in sorted({*before, *self.flags}) if _value(before, name) != _value(self.flags, name)]
@@ -138,8 +128,3 @@ class Follower:
 
 def _value(flags: Mapping[str, Flag], name: str) -> bool | int | None:
     return flags[name].value if name in flags else None
-
-
-async def _within(seconds: float, question: Awaitable[T]) -> T:
-    async with asyncio.timeout(seconds):
-        return await question

@@ -7,7 +7,8 @@ looks by itself from time to time, and at once when it is told that the connecti
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import asyncpg
 
@@ -16,11 +17,16 @@ from cutover.postgres.databases import CONNECTION_ERRORS, Database
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds between two tries to connect, from the first to the longest.
 BACK_OFF = (0.1, 5.0)
-#: Seconds of silence after which the connection is asked whether it still stands, and that the answer may take.
+#: Seconds of silence after which the connection is asked whether it still stands.
 SILENCE = 30.0
+#: Seconds that one question to the control database may take, before it counts as out of reach.
 ANSWER = 1.5
+#: What the control database may answer with; none of it ends a loop that follows it.
+FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
 
 
 async def listen(
@@ -42,7 +48,7 @@ async def listen(
     while True:
         try:
             await _hear(database, channel, heard, begun, name)
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+        except FAILURES as error:
             _log.debug("listening on %s: %s", channel, type(error).__name__)
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))
         delay = min(delay * 2, high)
@@ -65,3 +71,9 @@ async def _hear(
                 # a half-open connection says nothing for ever; a question finds out
                 await connection.fetchval("SELECT 1", timeout=ANSWER)
     raise Unreachable(f"the connection that listens on {channel} was lost")
+
+
+async def answered(question: Awaitable[T]) -> T:
+    """The answer of the control database. Raises TimeoutError where it takes longer than `ANSWER`."""
+    async with asyncio.timeout(ANSWER):
+        return await question

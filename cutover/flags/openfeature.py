@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from cutover.control.database import Control
 from cutover.errors import ConfigError, CutoverError, Unreachable
-from cutover.flags.follower import FAILURES, POLL, Follower
+from cutover.flags.follower import POLL, Follower
+from cutover.flags.listening import FAILURES
 from cutover.postgres.databases import Database
 from cutover.settings import CONTROL, Settings
 

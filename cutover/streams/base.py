@@ -4,13 +4,14 @@ Three implementations stand behind it: `logical`, `outbox` and `kafka`. The swit
 about the pattern in use (design 5.2). Every call may be made again with the same result.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
 import asyncpg
 
-from cutover.postgres.databases import Direction
+from cutover.postgres.databases import Database, Direction, Pair
 
 TableStage = Literal["waiting", "copying", "catching-up", "ready"]
 
@@ -108,3 +109,38 @@ class Stream(Protocol):
 
     async def drop(self) -> None:
         """Takes the stream away at both ends."""
+
+
+class OneDirection:
+    """What every implementation knows: the pair, the direction, its two ends, and the publication's name."""
+
+    def __init__(self, pair: Pair, direction: Direction) -> None:
+        self.pair = pair
+        self.direction = direction
+        self.infix = "" if direction == "forward" else "_reverse"
+        self.publication = f"{pair.service}{self.infix}_pub"
+
+    @property
+    def source(self) -> Database:
+        return self.pair.source(self.direction)
+
+    @property
+    def sink(self) -> Database:
+        return self.pair.sink(self.direction)
+
+    @property
+    def label(self) -> str:
+        """The application_name of its sessions."""
+        return f"cutover-stream/{self.pair.service}/{self.direction}"
+
+
+def settling(stream: Stream, seconds: float) -> Callable[[], Awaitable[None]]:
+    """A function that returns once all that is committed at the source now is at the target.
+
+    It raises NotYet where that takes longer than so many seconds.
+    """
+
+    async def settle() -> None:
+        await stream.await_marker(await stream.put_marker(), seconds)
+
+    return settle

@@ -8,8 +8,8 @@ import asyncpg
 
 from cutover.errors import NotYet
 from cutover.postgres import epoch, fence, replication
-from cutover.postgres.databases import Database, Direction, Pair
-from cutover.streams.base import Lag, Marker, StreamHealth, TableProgress, TableStage, Work
+from cutover.postgres.databases import Direction, Pair
+from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 
 _STAGES: dict[str, TableStage] = {"i": "waiting", "d": "copying", "f": "catching-up", "s": "catching-up", "r": "ready"}
 
@@ -17,31 +17,16 @@ _STAGES: dict[str, TableStage] = {"i": "waiting", "d": "copying", "f": "catching
 _POLL_SECONDS = 0.002
 
 
-class LogicalStream:
+class LogicalStream(OneDirection):
     """One direction between the two databases of a pair."""
 
     def __init__(self, pair: Pair, direction: Direction) -> None:
-        self.pair = pair
-        self.direction = direction
-        infix = "" if direction == "forward" else "_reverse"
-        self.publication = f"{pair.service}{infix}_pub"
-        self.subscription = f"{pair.service}{infix}_sub"
-
-    @property
-    def source(self) -> Database:
-        return self.pair.source(self.direction)
-
-    @property
-    def sink(self) -> Database:
-        return self.pair.sink(self.direction)
-
-    @property
-    def _label(self) -> str:
-        return f"cutover-stream/{self.pair.service}/{self.direction}"
+        super().__init__(pair, direction)
+        self.subscription = f"{pair.service}{self.infix}_sub"
 
     async def prepare(self) -> None:
         """The publication at the source. The target's tables and the markers' exist since Preparation."""
-        async with self.source.session(self._label) as connection:
+        async with self.source.session(self.label) as connection:
             members = [*self.pair.tables, epoch.marker_table(self.pair.service)]
             await replication.ensure_publication(connection, self.publication, members)
 
@@ -53,22 +38,22 @@ class LogicalStream:
         holds rows that a copy would collide with.
         """
         await self.prepare()
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             if await replication.has_subscription(sink, self.subscription):
                 await replication.set_enabled(sink, self.subscription, True)
                 return
-            async with self.source.session(self._label) as source:
+            async with self.source.session(self.label) as source:
                 if await replication.has_slot(source, self.subscription):
                     await replication.drop_slot(source, self.subscription)
                 await replication.create_slot(source, self.subscription)
             await replication.create_subscription(sink, self.subscription, self.source, self.publication, copy=copy)
 
     async def exists(self) -> bool:
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             return await replication.has_subscription(sink, self.subscription)
 
     async def ready(self) -> bool:
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             return await self._all_ready(sink)
 
     async def _all_ready(self, sink: asyncpg.Connection) -> bool:
@@ -76,9 +61,9 @@ class LogicalStream:
         return len(states) == len(self.pair.tables) + 1 and all(s.state == "r" for s in states)
 
     async def progress(self) -> list[TableProgress]:
-        async with self.source.session(self._label) as source:
+        async with self.source.session(self.label) as source:
             estimates = await replication.estimated_rows(source, self.pair.tables)
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             states = await replication.table_states(sink, self.subscription)
         listed = []
         for state in states:
@@ -99,7 +84,7 @@ class LogicalStream:
         return listed
 
     async def put_marker(self) -> Marker:
-        async with self.source.session(self._label, synchronous_commit="on") as source:
+        async with self.source.session(self.label, synchronous_commit="on") as source:
             return await self.put_marker_on(source)
 
     async def put_marker_on(self, source: asyncpg.Connection, *, kind: str = "") -> Marker:
@@ -109,7 +94,7 @@ class LogicalStream:
         return marker
 
     async def await_marker(self, marker: Marker, timeout: float) -> float:
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             return await self.await_marker_on(sink, marker, timeout)
 
     async def await_marker_on(self, sink: asyncpg.Connection, marker: Marker, timeout: float) -> float:
@@ -128,7 +113,7 @@ class LogicalStream:
         return time.monotonic() - begun
 
     async def lag(self, timeout: float) -> Lag:
-        async with self.source.session(self._label) as source:
+        async with self.source.session(self.label) as source:
             marker = await self.put_marker_on(source)
             await epoch.prune_markers(source, self.pair.service)
             slot = await replication.slot_health(source, self.subscription)
@@ -138,9 +123,9 @@ class LogicalStream:
             return Lag(None, slot.behind_bytes)
 
     async def health(self) -> StreamHealth:
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             subscription = await replication.subscription_health(sink, self.subscription)
-        async with self.source.session(self._label) as source:
+        async with self.source.session(self.label) as source:
             slot = await replication.slot_health(source, self.subscription)
         problems = []
         if not subscription.exists:
@@ -164,7 +149,7 @@ class LogicalStream:
 
     async def work(self) -> Work | None:
         """Apply and sync errors stand for secondary failures; rows written at the sink, markers too, for the work."""
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             members = await fence.relations(sink, [*self.pair.tables, epoch.marker_table(self.pair.service)])
             counts = await replication.subscription_counts(sink, self.subscription, members)
         if counts is None:
@@ -172,14 +157,14 @@ class LogicalStream:
         return Work(str(counts.subscription), counts.since, counts.read_at, counts.failures, counts.rows)
 
     async def stop(self) -> None:
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             if await replication.has_subscription(sink, self.subscription):
                 await replication.set_enabled(sink, self.subscription, False)
 
     async def drop(self) -> None:
-        async with self.sink.session(self._label) as sink:
+        async with self.sink.session(self.label) as sink:
             await replication.drop_subscription(sink, self.subscription)
-        async with self.source.session(self._label) as source:
+        async with self.source.session(self.label) as source:
             await self._drop_slot(source)
             await replication.drop_publication(source, self.publication)
 

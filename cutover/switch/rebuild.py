@@ -18,6 +18,7 @@ from cutover.postgres.databases import Direction, direction_from
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import resolve
 from cutover.reconcile.passes import Job, run_pass
+from cutover.streams.base import settling
 from cutover.switch.environment import SwitchEnvironment
 
 #: Rounds of pass and repair before a person has to look.
@@ -60,10 +61,7 @@ async def _mend(
     env: SwitchEnvironment, direction: Direction, table: TableName, say: Callable[[str], None]
 ) -> TableReport:
     stream = env.stream(direction)
-
-    async def settle() -> None:
-        await stream.await_marker(await stream.put_marker(), _READY_SECONDS)
-
+    settle = settling(stream, _READY_SECONDS)
     for _ in range(ROUNDS):
         report = await run_pass(Job(env.pair, direction, table, _RULES, env.control, env.plan.hash, settle))
         await env.changed(direction).verified(report)

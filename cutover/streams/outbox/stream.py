@@ -3,8 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import asyncpg
 
@@ -23,33 +22,23 @@ from cutover.postgres import (
 )  # fmt: skip
 from cutover.postgres.databases import Database, Direction, Pair
 from cutover.postgres.outbox_capture import Truncate
-from cutover.streams.base import Lag, Marker, StreamHealth, TableProgress, TableStage, Work
+from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 
 _POLL_SECONDS = 0.002
 
 
-class OutboxStream:
-    """Captures at the source; a `Relay` carries over, and a `Backfill` brings the rows that were there before."""
+class OutboxStream(OneDirection):
+    """Captures at the source; a `Relay` carries over, and a `Backfill` brings the rows that were there before.
+
+    Nothing flows through its publication, which the record of changed keys reads (`reconcile.changed`).
+    """
 
     def __init__(self, pair: Pair, direction: Direction, *, truncate: Truncate = "capture") -> None:
-        self.pair = pair
-        self.direction = direction
+        super().__init__(pair, direction)
         self.truncate = truncate
-        #: What the record of changed keys reads (`reconcile.changed`); nothing flows through it.
-        self.publication = f"{pair.service}{'' if direction == 'forward' else '_reverse'}_pub"
 
-    @property
-    def source(self) -> Database:
-        return self.pair.source(self.direction)
-
-    @property
-    def sink(self) -> Database:
-        return self.pair.sink(self.direction)
-
-    @asynccontextmanager
-    async def _at(self, database: Database, **settings: str) -> AsyncIterator[asyncpg.Connection]:
-        async with database.session(f"cutover-stream/{self.pair.service}/{self.direction}", **settings) as connection:
-            yield connection
+    def _at(self, database: Database) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        return database.session(self.label)
 
     async def prepare(self) -> None:
         """Capture at the source, and what relays need at the sink.
