@@ -65,6 +65,7 @@ class Pace:
     _now: float = field(init=False)
     _usual: float | None = None
     _judged: float = 0.0
+    _asked: float = 0.0
     _recent: list[float] = field(default_factory=list)
     _looking: asyncio.Task[Pressure] | None = None
 
@@ -100,12 +101,13 @@ class Pace:
         if self.look is None or self._usual is None or time.monotonic() - self._judged < EVERY:
             return
         if self._looking is None:
+            self._asked = time.monotonic()
             self._looking = asyncio.create_task(self.look())
             await asyncio.sleep(0)
         elif self._looking.done():
             looking, self._looking = self._looking, None
             self._judge(looking.result())
-        else:
+        elif time.monotonic() - self._asked > EVERY:
             self._judge(Pressure(float("inf"), float("inf")))  # no answer for so long is an answer
 
     def _judge(self, seen: Pressure) -> None:
