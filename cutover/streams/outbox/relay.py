@@ -27,7 +27,7 @@ from cutover.streams.outbox.apply import Applier, Outcome
 from cutover.streams.outbox.sessions import Ends, open_ends
 
 #: Seconds between two looks at an outbox that was empty: doubled from the first to the second.
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 #: The same after an error.
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.05, 5.0
 _TIDY_SECONDS = 30.0
@@ -60,6 +60,8 @@ class Relay:
         self.tokens: dict[int, int] = {}
         self.applied = 0
         self.failures = 0
+        #: Level best_effort: a change that the sink refuses is forgotten and left to reconciliation.
+        self.gives_up = False
         self._told = (0, 0)
         self._problems: dict[int, str] = {}
         self._wake = asyncio.Event()
@@ -97,7 +99,7 @@ class Relay:
                     while not self._ending:
                         await self._renew(sink)
                         # until there are leases nothing can be done
-                        await asyncio.sleep(self.lease_seconds / 5 if self.tokens else 0.05)
+                        await asyncio.sleep(self.lease_seconds / 5 if self.tokens else _LONGEST_PAUSE)
             except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS):
                 await asyncio.sleep(0.2)
 
@@ -116,6 +118,8 @@ class Relay:
                 seconds=self.lease_seconds,
             )
             self._told = (applied, failures)
+            row = await outbox_lease.stream_row(sink, self.pair.service, self.direction)
+            self.gives_up = row is not None and row.best_effort
         except NotYet:
             self.tokens = {}
         except asyncpg.UndefinedTableError:
@@ -138,6 +142,7 @@ class Relay:
     async def _hold_on(self, lane: int) -> None:
         """Carries batches over sessions that are kept until an error."""
         while not any(shard % self.lanes == lane for shard in self.tokens):
+            self._problems.pop(lane, None)  # without leases there is nothing that could be wrong
             await asyncio.sleep(0.02)
             if self._ending:
                 return
@@ -199,6 +204,12 @@ class Relay:
         if not outcome.refused:
             return
         patient = await outbox_sink.copying(ends.sink, service, self.direction)
+        if self.gives_up and not patient:
+            self.failures += len(outcome.refused)
+            given_up = [intent for refusal in outcome.refused for intent in refusal.change.intents]
+            await outbox_source.forget(ends.source, service, given_up)
+            strikes.clear()
+            return
         for refusal in outcome.refused:
             self.failures += 1
             change = refusal.change
