@@ -9,13 +9,15 @@ from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.registration import implements
-from cutover.reconcile.pace import Pace, looking
+from cutover.reconcile.pace import Looking, Pace
 from cutover.streams.outbox import Backfill, carrying
 
 #: Seconds after which the run is told that all is well, and asked whether it goes on.
 SHIFT = 3600.0
 #: A copy makes room for the application where a marker takes longer than so many seconds.
 LAG_SECONDS = 60.0
+#: Of the time, at least: a copy that hardly goes on is behind for ever.
+LEAST_BUSY = 0.3
 
 
 class RelayActivities:
@@ -44,7 +46,7 @@ class RelayActivities:
     async def copy_rows(self, ref: m.Ref) -> None:
         """The ranges of the first copy that are not copied yet; slower while the application's writes get slow."""
         stream = await self.context.stream(ref, "forward")
-        pace = Pace(look=looking(stream, LAG_SECONDS), lag_limit=LAG_SECONDS)
+        pace = Pace(look=Looking(stream, LAG_SECONDS), lag_limit=LAG_SECONDS, alone=False, least=LEAST_BUSY)
         try:
             await pace.begin()
             await Backfill(await self.context.pair(ref), "forward").run(rest=pace.rest)
