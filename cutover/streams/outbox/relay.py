@@ -28,7 +28,7 @@ from cutover.streams.outbox.sessions import Ends, open_ends
 
 #: Seconds in which changes gather before they are carried together: a batch of one costs nearly what one of fifty does.
 #: A marker ends them.
-_GATHER = 0.04
+_GATHER = 0.06
 #: Seconds between two looks whether there are leases.
 _NOTHING_TO_DO = 0.05
 #: Seconds before the next try after an error, doubled from the first to the second.
