@@ -1,25 +1,33 @@
 """What an application embeds: a pool that follows its tables. See docs/routed-pool.md."""
 
 from cutover.dualwrite.errors import (
+    AnswerLost,
     Fenced,
     HeldTooLong,
     PoolClosed,
+    SecondaryAway,
+    SecondaryRefused,
     SpansServices,
     TransactionAborted,
     UnknownOutcome,
     WriteInRead,
 )
+from cutover.dualwrite.janitor import Janitor
 from cutover.dualwrite.routed_pool import PoolStats, RoutedPool
 from cutover.dualwrite.routing import ReadClass
 from cutover.dualwrite.service_pool import ServicePool
 
 __all__ = [
+    "AnswerLost",
     "Fenced",
     "HeldTooLong",
+    "Janitor",
     "PoolClosed",
     "PoolStats",
     "ReadClass",
     "RoutedPool",
+    "SecondaryAway",
+    "SecondaryRefused",
     "ServicePool",
     "SpansServices",
     "TransactionAborted",

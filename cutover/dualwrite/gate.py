@@ -77,6 +77,10 @@ class Counters:
     fenced: int = 0
     unknown: int = 0
     failed: int = 0
+    #: Strong writes that are done, but whose branch at the other side was left to the janitor.
+    in_doubt: int = 0
+    #: best_effort: tries at the other side that failed.
+    secondary_failed: int = 0
     pauses: int = 0
     longest_wait_ms: float = 0.0
     longest_pause_ms: float = 0.0
