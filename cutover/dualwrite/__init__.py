@@ -13,18 +13,21 @@ from cutover.dualwrite.errors import (
     WriteInRead,
 )
 from cutover.dualwrite.janitor import Janitor
+from cutover.dualwrite.repository import DualWriteRepository, RepositorySettings
 from cutover.dualwrite.routed_pool import PoolStats, RoutedPool
 from cutover.dualwrite.routing import ReadClass
 from cutover.dualwrite.service_pool import ServicePool
 
 __all__ = [
     "AnswerLost",
+    "DualWriteRepository",
     "Fenced",
     "HeldTooLong",
     "Janitor",
     "PoolClosed",
     "PoolStats",
     "ReadClass",
+    "RepositorySettings",
     "RoutedPool",
     "SecondaryAway",
     "SecondaryRefused",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import asyncpg
 
+from cutover.dualwrite.connections import gone
 from cutover.dualwrite.errors import SecondaryAway
 from cutover.dualwrite.two_sides import TwoSides
 from cutover.postgres import two_phase
@@ -66,6 +67,8 @@ async def commit_with(
     connection: "Connection", transaction: "Transaction", sides: TwoSides, side: Side, statement: str
 ) -> None:
     """COMMIT behind that statement. Raises SecondaryAway where there is no place for it (any more), nothing done."""
+    if gone(connection):
+        raise asyncpg.ConnectionDoesNotExistError("the connection was closed before COMMIT was sent")
     connection.send_with_commit(statement)  # type: ignore[attr-defined]  # the proxy passes on what it does not know
     try:
         await transaction.commit()

@@ -81,6 +81,10 @@ class Counters:
     in_doubt: int = 0
     #: best_effort: tries at the other side that failed.
     secondary_failed: int = 0
+    #: Samples of reads: compared and settled, of these unlike the other side, and passed over.
+    verified: int = 0
+    mismatches: int = 0
+    unverified: int = 0
     pauses: int = 0
     longest_wait_ms: float = 0.0
     longest_pause_ms: float = 0.0

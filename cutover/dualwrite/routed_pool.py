@@ -29,6 +29,7 @@ from cutover.dualwrite.measure import Recorder
 from cutover.dualwrite.routing import before_preparation
 from cutover.dualwrite.service_pool import ServicePool
 from cutover.dualwrite.two_sides import TwoSides, sides_of
+from cutover.dualwrite.verifying import Verifier
 from cutover.dualwrite.watcher import Watcher
 from cutover.errors import ConfigError, CutoverError, Refused, Unreachable
 from cutover.flags import instances
@@ -67,6 +68,10 @@ class PoolStats:
     in_doubt: int
     #: best_effort: tries at the other side that failed.
     secondary_failed: int
+    #: Samples of reads: compared and settled, of these unlike the other side, and passed over.
+    verified: int
+    mismatches: int
+    unverified: int
     pauses: int
     #: The longest time by which a request was later than it would have been without holding and retrying.
     longest_wait_ms: float
@@ -145,12 +150,15 @@ class RoutedPool:
         pools = Pools(application=application, min_size=min_size, max_size=max_size, options=options)
         around = Surroundings(pools, lookup, dict(tables or {}), patience, watcher.wake)
         collector = Collector(migration, name)
+        verifiers = {s: Verifier(both, gates[s], opened) for s, both in sides.items()}
         pool = cls(
             watcher,
             around,
             collector,
             {
-                s: ServicePool(g, around, Recorder(s, collector, instruments(), g.counters), sides.get(s))
+                s: ServicePool(
+                    g, around, Recorder(s, collector, instruments(), g.counters), sides.get(s), verifiers.get(s)
+                )
                 for s, g in gates.items()
             },
             sides,
@@ -166,6 +174,7 @@ class RoutedPool:
             asyncio.create_task(watcher.run(), name="cutover-watch"),
             asyncio.create_task(pool._report(), name="cutover-report"),
             *(asyncio.create_task(both.run(), name="cutover-sides") for both in sides.values()),
+            *(asyncio.create_task(verifier.run(), name="cutover-verify") for verifier in verifiers.values()),
             *(asyncio.create_task(Janitor(both.pair, opened).run(), name="cutover-janitor") for both in sides.values()),
         ]
         return pool

@@ -17,7 +17,8 @@ from cutover.dualwrite.routing import WRITE, Access, ReadClass, reading
 from cutover.dualwrite.statements import writes
 from cutover.dualwrite.transactions import lent_transaction
 from cutover.dualwrite.two_sides import TwoSides
-from cutover.dualwrite.writes import ALONE, Call, ending_of, write_once
+from cutover.dualwrite.verifying import Verifier
+from cutover.dualwrite.writes import ALONE, Call, ending_of, require_level, write_once
 from cutover.errors import Unreachable
 from cutover.plan.models import Consistency
 
@@ -35,10 +36,31 @@ _AGAIN = (HeldTooLong, Fenced, SecondaryAway, Unreachable)
 class ServicePool(Lender):
     """asyncpg's pool interface for the tables of one service; see docs/routed-pool.md."""
 
-    def __init__(self, gate: Gate, around: Surroundings, recorder: Recorder, sides: TwoSides | None = None) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        around: Surroundings,
+        recorder: Recorder,
+        sides: TwoSides | None = None,
+        verifier: Verifier | None = None,
+    ) -> None:
         super().__init__(gate, around)
         self._recorder = recorder
         self._sides = sides
+        #: Compares samples of what was read with the other side; None where the plan has no outbox.
+        self.verifier = verifier
+
+    def level_in_force(self, level: Consistency | None = None) -> Consistency:
+        """What that level (None: the service's own) comes to just now: eventual where there is no stream."""
+        if self._sides is None:
+            return "eventual"
+        return self._sides.in_force(level or self._sides.level, self.gate.route.primary_side)
+
+    async def require_level(self, level: Consistency) -> None:
+        """Raises ConfigError for a level that the service cannot have, for whoever will ask for it call by call."""
+        require_level(self.service, self._sides, level)
+        if self._sides is not None and level != "eventual":
+            await self._sides.require_prepared()
 
     # ------------------------------------------------------------------ single statements
 

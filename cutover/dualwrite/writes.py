@@ -44,18 +44,22 @@ class Call(Generic[T]):
         return await self.run(connection, self.sql, self.args)
 
 
+def require_level(service: str, sides: TwoSides | None, level: Consistency | None) -> None:
+    """Raises ConfigError where the service cannot have that level."""
+    if sides is None and level not in (None, "eventual"):
+        raise ConfigError(
+            f"{service}: level {level} needs `stream: outbox` (dual-write) in the registered plan; leave `level` out"
+        )
+
+
 async def ending_of(gate: Gate, sides: TwoSides | None, side: Side, level: Consistency | None) -> Ending:
     """How a writing transaction at that side has to end.
 
     Raises ConfigError for a level that the service has not, SecondaryAway and SecondaryRefused where a strong one
     cannot be begun.
     """
+    require_level(gate.service, sides, level)
     if sides is None:
-        if level not in (None, "eventual"):
-            raise ConfigError(
-                f"{gate.service}: level {level} needs `stream: outbox` (dual-write) in the registered plan; leave "
-                "`level` out"
-            )
         return ALONE
     wanted = sides.in_force(level or sides.level, side)
     if wanted != "eventual":

@@ -97,6 +97,10 @@ class Both:
         async with self.databases[side].session("test-admin") as connection:
             return [branch.gid for branch in await two_phase.branches(connection, SERVICE)]
 
+    async def start(self) -> None:
+        """Starts the forward stream, without a copy."""
+        await OutboxStream(self.pair, "forward").start(copy=False)
+
     async def drained(self) -> None:
         stream = OutboxStream(self.pair, "forward")
         async with self.relay():

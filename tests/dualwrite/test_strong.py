@@ -1,7 +1,6 @@
 """Level strong: both sides or neither, whoever dies, whatever is in the way."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -15,15 +14,6 @@ from cutover.postgres.databases import Database
 from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import SERVICE, Both, add, open_both, plan, until_true
 from tests.relay import Relay
-
-
-@pytest_asyncio.fixture
-async def both(
-    control: Control, control_db: Database, monolith_db: Database, service_db: Database
-) -> AsyncIterator[Both]:
-    async with open_both(control, control_db, monolith_db, service_db) as opened:
-        await OutboxStream(opened.pair, "forward").start(copy=False)
-        yield opened
 
 
 @pytest_asyncio.fixture
@@ -283,7 +273,7 @@ async def test_before_its_stream_is_started_a_service_is_written_at_its_primary_
         trading = await both.service(None)
         await trading.execute("INSERT INTO trades (id) VALUES (1)")
         assert await both.ids("service") == []
-        await OutboxStream(both.pair, "forward").start(copy=False)
+        await both.start()
         await until_true("the plan's level is in force", lambda: _strong_at_service(both, trading))
 
 

@@ -4,28 +4,14 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from cutover.alerts.store import recent
-from cutover.control.database import Control
 from cutover.dualwrite import SecondaryAway, failpoints, janitor
 from cutover.postgres import two_phase
-from cutover.postgres.databases import Database
-from cutover.streams.outbox import OutboxStream
-from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, open_both, until_true
+from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, until_true
 from tests.relay import Relay
-
-
-@pytest_asyncio.fixture
-async def both(
-    control: Control, control_db: Database, monolith_db: Database, service_db: Database
-) -> AsyncIterator[Both]:
-    async with open_both(control, control_db, monolith_db, service_db) as opened:
-        await OutboxStream(opened.pair, "forward").start(copy=False)
-        yield opened
 
 
 async def write_and_die(both: Both, number: int, step: str) -> bool:
