@@ -55,34 +55,20 @@ class Noted:
         self.gid = self.gid or two_phase.write_id(self.sides.service)
 
     async def commit(self, connection: "Connection", transaction: "Transaction") -> None:
-        await commit_with(
-            connection, transaction, self.sides, self.side, two_phase.note_sql(self.gid, self.sides.service)
-        )
+        if gone(connection):
+            raise asyncpg.ConnectionDoesNotExistError("the connection was closed before COMMIT was sent")
+        note = two_phase.note_sql(self.gid, self.sides.service)
+        connection.send_with_commit(note)  # type: ignore[attr-defined]  # the proxy passes on what it does not know
+        try:
+            await transaction.commit()
+        except asyncpg.UndefinedTableError as error:
+            if "cutover.decision" not in str(error):
+                raise
+            self.sides.noted.discard(self.side)
+            raise SecondaryAway(
+                f"{self.sides.service}: its stream was taken away during a transaction, which was rolled back; run it "
+                "again"
+            ) from None
 
     async def decided(self) -> Decision | None:
         return await self.sides.decided(self.gid, self.side, self.begun)
-
-
-async def commit_with(
-    connection: "Connection", transaction: "Transaction", sides: TwoSides, side: Side, statement: str
-) -> None:
-    """COMMIT behind that statement. Raises SecondaryAway where there is no place for it (any more), nothing done."""
-    if gone(connection):
-        raise asyncpg.ConnectionDoesNotExistError("the connection was closed before COMMIT was sent")
-    connection.send_with_commit(statement)  # type: ignore[attr-defined]  # the proxy passes on what it does not know
-    try:
-        await transaction.commit()
-    except asyncpg.UndefinedTableError as error:
-        if "cutover.decision" not in str(error):
-            raise
-        sides.noted.discard(side)
-        raise SecondaryAway(
-            f"{sides.service}: its stream was taken away during a transaction, which was rolled back; run it again"
-        ) from None
-    except asyncpg.UniqueViolationError as error:
-        if error.table_name != "decision" or error.schema_name != "cutover":
-            raise
-        raise SecondaryAway(
-            f"{sides.service}: a transaction took too long between its preparation and its commit, and was given up "
-            "and rolled back on both sides; run it again"
-        ) from None

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 _SETTINGS = {
     **TEXT_SETTINGS,
     "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",

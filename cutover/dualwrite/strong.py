@@ -1,9 +1,10 @@
 """The end of a strong write: prepared at the other side, committed with its decision at the primary, committed there.
 
 1. At the primary, in the application's transaction, whose row locks come first: its own intents and the rows that they
-   name are read. Meanwhile a branch is begun at the other side.
+   name are read, and the row is written by which the commit will be known. Meanwhile a branch is begun at the other
+   side.
 2. The branch applies them, by the stream's own statements and guard, and is prepared.
-3. The primary commits together with the row that says so.
+3. The primary commits.
 4. The branch is committed. Only then the caller has its answer.
 
 Up to 3 an error leaves nothing anywhere. After it the write is done, whatever happens: a branch that cannot be
@@ -24,7 +25,6 @@ import asyncpg
 from cutover.dualwrite import failpoints, outcome
 from cutover.dualwrite.branch import Branch
 from cutover.dualwrite.connections import aborted
-from cutover.dualwrite.endings import commit_with
 from cutover.dualwrite.errors import SecondaryAway
 from cutover.dualwrite.gate import Counters
 from cutover.dualwrite.two_sides import Route, TwoSides
@@ -73,7 +73,7 @@ class Strong:
     async def _commit(self, connection: "Connection", transaction: "Transaction") -> None:
         beginning = asyncio.create_task(self._branch.begin())
         try:
-            self._changes = await read_changes(connection, self.sides, self.side, self.route)
+            self._changes = await read_changes(connection, self.sides, self.side, self.route, self.gid)
             await beginning
             if self._changes:
                 failpoints.reached("read")
@@ -88,12 +88,7 @@ class Strong:
             raise
         self._sent = True
         try:
-            if self._changes:
-                decision = two_phase.decide_sql(self.gid, self.sides.service)
-                await commit_with(connection, transaction, self.sides, self.side, decision)
-            else:  # nothing of what is carried over was written
-                note = two_phase.note_sql(self.gid, self.sides.service)
-                await commit_with(connection, transaction, self.sides, self.side, note)
+            await transaction.commit()
         except (asyncpg.PostgresError, CutoverError) as error:
             if not outcome.is_lost(error):  # else `decided` finds out
                 await self._branch.end("abort")
@@ -144,13 +139,12 @@ class BestEffort:
 
     async def _commit(self, connection: "Connection", transaction: "Transaction") -> None:
         try:
-            changes = await read_changes(connection, self.sides, self.side, self.route)
+            changes = await read_changes(connection, self.sides, self.side, self.route, self.gid)
         except BaseException:
             await roll_back(transaction, self.sides.service)
             raise
         self._sent = True
-        note = two_phase.note_sql(self.gid, self.sides.service)
-        await commit_with(connection, transaction, self.sides, self.side, note)
+        await transaction.commit()
         if changes:
             await self._try(changes)
 
@@ -171,11 +165,13 @@ class BestEffort:
         return await self.sides.decided(self.gid, self.side, self.begun) if self._sent else "abort"
 
 
-async def read_changes(connection: "Connection", sides: TwoSides, side: Side, route: Route) -> list[Change]:
-    """What the open transaction has changed. Raises SecondaryAway where the tables are not as they were read."""
+async def read_changes(connection: "Connection", sides: TwoSides, side: Side, route: Route, gid: str) -> list[Change]:
+    """What the open transaction has changed; its commit is known by `gid` from here on.
+
+    Raises SecondaryAway where the tables are not as they were read.
+    """
     try:
-        await connection.execute(two_phase.READ_ALIKE)
-        return await two_phase.read_own(connection, route.own)  # type: ignore[arg-type]  # a pool's proxy
+        return await two_phase.decide_own(connection, route.own, gid)  # type: ignore[arg-type]  # a pool's proxy
     except asyncpg.InFailedSQLTransactionError:
         raise aborted() from None
     except (Redefined, *_COLUMNS):
@@ -183,8 +179,8 @@ async def read_changes(connection: "Connection", sides: TwoSides, side: Side, ro
         raise SecondaryAway(
             f"{sides.service}: a table's columns have changed; nothing was done, run it again"
         ) from None
-    except asyncpg.UndefinedFunctionError as error:
-        if "cutover.own_" not in str(error):
+    except (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError) as error:
+        if "cutover." not in str(error):
             raise
         sides.forget_route(route.direction)
         sides.noted.discard(side)

@@ -2,6 +2,7 @@
 
 The application's transaction writes at the primary and so holds its rows' locks. Its changes are prepared at the other
 side (a *branch*). Then the primary commits them together with a row of `cutover.decision`, and the branch is committed.
+The row is written beforehand, as it is in force with the commit and not before.
 
 **Absence is decided, never observed.** A branch without a decision may belong to a process that is about to commit it.
 Whoever wants to know inserts ABORT under the same id first. That insert waits for a decision in flight, and makes a
@@ -62,30 +63,32 @@ async def most_prepared(connection: asyncpg.Connection) -> int:
 
 # ------------------------------------------------------------------ at the primary, in the application's transaction
 
-#: Deferred triggers and checks run now, so that nothing changes behind the reading; and rows read as in every stream.
-#: The decision must be on disk before the other side goes by it, whatever the role or database has.
-READ_ALIKE = (
-    "SET CONSTRAINTS ALL IMMEDIATE; "
-    + "; ".join(f"SET LOCAL {name} = {quote_literal(value)}" for name, value in TEXT_SETTINGS.items())
-    + "; SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') "
-    "IN ('off', 'local')"
-)
+#: Under which rows read as in every stream; the names in the statement are qualified, so that no search path matters.
+_SETTINGS = {name: value for name, value in TEXT_SETTINGS.items() if name not in ("search_path", "row_security")}
+#: For tables with deferred triggers or checks, which must not change anything behind the reading, or with row policies,
+#: which must not hide a row from it.
+_CAREFULLY = "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL row_security = off"
+_CARE = """
+SELECT coalesce(bool_or(c.relrowsecurity OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid
+    AND t.tgdeferrable)), false) FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1::text[]::regclass[]::oid[])
+"""
 
 
 @dataclass(frozen=True)
 class OwnChanges:
-    """How a transaction reads its own changes: the statement, and the columns that its tables had when it was made."""
+    """How a transaction reads its own changes; `shape` stands for what its tables were when that was prepared."""
 
     sql: str
-    columns: int
+    shape: int
+    carefully: bool
 
 
 async def own_changes(connection: asyncpg.Connection, service: str, flows: Mapping[str, Flow]) -> OwnChanges:
     """Prepares the reading. `connection` is one to the primary."""
-    columns = (
-        "(SELECT sum(c.relnatts) FROM pg_catalog.pg_class c WHERE c.oid IN ("
-        + ", ".join(f"{quote_literal(flow.table.sql)}::regclass" for flow in flows.values())
-        + "))::int8"
+    tables = ", ".join(f"{quote_literal(flow.table.sql)}::regclass" for flow in flows.values())
+    shape = (
+        "(SELECT sum(c.relnatts + 10000 * c.relrowsecurity::int) FROM pg_catalog.pg_class c "
+        f"WHERE c.oid IN ({tables}))::int8"
     )
     parts = []
     for flow in flows.values():
@@ -98,25 +101,39 @@ async def own_changes(connection: asyncpg.Connection, service: str, flows: Mappi
         )
     names = ", ".join(quote_literal(name) for name in flows)
     parts.append(f"SELECT o.shard, o.version, NULL, o.key, NULL FROM own o WHERE o.tbl NOT IN ({names})")
-    sql = (
-        f"WITH own AS MATERIALIZED (SELECT * FROM {own_function(service).sql}()) "
-        f"SELECT x.*, {columns} AS columns FROM ({' UNION ALL '.join(parts)}) AS x"
+    settings = ", ".join(
+        f"pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
+        for name, value in _SETTINGS.items()
     )
-    return OwnChanges(sql, int(await connection.fetchval(f"SELECT {columns}")))
+    # The settings are there before the first row is: each row of `own` needs one of `alike`, and each image one of
+    # `own`. The commit must be on disk before the other side goes by it, whatever the role or database has.
+    sql = (
+        f"WITH alike AS MATERIALIZED (SELECT {settings}, CASE WHEN pg_catalog.current_setting('synchronous_commit') "
+        "IN ('off', 'local') THEN pg_catalog.set_config('synchronous_commit', 'on', true) END), "
+        f"own AS MATERIALIZED (SELECT o.* FROM alike CROSS JOIN {own_function(service).sql}() AS o), "
+        "decided AS (INSERT INTO cutover.decision (gid, service, outcome) "
+        f"SELECT $1::text, {quote_literal(service)}, 'commit' WHERE EXISTS (SELECT FROM own)) "
+        f"SELECT x.*, {shape} AS shape FROM ({' UNION ALL '.join(parts)}) AS x"
+    )
+    carefully = await connection.fetchval(_CARE, [flow.table.sql for flow in flows.values()])
+    return OwnChanges(sql, int(await connection.fetchval(f"SELECT {shape}")), bool(carefully))
 
 
-async def read_own(connection: asyncpg.Connection, own: OwnChanges) -> list[Change]:
-    """This transaction's changes, each key once, after `READ_ALIKE`.
+async def decide_own(connection: asyncpg.Connection, own: OwnChanges, gid: str) -> list[Change]:
+    """This transaction's changes, each key once; and the row that decides on them, in force when it commits.
 
+    To be the transaction's last statement: the settings under which rows travel are its settings from here on.
     Raises Redefined where a table has got columns since the reading was prepared (other changes of columns are errors
     of the statement), Conflict for changes of a table that the plan does not name any more.
     """
+    if own.carefully:
+        await connection.execute(_CAREFULLY)
     intents: dict[tuple[str, Key], list[tuple[int, int]]] = {}
     images: dict[tuple[str, Key], str | None] = {}
-    for shard, version, name, key, image, columns in await connection.fetch(own.sql):
+    for shard, version, name, key, image, shape in await connection.fetch(own.sql, gid):
         if name is None:
             raise Conflict("a table was written whose changes are captured, but which the plan does not name any more")
-        if columns != own.columns:
+        if shape != own.shape:
             raise Redefined("a table has got other columns; they are read anew")
         place = (name, tuple(key))
         intents.setdefault(place, []).append((shard, version))
@@ -128,16 +145,11 @@ async def read_own(connection: asyncpg.Connection, own: OwnChanges) -> list[Chan
     return changes
 
 
-def decide_sql(gid: str, service: str) -> str:
-    """The statement that decides on a branch, for the simple protocol: COMMIT follows it in the same message."""
-    return (
-        "INSERT INTO cutover.decision (gid, service, outcome) "
-        f"VALUES ({quote_literal(gid)}, {quote_literal(service)}, 'commit')"
-    )
-
-
 def note_sql(gid: str, service: str) -> str:
-    """The same for a transaction without a branch; one that has written nothing is not noted."""
+    """Notes a transaction without a branch, for the simple protocol: COMMIT follows it in the same message.
+
+    One that has written nothing is not noted.
+    """
     return (
         "INSERT INTO cutover.decision (gid, service, outcome) "
         f"SELECT {quote_literal(gid)}, {quote_literal(service)}, 'commit' "

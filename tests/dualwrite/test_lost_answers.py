@@ -4,14 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 import pytest
 
-from cutover.dualwrite import AnswerLost, ServicePool, UnknownOutcome, two_sides
+from cutover.dualwrite import AnswerLost, ServicePool, UnknownOutcome, strong, two_sides
 from cutover.dualwrite.statements import with_part
 from cutover.errors import Unreachable
-from cutover.postgres import two_phase
+from cutover.postgres.outbox_source import Change
 from tests.dualwrite.both_sides import Both, add, until_true
 from tests.relay import Relay
 
@@ -85,11 +86,16 @@ async def by_with(trading: ServicePool) -> object:
     return await trading.fetchval("WITH x AS (SELECT 1 AS n) INSERT INTO trades (id) SELECT n FROM x RETURNING id")
 
 
-def hold_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
-    decide_sql = two_phase.decide_sql
-    monkeypatch.setattr(
-        two_phase, "decide_sql", lambda *about: f"{decide_sql(*about)}; SELECT pg_advisory_xact_lock({LOCK})"
-    )
+def hold_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strong write has its deferred triggers behind it when it commits, so something else is waited for there."""
+    read_changes = strong.read_changes
+
+    async def read(connection: Any, *about: Any) -> list[Change]:
+        changes = await read_changes(connection, *about)
+        connection.send_with_commit(f"SELECT pg_advisory_xact_lock({LOCK})")
+        return changes
+
+    monkeypatch.setattr(strong, "read_changes", read)
 
 
 @pytest.mark.parametrize("write", [by_transaction, by_executemany])
@@ -98,7 +104,7 @@ async def test_a_transaction_that_was_committed_is_answered_as_such(
     both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str
 ) -> None:
     if level == "strong":
-        hold_the_decision(monkeypatch)
+        hold_the_commit(monkeypatch)
     async with held(both, level) as at:
         running = asyncio.ensure_future(write(at.trading))
         await at.cut_in_commit(running, commit=True)
@@ -115,7 +121,7 @@ async def test_what_was_not_committed_is_done_again_once(
     both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str
 ) -> None:
     if level == "strong":
-        hold_the_decision(monkeypatch)
+        hold_the_commit(monkeypatch)
     async with held(both, level) as at:
         running = asyncio.ensure_future(write(at.trading))
         await at.cut_in_commit(running, commit=False)

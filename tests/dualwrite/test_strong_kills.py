@@ -8,7 +8,8 @@ from asyncio.subprocess import PIPE
 import pytest
 
 from cutover.alerts.store import recent
-from cutover.dualwrite import SecondaryAway, failpoints, janitor
+from cutover.dualwrite import failpoints, janitor
+from cutover.dualwrite.branch import Branch
 from cutover.postgres import two_phase
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, until_true
 from tests.relay import Relay
@@ -62,7 +63,9 @@ async def test_a_decision_in_flight_is_waited_for_and_not_overtaken(
         deciding = source.transaction()
         await deciding.start()
         await source.execute("INSERT INTO trades (id) VALUES (1)")
-        await source.execute(two_phase.decide_sql(gid, SERVICE))
+        await source.execute(
+            "INSERT INTO cutover.decision (gid, service, outcome) VALUES ($1, $2, 'commit')", gid, SERVICE
+        )
         [found] = await janitor.resolve(both.pair, "forward")
         assert found.decision is None
         assert await both.branches() == [gid]
@@ -75,36 +78,23 @@ async def test_a_decision_in_flight_is_waited_for_and_not_overtaken(
     assert await both.ids("service") == [1]
 
 
-async def test_a_commit_that_comes_after_the_janitor_fails_and_is_run_again(
+async def test_a_process_that_sleeps_before_its_commit_is_not_overtaken(
     both: Both, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that slept between its preparation and its commit."""
+    monkeypatch.setattr(janitor, "LOCK_TIMEOUT", 0.2)
     trading = await both.service()
-    asked: list[janitor.Resolved] = []
-    decide_sql = two_phase.decide_sql
+    prepare = Branch.prepare
+    found: list[janitor.Resolved] = []
 
-    def slow(gid: str, service: str) -> str:
-        # the janitor comes in between, from another thread's loop
-        if not asked:
-            asked.extend(_in_a_thread(both))
-        return decide_sql(gid, service)
+    async def slow(branch: Branch) -> None:
+        await prepare(branch)
+        found.extend(await both.janitor().resolve(older_than=0))
 
-    monkeypatch.setattr(two_phase, "decide_sql", slow)
-    with pytest.raises(SecondaryAway, match="took too long"):
-        await trading.run_in_transaction(lambda c: add(c, 1), attempts=1)
-    assert [one.decision for one in asked] == ["abort"]
-    assert await both.ids("monolith") == await both.ids("service") == []
-    asked.clear()
+    monkeypatch.setattr(Branch, "prepare", slow)
     await trading.run_in_transaction(lambda c: add(c, 1))
-    assert len(asked) == 1
+    assert [one.decision for one in found] == [None]
+    assert await both.ids("monolith") == [1]
     await both.require_equal()
-
-
-def _in_a_thread(both: Both) -> list[janitor.Resolved]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(janitor.resolve(both.pair, "forward"))).result()
 
 
 async def test_a_side_that_goes_away_after_the_decision_has_its_branch_ended_later(
