@@ -1,19 +1,25 @@
 """Level strong: both sides or neither, whoever dies, whatever is in the way."""
 
 import asyncio
+import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
 from cutover.control.database import Control
-from cutover.dualwrite import SecondaryAway, SecondaryRefused, ServicePool, TransactionAborted
+from cutover.devstack.cluster import Cluster, free_port
+from cutover.dualwrite import SecondaryAway, SecondaryRefused, ServicePool, TransactionAborted, failpoints
 from cutover.dualwrite.two_sides import SIDES
 from cutover.errors import ConfigError
 from cutover.postgres.databases import Database
 from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import SERVICE, Both, add, open_both, plan, until_true
 from tests.relay import Relay
+from tests.servers import PREFIX, SHARED, TEST_SETTINGS, create_database
 
 
 @pytest_asyncio.fixture
@@ -209,15 +215,22 @@ async def test_transactions_that_touch_keys_in_unlike_order_all_succeed_in_the_e
     await both.require_equal()
 
 
-async def test_a_cancelled_caller_leaves_both_sides_equal(both: Both, trading: ServicePool) -> None:
-    for number in range(20):
-        writing = asyncio.create_task(
-            trading.run_in_transaction(lambda c, number=number: add(c, number))  # type: ignore[misc]
-        )
-        await asyncio.sleep(0.0005 * number)
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+@pytest.mark.parametrize("step", failpoints.STEPS)
+async def test_a_cancelled_caller_leaves_both_sides_equal(
+    both: Both, trading: ServicePool, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def reached(at: str) -> None:
+        if at == step:
+            writing.cancel()
+
+    monkeypatch.setattr(failpoints, "reached", reached)
+    writing = asyncio.create_task(trading.run_in_transaction(lambda c: add(c, 1)))
+    with pytest.raises(asyncio.CancelledError):
+        await writing
     assert await both.branches() == []
+    assert await both.ids("monolith") == [1], "what has begun is ended"
+    await both.require_equal()
+    await trading.run_in_transaction(lambda c: add(c, 2))
     await both.require_equal()
 
 
@@ -256,6 +269,11 @@ async def test_columns_that_change_are_read_anew(both: Both, trading: ServicePoo
     await both.on("service", "ALTER TABLE trades ADD COLUMN fee int")
     await trading.execute("INSERT INTO trades (id, fee) VALUES (3, 8)")
     assert await both.on("service", "SELECT fee FROM trades WHERE id = 3") == 8
+    # the primary alone: a value that the other side has no place for is no strong write
+    await both.on("monolith", "ALTER TABLE trades ADD COLUMN alone int")
+    with pytest.raises(SecondaryRefused, match="'alone' is only at the source"):
+        await trading.execute("INSERT INTO trades (id, alone) VALUES (9, 1)")
+    await both.on("monolith", "ALTER TABLE trades DROP COLUMN alone")
     # the other side first, and a write in between that knows the column at that side alone
     await both.on("service", "ALTER TABLE trades ADD COLUMN other int")
     with pytest.raises(SecondaryRefused, match="'other' is only at the target"):
@@ -293,3 +311,26 @@ async def test_a_level_that_cannot_be_had_is_refused_when_the_pool_is_opened(
         trading = (await both.open()).service(SERVICE)
         with pytest.raises(ConfigError, match="leave `level` out"):
             await trading.execute("INSERT INTO trades (id) VALUES (1)", level="strong")
+
+
+async def test_a_server_that_prepares_no_transactions_is_found_when_the_pool_is_opened(
+    control: Control, control_db: Database, monolith_db: Database
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=SHARED))
+    os.chmod(folder, 0o711)
+    cluster = Cluster("standby", folder / "standby", free_port(), {**TEST_SETTINGS, "max_prepared_transactions": "0"})
+    try:
+        cluster.start()
+        service = await create_database(cluster, "service_db")
+        async with open_both(control, control_db, monolith_db, service) as both:
+            await both.start()
+            with pytest.raises(ConfigError, match="set max_prepared_transactions there"):
+                await both.open(levels={SERVICE: "strong"})
+            trading = await both.service("eventual")
+            await trading.execute("INSERT INTO trades (id) VALUES (1)")
+            with pytest.raises(ConfigError, match="set max_prepared_transactions there"):
+                await trading.execute("INSERT INTO trades (id) VALUES (2)", level="strong")
+            assert await both.ids("monolith") == [1]
+    finally:
+        cluster.kill9()
+        shutil.rmtree(folder, ignore_errors=True)
