@@ -103,9 +103,9 @@ class Janitor:
             ):
                 if not await two_phase.installed(source, self.pair.service):
                     continue
+                pruned += await two_phase.prune_writes(source)
                 standing = [branch.gid for branch in await two_phase.branches(sink, self.pair.service)]
                 pruned += await two_phase.prune(source, self.pair.service, standing, keep_seconds)
-                pruned += await two_phase.prune_writes(source)
         return pruned
 
     async def run(self) -> None:

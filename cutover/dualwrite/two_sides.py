@@ -82,15 +82,17 @@ class TwoSides:
     async def look(self) -> None:
         """Finds out what is there. A side that does not answer is thought to be as it was."""
         for side in SIDES:
+            direction = direction_from(other(side))
             try:
                 async with self._own[side].one() as session:
                     noted = await two_phase.installed(session, self.service)
-                    direction = direction_from(other(side))
+                    (self.noted.add if noted else self.noted.discard)(side)
                     streaming = await outbox_lease.stream_row(session, self.service, direction) is not None
+            except asyncpg.InsufficientPrivilegeError:
+                streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
             except _FAILED as error:
                 _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
                 continue
-            (self.noted.add if noted else self.noted.discard)(side)
             (self.streaming.add if streaming else self.streaming.discard)(direction)
             if not streaming:
                 self._routes.pop(direction, None)

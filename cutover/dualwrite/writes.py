@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 ALONE = Alone()
 
+#: Statements that write no rows of a table, some of which cannot stand in a transaction: they are done as they are.
+_UTILITY = frozenset({"ALTER", "ANALYZE", "CLUSTER", "CREATE", "DROP", "REFRESH", "REINDEX", "RESET", "SET", "VACUUM"})
+
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
@@ -91,7 +94,7 @@ async def write_once(
     Raises Unreachable where nothing was done, AnswerLost where it was done but its answer is lost, UnknownOutcome where
     nobody can say; what a transaction's ending raises.
     """
-    ending = await ending_of(gate, sides, lent.side, level)
+    ending = ALONE if verb in _UTILITY else await ending_of(gate, sides, lent.side, level)
     if isinstance(ending, Noted) and not call.many:
         part = two_phase.noted_sql(gate.service, len(call.args) + 1)
         if sql := with_part(call.sql, part, arguments=len(call.args)):

@@ -15,7 +15,7 @@ from cutover.devstack.cluster import Cluster, free_port
 from cutover.dualwrite import SecondaryAway, SecondaryRefused, ServicePool, TransactionAborted, failpoints
 from cutover.dualwrite.two_sides import SIDES
 from cutover.errors import ConfigError
-from cutover.postgres.databases import Database
+from cutover.postgres.databases import Database, Side
 from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import SERVICE, Both, add, open_both, plan, until_true
 from tests.relay import Relay
@@ -49,6 +49,7 @@ async def test_every_kind_of_write_is_at_both_sides_when_it_is_answered(both: Bo
     await both.require_equal()
     await trading.copy_records_to_table("trades", records=[(5,), (6,)], columns=["id"])
     await both.require_equal()
+    await trading.execute("VACUUM trades")
     assert await both.ids("service") == [1, 3, 5, 6]
     assert await both.branches() == []
     # the intents of all that are forgotten, with no relay at work
@@ -334,3 +335,32 @@ async def test_a_server_that_prepares_no_transactions_is_found_when_the_pool_is_
     finally:
         cluster.kill9()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_an_applications_plain_role_writes_strongly_with_appliers_and_notes_without(both: Both) -> None:
+    role = f"app_{os.getpid()}"
+    plain: dict[Side, Database] = {}
+    for side in SIDES:
+        for sql in (
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON trades, positions TO {role}",
+        ):
+            await both.on(side, sql)
+        scheme, _, rest = both.databases[side].dsn.partition("://")
+        database = both.databases[side]
+        plain[side] = Database(database.name, f"{scheme}://{role}@{rest.rpartition('@')[2]}")
+    try:
+        with pytest.raises(ConfigError, match=r"appliers=…"):
+            await both.open(databases=plain, levels={SERVICE: "strong"})
+        pool = await both.open(databases=plain, levels={SERVICE: "strong"}, appliers={SERVICE: both.databases})
+        await pool.service(SERVICE).execute("INSERT INTO trades (id) VALUES (1)")
+        await both.require_equal()
+        await pool.close()
+        pool = await both.open(databases=plain)
+        await pool.service(SERVICE).execute("INSERT INTO trades (id) VALUES (2)")
+        assert await both.on("monolith", "SELECT count(*) FROM cutover.decision WHERE gid LIKE 'write:%'") == 1
+        await pool.close()
+    finally:
+        for side in SIDES:
+            for sql in (f"DROP OWNED BY {role}", f"DROP ROLE {role}"):
+                await both.on(side, sql)
