@@ -10,7 +10,9 @@ import pytest
 from cutover.alerts.store import recent
 from cutover.dualwrite import failpoints, janitor
 from cutover.dualwrite.branch import Branch
+from cutover.errors import NotYet
 from cutover.postgres import two_phase
+from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, until_true
 from tests.relay import Relay
 
@@ -49,6 +51,23 @@ async def test_a_process_killed_at_any_step_leaves_both_sides_or_neither(both: B
     assert await both.ids("monolith") == ([1] if step in ("decided", "ended") else [])
     # and the stream carries what stayed in the outbox, to no effect
     await both.drained()
+    await both.require_equal()
+
+
+async def test_no_marker_passes_a_branch_in_doubt(both: Both) -> None:
+    """What a switch relies on: the intents stay in the outbox, and the relay waits for the branch's versions."""
+    await both.on("monolith", "INSERT INTO positions VALUES ('a', 'X', 0)")
+    stream = OutboxStream(both.pair, "forward")
+    async with both.relay():
+        await stream.await_marker(await stream.put_marker(), 20)
+        await write_and_die(both, 1, "decided")
+        marker = await stream.put_marker()
+        with pytest.raises(NotYet, match="did not carry a marker"):
+            await stream.await_marker(marker, 1.0)
+        [found] = await janitor.resolve(both.pair, "forward")
+        assert found.decision == "commit"
+        await stream.await_marker(marker, 20)
+        assert await both.ids("service") == [1]
     await both.require_equal()
 
 
