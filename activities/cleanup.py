@@ -1,5 +1,8 @@
 """Phase 4: evidence for giving up the way back, the machinery dropped, archive, rename, drop, the record."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from activities import models as m
 from activities import signatures as s
 from activities.checking import check
@@ -17,11 +20,14 @@ from cutover.flags import store as flags
 from cutover.postgres import applier, epoch, fence, own_schema
 from cutover.postgres.databases import Direction, Side
 from cutover.reconcile.changed import ChangedKeys
+from cutover.streams.outbox import OutboxStream, carrying
 from cutover.switch import crossing
 
 #: What the post-migration checklist asks for before the way back may be given up.
 VERIFIED = ("data_verified", "full_reconciliation", "benchmarks_match_baseline")
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
+#: For what is still in an outbox when its stream is dropped.
+LAST_SECONDS = 60.0
 SIDES: tuple[Side, ...] = ("monolith", "service")
 
 
@@ -58,7 +64,8 @@ class CleanupActivities:
         context, pair = self.context, await self.context.pair(ref)
         plan = await context.plan(ref)
         # before the reverse stream goes: what is followed now is still in the archive's tables
-        followed = await crossing.end(plan, pair.service, context.control, context.settings.database)
+        async with self._carried(ref):
+            followed = await crossing.end(plan, pair.service, context.control, context.settings.database)
         for direction in DIRECTIONS:
             await ChangedKeys(pair, direction, context.control).drop()
             stream = await context.stream(ref, direction)
@@ -72,6 +79,17 @@ class CleanupActivities:
             kept = await own_schema.drop_if_unused(connection)
         await self._require(ref, "dual_write_disabled")
         return m.Facts(facts={"deleted parents followed": followed, "schema cutover": kept[:200] or "gone"})
+
+    @asynccontextmanager
+    async def _carried(self, ref: m.Ref) -> AsyncIterator[None]:
+        """What is written until the block's end is at the other side when it ends, as the run's relays are gone."""
+        stream = await self.context.stream(ref, await self.context.direction(ref))
+        if not isinstance(stream, OutboxStream) or not await stream.exists():
+            yield
+            return
+        async with carrying(stream.pair):
+            yield
+            await stream.await_marker(await stream.put_marker(), LAST_SECONDS)
 
     async def _require(self, ref: m.Ref, item: str) -> None:
         """Raises GateClosed where the item of the checklist does not hold after the step that is to fulfil it."""

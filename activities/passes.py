@@ -15,7 +15,7 @@ from cutover.errors import NotYet
 from cutover.plan.calendar import frozen_until
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
-from cutover.reconcile.pace import Pace, looking
+from cutover.reconcile.pace import Looking, Pace
 from cutover.reconcile.passes import Job, Progress, finish_pass, open_pass, run_pass, walk_span
 from cutover.streams.base import settling
 from cutover.switch import crossing
@@ -142,7 +142,7 @@ async def _job(context: Context, ref: Ref, table: str, pass_id: str, *, replicas
         plan_hash=ref.plan_hash,
         settle=settling(stream, SETTLE_SECONDS),
         pass_id=pass_id,
-        pace=Pace(look=looking(stream, min(lag_limit, SETTLE_SECONDS)), lag_limit=lag_limit),
+        pace=Pace(look=Looking(stream, min(lag_limit, SETTLE_SECONDS)), lag_limit=lag_limit),
         replicas=replicas,
     )
 

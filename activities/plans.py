@@ -38,6 +38,7 @@ def rules_of(plan: Plan) -> m.Rules:
                     m.TableRules(name=table, every=plan.cadence(rules.reconcile.every))
                     for table, rules in service.tables.items()
                 ],
+                stream=service.stream,
             )
             for name, service in plan.services.items()
         ],

@@ -39,10 +39,11 @@ class TableRules(Model):
 
 
 class ServiceRules(Model):
-    """A service and its tables, in the plan's order."""
+    """A service and its tables, in the plan's order, and the stream that carries them."""
 
     name: str
     tables: list[TableRules]
+    stream: str = "logical"
 
 
 class TaskRules(Model):

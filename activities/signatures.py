@@ -14,8 +14,9 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 #: quick: seconds. measure: reads a lot, minutes, heartbeats. long: hours, heartbeats, resumes.
-#: section: the fenced section of a switch.
-Kind = Literal["quick", "measure", "long", "section"]
+#: pass: the same, and hears of its cancellation within a second. relay: goes on for as long as it is wanted, whatever
+#: fails. section: the fenced section of a switch.
+Kind = Literal["quick", "measure", "long", "pass", "relay", "section"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ MEASURE_PREPARED = Signature("measure_prepared", m.GateRequest, m.GateEvidence, 
 # replication
 RECORD_BASELINE = Signature("record_baseline", m.Ref, m.Facts)
 START_STREAM = Signature("start_stream", m.Ref, m.Facts, "measure")
+RELAY = Signature("relay", m.Ref, Nothing, "relay")
+COPY_ROWS = Signature("copy_rows", m.Ref, Nothing, "long")
 BACKFILL_PROGRESS = Signature("backfill_progress", m.Ref, m.Backfill)
 ARM_FENCES = Signature("arm_fences", m.Ref, m.Facts)
 PREPARE_CHANGED_KEYS = Signature("prepare_changed_keys", m.Ref, m.Facts)
@@ -66,9 +69,9 @@ PROCESS_LOOSE_KEYS = Signature("process_loose_keys", m.Ref, m.Facts, "measure")
 MEASURE_READY = Signature("measure_ready", m.GateRequest, m.GateEvidence, "long")
 
 # reconciliation, monitoring
-OPEN_PASS = Signature("open_pass", m.PassRequest, m.PassOpened, "measure")
-WALK_SPAN = Signature("walk_span", m.SpanRequest, m.SpanWalked, "long")
-FINISH_PASS = Signature("finish_pass", m.PassRequest, m.PassResult, "long")
+OPEN_PASS = Signature("open_pass", m.PassRequest, m.PassOpened, "pass")
+WALK_SPAN = Signature("walk_span", m.SpanRequest, m.SpanWalked, "pass")
+FINISH_PASS = Signature("finish_pass", m.PassRequest, m.PassResult, "pass")
 RESOLVE_CONFLICTS = Signature("resolve_conflicts", m.ResolveRequest, m.Resolved, "long")
 SAMPLE = Signature("sample_thresholds", m.SampleRequest, m.Readings)
 SUMMARISE = Signature("summarise", m.Ref, m.Facts)

@@ -109,6 +109,9 @@ class SwitchActivities:
         """Flip the read flag and wait until every live instance follows it."""
         control, ref = self.context.control, change.ref
         service = self.context.service(ref)
+        if change.read_from_new:
+            # the soak watches what the switch will rest on
+            await (await self.context.stream(ref, "forward")).give_up_nothing()
         route = await flags.set_read_from_new(
             control, ref.migration, service, change.read_from_new, actor=activity.info().workflow_id or "workflow"
         )

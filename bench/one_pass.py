@@ -25,7 +25,7 @@ from cutover.plan.models import Reconcile, Table
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import key_from_json
-from cutover.reconcile.pace import Pace, looking
+from cutover.reconcile.pace import Looking, Pace
 from cutover.reconcile.passes import Job, Settle, run_pass
 from cutover.streams.base import settling
 from cutover.streams.logical import LogicalStream
@@ -102,7 +102,7 @@ async def run(wanted: Wanted) -> Outcome:
     if wanted.stream:
         stream = LogicalStream(pair, "forward")
         settle = settling(stream, 30.0)
-        pace = Pace(look=looking(stream, 30.0), lag_limit=LAG_LIMIT)
+        pace = Pace(look=Looking(stream, 30.0), lag_limit=LAG_LIMIT)
 
     rules = Table(reconcile=Reconcile(max_lag=timedelta(minutes=5)))
     control = await Control.open(Database("control", wanted.control))

@@ -104,7 +104,7 @@ async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) 
 
 async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
     route = await flags.get(control, pair.migration, pair.service)
-    stream = open_stream(pair, direction_from(route.primary_side), plan.service(pair.service).stream)
+    stream = open_stream(pair, direction_from(route.primary_side), plan.service(pair.service))
     if not await stream.exists():
         found.facts["stream"] = f"{stream.direction}: not started"
         if route.primary_side == "service":

@@ -22,6 +22,7 @@ from activities.plans import PlanActivities
 from activities.preparation import PreparationActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.registration import activities_of
+from activities.relaying import RelayActivities
 from activities.replication import ReplicationActivities
 from activities.switching import SwitchActivities
 from cutover import __version__
@@ -112,6 +113,7 @@ def activity_objects(context: Context, webhook: Webhook | None) -> tuple[object,
         MessageActivities(context, webhook),
         PreparationActivities(context),
         ReplicationActivities(context),
+        RelayActivities(context),
         ReconciliationActivities(context, webhook),
         MonitoringActivities(context),
         SwitchActivities(context, webhook),

@@ -6,6 +6,7 @@ Steps: 1 baseline of the clients' statistics, before anything changes them. 2 st
 with samples of the thresholds. 8 gate `ready`, by evidence alone. 9 watch until cleanup releases it.
 """
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.messages import ServiceStart
     from workflows.passing import Passing
     from workflows.preparation import open_tasks
+    from workflows.relaying import Relaying
 
 STARTS_FROM = ("prepared", "")
 BACKFILL_POLL = timedelta(seconds=1)
@@ -32,7 +34,7 @@ RELEASED = ("released", "archived")
 
 
 @workflow.defn(name="ReplicationWorkflow")
-class ReplicationWorkflow(Passing[ServiceStart]):
+class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
     """`{"plan": "ai-trader", "service": "trading_engine"}` once the migration is prepared."""
 
     title = "Replication"
@@ -55,6 +57,8 @@ class ReplicationWorkflow(Passing[ServiceStart]):
             resume = await self._where_to_begin()
         if resume == "start":
             await self._replicate()
+        elif resume != "end":
+            self.begin_relaying()
         self.scheduled = resume != "end"
         if resume == "start":
             await self.set_stage("replicating")
@@ -90,6 +94,7 @@ class ReplicationWorkflow(Passing[ServiceStart]):
             lambda: self.call(s.RECORD_BASELINE, self.ref, summary="baseline of the clients' statistics"),
         )
         await self.do("starting the stream", s.START_STREAM, self.ref)
+        self.begin_relaying()
         await self.step("backfill", self._backfill)
         await self.do("arming the fences", s.ARM_FENCES, self.ref)
         await self.do("slot of the changed keys", s.PREPARE_CHANGED_KEYS, self.ref)
@@ -105,9 +110,24 @@ class ReplicationWorkflow(Passing[ServiceStart]):
         return [one.name for one in rules.tables] if rules else []
 
     async def _backfill(self) -> None:
-        """Poll until every table is copied; the pauses grow, so that hours of copying stay a small history."""
+        """Until every table is copied: by the databases themselves, or by an activity of ours beside the looking."""
+        if not self.carries:
+            await self._await_copied(None)
+            return
+        copy = asyncio.create_task(self.call(s.COPY_ROWS, self.ref, summary="the first copy"))
+        try:
+            await self._await_copied(copy)
+        finally:
+            copy.cancel()
+            await asyncio.gather(copy, return_exceptions=True)
+
+    async def _await_copied(self, copy: asyncio.Task[None] | None) -> None:
+        """Poll; the pauses grow, so that hours of copying stay a small history. Raises what the copy raised."""
         began = workflow.now()
         while True:
+            if copy is not None and copy.done():
+                copy.result()
+                copy = None
             progress = await self.call(s.BACKFILL_PROGRESS, self.ref)
             for one in progress.tables:
                 share = f"{one.rows} of about {max(one.rows_estimated, one.rows)} rows, {one.bytes} bytes"
@@ -123,10 +143,11 @@ class ReplicationWorkflow(Passing[ServiceStart]):
             self.say("the backfill to be copied", state="WAITING")
             # a tenth of what it has taken so far: never late by more than that, and few events over a day
             pause = min(max((workflow.now() - began) / 10, BACKFILL_POLL), BACKFILL_POLL_AT_MOST)
-            await self.wait(lambda: False, pause, "backfill is polled")
+            await self.wait(lambda: copy is not None and copy.done(), pause, "backfill is polled")  # noqa: B023
 
     async def after_adoption(self) -> None:
         """Passes are made on the cadence of the plan in force."""
+        await super().after_adoption()
         if self.scheduled and not self.released:
             await self.do("schedules of reconciliation", s.CREATE_SCHEDULES, self.ref)
 

@@ -58,8 +58,11 @@ def options(kind: Kind, round_number: int) -> Options:
             return Options(timedelta(seconds=60), None, retry(attempts))
         case "measure":
             return Options(timedelta(hours=2), timedelta(seconds=30), retry(attempts))
-        case "long":
+        case "long" | "pass":
             return Options(timedelta(days=3), timedelta(seconds=30), retry(attempts))
+        case "relay":
+            # the next one is to be at work within the lease of its predecessor's shards
+            return Options(timedelta(hours=2), timedelta(seconds=5), retry(0))
         case "section":
             # A second attempt has to start while clients still hold their requests: heartbeat of two seconds
             # (design 5.6), and no pause worth the name before it.

@@ -33,7 +33,7 @@ class Subject:
         return pair(self.plan, service, self.database)
 
     def stream(self, service: str, direction: Direction) -> Stream:
-        return open_stream(self.pair(service), direction, self.plan.service(service).stream)
+        return open_stream(self.pair(service), direction, self.plan.service(service))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from cutover.cli import (
     operations,
     plan,
     preflight,
+    quarantine,
     reconcile,
     runs,
     status,
@@ -28,6 +29,7 @@ app.add_typer(dev.app, name="dev")
 app.add_typer(plan.app, name="plan")
 app.add_typer(conflicts.app, name="conflicts")
 app.add_typer(flags.app, name="flags")
+app.add_typer(quarantine.app, name="quarantine")
 app.command("preflight")(preflight.preflight)
 for command in (
     operations.setup,

@@ -166,7 +166,7 @@ async def _part(settings: Settings, control: Control, plan: Plan, one: Chosen) -
         return None
     both = pair(plan, one.service, settings.database)
     service = plan.service(one.service)
-    stream = open_stream(both, one.direction, service.stream)
+    stream = open_stream(both, one.direction, service)
     if report.differences and not await stream.exists():
         raise GateClosed(
             f"{one.service}: its {one.direction} stream is not there, and a repair is only safe behind one: "

@@ -45,6 +45,8 @@ class ServiceLine:
     lag_seconds: float | None = None
     #: Rows that differ and wait for a person, or for the next pass to apply a decision.
     cases: int = 0
+    #: Those of them that nobody has decided by their deadline.
+    cases_overdue: int = 0
 
 
 @dataclass
@@ -62,6 +64,10 @@ class Overview:
         return sum(line.cases for line in self.services)
 
     @property
+    def cases_overdue(self) -> int:
+        return sum(line.cases_overdue for line in self.services)
+
+    @property
     def cases_command(self) -> str:
         """What shows the open cases; "" where there is none."""
         return f"cutover conflicts list {self.migration}" if self.cases else ""
@@ -74,6 +80,7 @@ class Overview:
             "services": [asdict(one) for one in self.services],
             "checklist": self.checklist.as_json(),
             "cases": self.cases,
+            "cases_overdue": self.cases_overdue,
             "cases_command": self.cases_command,
         }
 
@@ -153,8 +160,9 @@ def _head(found: Overview) -> list[RenderableType]:
     if found.services:
         parts.append(_services(found.services))
     if found.cases:
-        text = f"cases that wait for a person or the next pass: {found.cases}; see {found.cases_command}"
-        parts.append(Text(text, style="bold yellow"))
+        late = f", {found.cases_overdue} of them OVERDUE" if found.cases_overdue else ""
+        text = f"cases that wait for a person or the next pass: {found.cases}{late}; see {found.cases_command}"
+        parts.append(Text(text, style="bold red" if late else "bold yellow"))
     return parts
 
 

@@ -1,6 +1,7 @@
 """`cutover status`: what every run waits for, since when, and the exact command that would answer or roll back."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Annotated
@@ -52,6 +53,9 @@ async def look_at_services(opened: Control, found: Overview) -> None:
     migration = found.migration
     staged = await stages.get_stages(opened, migration)
     cases = await conflicts.count_open(opened, migration)
+    overdue = Counter[str]()
+    for late in await conflicts.overdue(opened, migration):
+        overdue[late.service] += late.count
     lines = []
     for name, route in sorted((await flags.all(opened, migration)).items()):
         last = await reports.latest_of_all(opened, migration, name)
@@ -67,6 +71,7 @@ async def look_at_services(opened: Control, found: Overview) -> None:
                 oldest_pass_seconds=max((r.age for r in last), default=None),
                 lag_seconds=_lag(found.runs, migration, name),
                 cases=cases.get(name, 0),
+                cases_overdue=overdue[name],
             )
         )
     found.services = lines

@@ -144,7 +144,7 @@ def _obstacles(former: Plan, plan: Plan, progress: Progress) -> Iterator[str]:
 
 def _of_service(name: str, former: Service, service: Service) -> Iterator[str]:
     """What was built when the service began."""
-    for key in ("database", "stream", "foreign_keys", "app_roles"):
+    for key in ("database", "stream", "consistency", "truncate", "foreign_keys", "app_roles"):
         before, after = getattr(former, key), getattr(service, key)
         if before != after:
             yield f"services.{name}.{key}: it has begun with {_words(before)}, it cannot become {_words(after)}"

@@ -39,6 +39,7 @@ from cutover.plan.fields import (
 Phase = Literal["preparation", "dual_write", "switchover", "cleanup"]
 StreamKind = Literal["logical", "outbox", "kafka"]
 Consistency = Literal["strong", "eventual", "best_effort"]
+Truncate = Literal["capture", "refuse"]
 ConflictRule = Literal["source-wins", "last-write-wins", "manual"]
 ForeignKeyRule = Literal["drop", "loose"]
 WriteGate = Literal["zero-differences", "threshold"]
@@ -128,6 +129,7 @@ class Service(_Model):
     replica: DatabaseName | None = None
     stream: Annotated[StreamKind, BeforeValidator(_stream)] = "logical"
     consistency: Consistency = "eventual"
+    truncate: Truncate = "capture"
     tables: dict[TableKey, Table] = Field(min_length=1)
     foreign_keys: dict[Identifier, ForeignKeyRule] = {}
     traffic: Traffic = Traffic()

@@ -98,6 +98,12 @@ def _table_rules(services: Mapping[str, Any]) -> Iterator[Problem]:
                 f"{level} is a level of dual-write, and stream {stream or 'logical'} is always eventual",
                 "write `stream: outbox` (dual-write) with it, or `consistency: eventual`",
             )
+        if stream not in ("outbox", "dual-write") and _mapping(services, name).get("truncate") == "refuse":
+            yield Problem(
+                ("services", name, "truncate"),
+                f"stream {stream or 'logical'} carries every TRUNCATE over as one",
+                "write `stream: outbox` with it, or leave it out",
+            )
         spellings: dict[str, str] = {}
         for table, rules in _mapping(service, "tables").items():
             path: Path = ("services", name, "tables", table)

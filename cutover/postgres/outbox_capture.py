@@ -14,10 +14,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import asyncpg
 
+from cutover.plan.models import Truncate
 from cutover.postgres import fence, outbox_schema
 from cutover.postgres.epoch import SCHEMA
 from cutover.postgres.identifiers import TableName, quote, quote_literal
@@ -25,9 +25,6 @@ from cutover.postgres.locks import with_lock_limit
 from cutover.postgres.outbox_schema import SHARDS, outbox_table
 from cutover.postgres.outbox_tables import Flow
 from cutover.postgres.outbox_versions import EPOCH_VERSIONS, raise_versions, version_sequence
-
-#: What becomes of a TRUNCATE: the deletes of all rows in its own transaction, or an error.
-Truncate = Literal["capture", "refuse"]
 
 ROWS = "cutover_capture"
 TRUNCATES = "cutover_capture_truncate"

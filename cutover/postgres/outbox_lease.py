@@ -20,15 +20,21 @@ from cutover.postgres.outbox_schema import SHARDS
 LEASE_SECONDS = 5.0
 
 
-async def start(connection: asyncpg.Connection, service: str, direction: Direction, stream: str) -> None:
-    """Notes the stream as running and makes the leases that relays will take."""
+async def start(
+    connection: asyncpg.Connection, service: str, direction: Direction, stream: str, *, best_effort: bool = False
+) -> None:
+    """Notes the stream as running and makes the leases that relays will take.
+
+    `best_effort`: a change that the sink refuses is given up. A stream that was started before keeps what it has.
+    """
     async with connection.transaction():
         await connection.execute(
-            "INSERT INTO cutover.outbox_stream (service, direction, stream, running) VALUES ($1, $2, $3, true) "
-            "ON CONFLICT (service, direction) DO UPDATE SET running = true",
+            "INSERT INTO cutover.outbox_stream (service, direction, stream, running, best_effort) "
+            "VALUES ($1, $2, $3, true, $4) ON CONFLICT (service, direction) DO UPDATE SET running = true",
             service,
             direction,
             stream,
+            best_effort,
         )
         await connection.execute(
             # tokens go on rising where the stream was dropped and is made anew
@@ -39,6 +45,15 @@ async def start(connection: asyncpg.Connection, service: str, direction: Directi
             direction,
             SHARDS,
         )
+
+
+async def give_up_nothing(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
+    """Relays hear of it with their next sign of life."""
+    await connection.execute(
+        "UPDATE cutover.outbox_stream SET best_effort = false WHERE service = $1 AND direction = $2 AND best_effort",
+        service,
+        direction,
+    )
 
 
 async def stop(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
@@ -66,6 +81,7 @@ async def stop(connection: asyncpg.Connection, service: str, direction: Directio
 class StreamRow:
     stream: str
     running: bool
+    best_effort: bool
     since: datetime
     read_at: datetime
     applied: int
@@ -77,8 +93,8 @@ async def stream_row(connection: asyncpg.Connection, service: str, direction: Di
     if not await connection.fetchval("SELECT to_regclass('cutover.outbox_stream') IS NOT NULL"):
         return None
     row = await connection.fetchrow(
-        "SELECT stream, running, since, clock_timestamp() AS read_at, applied, failures FROM cutover.outbox_stream "
-        "WHERE service = $1 AND direction = $2",
+        "SELECT stream, running, best_effort, since, clock_timestamp() AS read_at, applied, failures "
+        "FROM cutover.outbox_stream WHERE service = $1 AND direction = $2",
         service,
         direction,
     )

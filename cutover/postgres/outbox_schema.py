@@ -70,6 +70,7 @@ CREATE TABLE IF NOT EXISTS cutover.outbox_stream (
     direction text NOT NULL,
     stream text NOT NULL,
     running boolean NOT NULL,
+    best_effort boolean NOT NULL DEFAULT false,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     applied bigint NOT NULL DEFAULT 0,
     failures bigint NOT NULL DEFAULT 0,

@@ -8,6 +8,7 @@ order divides its own rows completely; that both orders are the same only spares
 """
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import asyncpg
@@ -24,6 +25,8 @@ from cutover.postgres.suggestions import did_you_mean
 #: Types whose btree order depends on no collation, enum definition or extension (OIDs of pg_type.dat):
 #: bool, bytea, int8, int2, int4, oid, float4, float8, inet, date, time, timestamp(tz), interval, numeric, uuid.
 _ORDERED_ALIKE = "16, 17, 20, 21, 23, 26, 700, 701, 869, 1082, 1083, 1114, 1184, 1186, 1700, 2950"
+#: FirstNormalObjectId of PostgreSQL: types that a database has been given.
+_FIRST_OWN_OID = 16384
 _INTEGERS = frozenset({20, 21, 23})
 
 #: The indexes that can name a row, the primary key first; `sorting` says what each column's order depends on ('':
@@ -235,13 +238,25 @@ async def check_rules(connection: asyncpg.Connection, table: TableName, rules: C
     _check_rules(table, rules, known, next(iter(side.indexes.values()), None))
 
 
+async def mute(connection: asyncpg.Connection, table: TableName, rules: Compare) -> list[str]:
+    """As `without_text`, of a table that has only this side as yet."""
+    columns = (await _read(connection, table, rules)).columns
+    return await _mute(connection, table.sql, [c for c in columns if not c.left_out])
+
+
 async def without_text(connection: asyncpg.Connection, shape: Shape) -> list[str]:
     """Compared columns of which no value can be shown, because their type's own output function refuses."""
+    return await _mute(connection, shape.relation, shape.compared)
+
+
+async def _mute(connection: asyncpg.Connection, relation: str, columns: Iterable[Compared]) -> list[str]:
     names: list[str] = []
-    for column in shape.compared:
+    for column in columns:
+        if column.base_oid < _FIRST_OWN_OID:
+            continue
         try:
             await connection.fetchval(
-                f"SELECT {column.text} FROM {shape.relation} AS t WHERE {column.value} IS NOT NULL LIMIT 1"
+                f"SELECT {column.text} FROM {relation} AS t WHERE {column.value} IS NOT NULL LIMIT 1"
             )
         except asyncpg.FeatureNotSupportedError:
             names.append(f"{column.name!r} ({column.type_sql})")

@@ -3,7 +3,8 @@
 Counts: PostgreSQL manual, 29.11 "Configuration Settings" of logical replication. A publisher needs a slot and a
 sender for each subscription and for each table synchronisation worker; a subscriber an apply worker for each, the
 synchronisation workers, one worker process more for the launcher, and as many replication origins (counted by
-max_replication_slots before 18). Ours on top: a slot a service for changed keys, an origin a service for repairs.
+max_replication_slots before 18). Ours on top: a slot a service for changed keys, an origin a service for repairs,
+and one for each writer of an outbox stream.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from cutover.preflight.subject import Opened, Subject
 
 #: Enough for the branches of one switch and for those that wait for a decision.
 PREPARED = 20
+#: Writers of an outbox stream at its sink, each under an origin of its own: two lanes of its relay, two of its copy.
+OUTBOX_WRITERS = 4
 
 #: Slots, senders and subscriptions that are not this plan's and stay; `$1`: our slots' names.
 _USED = """
@@ -87,13 +90,15 @@ async def _need(subject: Subject, databases: list[Opened]) -> Need:
     published, copied_out = len(read & all_here) + len(read & here), sum(copies[s] for s in logical & all_here)
     subscribed, copied_in = len(logical & all_here) + len(logical & here), sum(copies[s] for s in logical & here)
     services = len(all_here) + len(here)
+    outbox = {s for s, rules in plan.services.items() if rules.stream == "outbox"}
+    writers = OUTBOX_WRITERS * (len(outbox & all_here) + len(outbox & here))
     workers = int(used["workers"]) + subscribed + copied_in
     return Need(
         slots=int(used["slots"]) + published + copied_out + services,
         senders=int(used["senders"]) + published + copied_out,
         workers=workers,
         processes=workers + 1 + int(used["parallel"]),
-        origins=int(used["workers"]) + subscribed + copied_in + services,
+        origins=int(used["workers"]) + subscribed + copied_in + services + writers,
     )
 
 

@@ -8,7 +8,7 @@ from cutover.postgres import catalog
 from cutover.postgres.catalog import TableInfo
 from cutover.postgres.fingerprint import Fingerprint, differences, fingerprint
 from cutover.postgres.identifiers import TableName
-from cutover.postgres.shapes import check_rules
+from cutover.postgres.shapes import check_rules, mute
 from cutover.postgres.suggestions import did_you_mean
 from cutover.preflight.findings import Findings
 from cutover.preflight.subject import Opened, Subject
@@ -142,6 +142,7 @@ async def _comparison(monolith: Opened, tables: dict[str, Table], findings: Find
     for name, rules in tables.items():
         try:
             await check_rules(monolith.connection, TableName.parse(name), rules.compare)
+            await _without_text(monolith, name, rules, findings)
         except GateClosed as e:
             findings.blocking(
                 "compare_rule", f"{monolith.name}: table {name}", str(e),
@@ -152,6 +153,15 @@ async def _comparison(monolith: Opened, tables: dict[str, Table], findings: Find
             continue  # the table is missing, which is a finding of its own
         if rules.show_values:
             await _shown(monolith, name, rules.show_values, findings)
+
+
+async def _without_text(monolith: Opened, name: str, rules: Table, findings: Findings) -> None:
+    for column in await mute(monolith.connection, TableName.parse(name), rules.compare):
+        findings.blocking(
+            "no_text_form", f"{monolith.name}: table {name}", f"the type of column {column} has no text form",
+            "its values could not be compared, and without a comparison no gate opens",
+            "exclude the column in the plan's `compare`, or give it a type that can be shown",
+        )  # fmt: skip
 
 
 async def _shown(monolith: Opened, name: str, columns: list[str], findings: Findings) -> None:

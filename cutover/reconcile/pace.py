@@ -1,27 +1,28 @@
-"""How much of the time a pass may take: less while the source's writes get slow or the stream falls behind.
+"""How much of the time a pass may take: less where the source's writes get slow by it, or the stream falls behind.
 
-Halved when it gets tight, and given back bit by bit, as congestion is met in networks (additive increase,
-multiplicative decrease, here with a factor).
+What a write costs is measured while statements of ours run, and between them: only the difference is our doing, and no
+slow disk or busy hour is taken for it. So many times the difference as a share of the time is what the mean write
+loses; the share is set so that this stays within `TOLERATED`.
 """
 
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
-from cutover.errors import NotYet
-from cutover.streams.base import Stream
+import asyncpg
+
+from cutover.errors import GateClosed, NotYet
+from cutover.streams.base import Marker, OneDirection, Stream
 
 #: Seconds between two looks.
-EVERY = 2.0
-#: Looks at the begin, whose median says what a write costs without us.
+EVERY = 0.5
+#: Looks at the begin, and of how many later ones the middle one counts: a single slow write is no sign.
 FIRST_LOOKS = 5
-#: A write counts as slow when it takes this many times as long as at first, and so many seconds longer.
-TIMES, SECONDS = 2.0, 0.005
-#: Looks of which the middle one counts: a single slow write is no sign.
 RECENT = 3
+#: By how much the mean write may get slower: a share of what it takes without us, or so many seconds.
+TOLERATED, SLACK = 0.2, 0.0005
 LEAST_BUSY = 0.1
 #: What is given back after each look that found nothing.
 GROWTH = 1.5
@@ -37,35 +38,73 @@ class Pressure:
     lag: float
 
 
-def looking(stream: Stream, lag_limit: float) -> Callable[[], Coroutine[Any, Any, Pressure]]:
-    """A look by a marker of the stream: the seconds that its commit takes, and those until it is applied.
+class Look(Protocol):
+    """Measures what the application feels."""
 
-    One that does not arrive within `lag_limit` seconds counts as infinitely late.
+    async def write(self) -> float:
+        """Seconds that a small durable write takes at the source."""
+
+    async def pressure(self) -> Pressure:
+        """The same, and how late the stream is."""
+
+    async def close(self) -> None:
+        """After the last look."""
+
+
+class Looking(Look):
+    """Looks by a marker of the stream; one that does not arrive within `lag_limit` seconds is infinitely late.
+
+    On one session for all of them: the first write of a new one takes several times as long as the next.
     """
 
-    async def look() -> Pressure:
-        started = time.monotonic()
-        marker = await stream.put_marker()
-        write = time.monotonic() - started
+    def __init__(self, stream: Stream, lag_limit: float) -> None:
+        self._stream = stream
+        self._limit = lag_limit
+        self._session: asyncpg.Connection | None = None
+
+    async def write(self) -> float:
+        return (await self._put())[0]
+
+    async def pressure(self) -> Pressure:
+        write, marker = await self._put()
         try:
-            return Pressure(write, await stream.await_marker(marker, lag_limit))
-        except NotYet:
+            return Pressure(write, await self._stream.await_marker(marker, self._limit))
+        except (NotYet, GateClosed):
             return Pressure(write, float("inf"))
 
-    return look
+    async def close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close(timeout=2)
+
+    async def _put(self) -> tuple[float, Marker]:
+        if self._session is None or self._session.is_closed():
+            assert isinstance(self._stream, OneDirection)
+            self._session = await self._stream.source.connect(f"{self._stream.label}/pace")
+            await self._stream.put_marker_on(self._session)
+        started = time.monotonic()
+        marker = await self._stream.put_marker_on(self._session)
+        return time.monotonic() - started, marker
 
 
 @dataclass
 class Pace:
-    """`busy` is the share of the time that statements may take at most; `look` measures, `lag_limit` is in seconds."""
+    """`busy` is the share of the time that statements may take at most, `least` at least; `lag_limit` is in seconds.
+
+    `alone`: nothing else of the same work runs when `rest` is called, so that a look there tells what a write takes
+    without us; else what `begin` has seen counts all along.
+    """
 
     busy: float = 1.0
-    look: Callable[[], Coroutine[Any, Any, Pressure]] | None = None
+    look: Look | None = None
     lag_limit: float = float("inf")
+    alone: bool = True
+    least: float = LEAST_BUSY
     _now: float = field(init=False)
-    _usual: float | None = None
+    _without: list[float] = field(default_factory=list)
+    _within: list[float] = field(default_factory=list)
     _judged: float = 0.0
-    _recent: list[float] = field(default_factory=list)
+    _asked: float = 0.0
     _looking: asyncio.Task[Pressure] | None = None
 
     def __post_init__(self) -> None:
@@ -78,9 +117,8 @@ class Pace:
 
     async def begin(self) -> None:
         """Learns what a write usually costs, once, while no statement of the walk runs; until then nothing adapts."""
-        if self.look is not None and self._usual is None:
-            first = [(await self.look()).write for _ in range(FIRST_LOOKS)]
-            self._usual, self._recent = statistics.median(first), first[-RECENT + 1 :]
+        if self.look is not None and not self._without:
+            self._without = [await self.look.write() for _ in range(FIRST_LOOKS)]
 
     async def rest(self, worked: float) -> None:
         """Called after statements that took `worked` seconds."""
@@ -94,25 +132,35 @@ class Pace:
             looking, self._looking = self._looking, None
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
+        if self.look is not None:
+            await self.look.close()
 
     async def _adapt(self) -> None:
-        """Looks beside the pass: a look waits for the stream, and the pass for nothing."""
-        if self.look is None or self._usual is None or time.monotonic() - self._judged < EVERY:
+        """Looks beside the pass: a look waits for the stream, and the pass for nothing but a small write."""
+        if self.look is None or not self._without or time.monotonic() - self._judged < EVERY:
             return
         if self._looking is None:
-            self._looking = asyncio.create_task(self.look())
-            await asyncio.sleep(0)
+            self._asked = time.monotonic()
+            if self.alone:
+                self._without = [*self._without, await self.look.write()][-FIRST_LOOKS:]
+            self._looking = asyncio.create_task(self.look.pressure())
         elif self._looking.done():
             looking, self._looking = self._looking, None
-            self._judge(looking.result())
-        else:
-            self._judge(Pressure(float("inf"), float("inf")))  # no answer for so long is an answer
+            seen = looking.result()
+            self._within = [*self._within, seen.write][-RECENT:]
+            self._judge(late=seen.lag > self.lag_limit)
+        elif time.monotonic() - self._asked > EVERY:
+            self._judge(late=True)  # no answer for so long is an answer
 
-    def _judge(self, seen: Pressure) -> None:
+    def _judge(self, *, late: bool) -> None:
         self._judged = time.monotonic()
-        self._recent = [*self._recent, seen.write][-RECENT:]
-        write, usual = statistics.median(self._recent), self._usual or 0.0
-        if seen.lag > self.lag_limit or write > max(usual * TIMES, usual + SECONDS):
-            self._now = max(LEAST_BUSY, self._now / 2)
-        else:
+        if late:
+            self._now = max(self.least, self._now / 2)
+            return
+        without = statistics.median(self._without)
+        lost = statistics.median([*[without] * RECENT, *self._within][-RECENT:]) - without
+        allowed = TOLERATED * without
+        if lost <= max(allowed, SLACK):
             self._now = min(self.busy, self._now * GROWTH)
+        else:
+            self._now = max(self.least, min(self.busy, allowed / lost))

@@ -104,6 +104,9 @@ class Stream(Protocol):
     async def work(self) -> Work | None:
         """What was applied and what failed, as counted so far; None where nothing counts."""
 
+    async def give_up_nothing(self) -> None:
+        """From here on every change is carried over, whatever the plan's level; before a switch (design 5.3)."""
+
     async def stop(self) -> None:
         """Stops the flow, keeping what a later `start` needs."""
 
@@ -132,6 +135,9 @@ class OneDirection:
     def label(self) -> str:
         """The application_name of its sessions."""
         return f"cutover-stream/{self.pair.service}/{self.direction}"
+
+    async def give_up_nothing(self) -> None:
+        """It never does."""
 
 
 def settling(stream: Stream, seconds: float) -> Callable[[], Awaitable[None]]:

@@ -29,7 +29,7 @@ class SwitchEnvironment:
         return self.plan.switchover.max_write_pause.total_seconds()
 
     def stream(self, direction: Direction) -> Stream:
-        return open_stream(self.pair, direction, self.service.stream)
+        return open_stream(self.pair, direction, self.service)
 
     def changed(self, direction: Direction) -> ChangedKeys:
         return ChangedKeys(self.pair, direction, self.control)

@@ -25,6 +25,8 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     if route.primary_side == to_side:
         raise Conflict(f"{env.pair.service} is writable at the {to_side} already; its {direction} stream is left alone")
+    # what a marker of the way forward tells has to be all that was written
+    await env.stream(direction_from(route.primary_side)).give_up_nothing()
     stream = env.stream(direction)
     if (await stream.health()).lost:
         # its source has taken no write of an application since it was made, so nothing of it is missed
@@ -34,7 +36,8 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     await env.changed(direction).prepare()
     await stream.start(copy=False)
     deadline = time.monotonic() + _READY_SECONDS
-    while not await stream.ready():
+    # both, as the switch will ask for both: a stream may be ready and still tell of what went wrong a moment ago
+    while not (await stream.ready() and (await stream.health()).ok):
         if time.monotonic() > deadline:
             health = await stream.health()
             why = health.detail or "no reason known"

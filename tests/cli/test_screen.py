@@ -69,6 +69,8 @@ def test_services_show_lag_differences_and_cases_with_the_command() -> None:
     assert "users[x]" in text
     assert "cases that wait for a person or the next pass: 2; see cutover conflicts list shop" in text
     assert text.splitlines()[0] == "shop · soak · WAITING"
+    late = "\n".join(shown(render(Overview("shop", [run("")], [], [line(cases=2, cases_overdue=1)]))))
+    assert "pass: 2, 1 of them OVERDUE; see cutover conflicts list shop" in late
 
 
 def test_a_run_shows_since_when_it_waits_and_every_command_that_answers() -> None:

@@ -83,9 +83,15 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 OTHER_VALUES = {
-    "timezone": "Europe/Rome", "stream": "outbox", "consistency": "strong", "conflict": "manual",
+    "timezone": "Europe/Rome", "conflict": "manual", "truncate": "refuse",
     "write_gate": "threshold", "phase": "cleanup", "at": "sunday 23:59", "service": "analytics", "steps": [1, 100],
     "freeze": [{"at": "sunday 23:59", "window": "1h"}],
+}  # fmt: skip
+
+
+ANOTHER = {
+    "loose": "drop", "drop": "loose", "logical": "outbox", "outbox": "logical",
+    "eventual": "strong", "strong": "eventual", "best_effort": "eventual",
 }  # fmt: skip
 
 
@@ -100,7 +106,7 @@ def _other(key: str, value: Any) -> Any:
         return "37%" if value.endswith("%") else "37s" if key == "every" else "37h"
     if isinstance(value, list):
         return ["another"]
-    return {"loose": "drop", "drop": "loose"}.get(str(value), "another")
+    return ANOTHER.get(str(value), "another")
 
 
 def test_the_hash_changes_with_every_value() -> None:
@@ -114,8 +120,10 @@ def test_the_hash_changes_with_every_value() -> None:
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = _other(path[-1], place[path[-1]])
-        if path[-1] == "consistency":
+        if path[-1] in ("consistency", "truncate"):
             place["stream"] = "outbox"
+        if path[-1] == "stream":
+            place["consistency"] = "eventual"
         hashes.add(Plan.model_validate(changed).hash)
     assert len(paths) > 150
     assert len(hashes) == len(paths) + 1

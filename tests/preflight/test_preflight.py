@@ -77,6 +77,13 @@ async def test_sound_databases_are_not_blocked(lookup: Callable[[str], Database]
 
 FUNCTION = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
 TRIGGER = "CREATE TRIGGER t BEFORE UPDATE ON trades FOR EACH ROW EXECUTE FUNCTION f()"
+MUTE = """
+CREATE TYPE mute;
+CREATE FUNCTION mute_in(cstring) RETURNS mute LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+CREATE FUNCTION mute_out(mute) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'anyelement_out';
+CREATE TYPE mute (INPUT = mute_in, OUTPUT = mute_out, LIKE = text);
+ALTER TABLE trades ADD spot mute DEFAULT 'a'; INSERT INTO trades DEFAULT VALUES
+"""
 
 TRAPS = [
     ("no_primary_key", "ALTER TABLE trades DROP CONSTRAINT trades_pkey", "blocking"),
@@ -98,6 +105,7 @@ TRAPS = [
     ("foreign_key_not_valid", "ALTER TABLE trades DROP CONSTRAINT to_users, ADD CONSTRAINT to_users "
      "FOREIGN KEY (user_id) REFERENCES users NOT VALID", "advice"),
     ("row_security_copied", "ALTER TABLE trades ENABLE ROW LEVEL SECURITY", "advice"),
+    ("no_text_form", MUTE, "blocking"),
     ("trigger_twice", f"{FUNCTION}; {TRIGGER}; ALTER TABLE trades ENABLE ALWAYS TRIGGER t", "blocking"),
     ("trigger_not_ours", f"{FUNCTION}; {TRIGGER}; ALTER TRIGGER t ON trades RENAME TO cutover_t", "blocking"),
     ("trigger_reaches_out", f"{FUNCTION.replace('BEGIN', 'BEGIN DELETE FROM users;')}; {TRIGGER}", "advice"),

@@ -93,10 +93,39 @@ async def replication(recorder: Recorder) -> None:
         await recorder.keep(h, run, "replication-watching")
         await h.signal(run, "released", by="ann")
         await recorder.keep(h, run, "replication-done")
+    # no time is skipped while relays are at work
+    async with recorder.harness(dual_write_at_least=timedelta(seconds=2), watch_every=timedelta(seconds=1)) as h:
+        await relayed(recorder, h)
+    async with recorder.harness(dual_write_at_least=DAY) as h:
+        await not_relayed(recorder, h)
     async with recorder.harness("replicating", hasty=True) as h:
         await continued(recorder, h, "dwell", timedelta(days=7))
     async with recorder.harness("ready", hasty=True) as h:
         await continued(recorder, h, "watch", timedelta(days=7))
+
+
+async def relayed(recorder: Recorder, h: Harness) -> None:
+    """A replication run of an outbox service, to the end of its relays."""
+    run = ids.replication(h.plan, SERVICE)
+    h.world.carry()
+    copied = h.world.backfill_progress
+    h.world.backfill_progress = lambda ref: copied(ref).model_copy(update={"complete": False})  # type: ignore[method-assign]
+    await h.start(ReplicationWorkflow, run, service=SERVICE)
+    await recorder.keep(h, run, "replication-outbox-backfill")
+    del h.world.backfill_progress
+    await recorder.keep(h, run, "replication-outbox-dual-write")
+    await h.until(run, lambda one: one.phase == "watching")
+    await h.signal(run, "released", by="ann")
+    await recorder.keep(h, run, "replication-outbox-done")
+
+
+async def not_relayed(recorder: Recorder, h: Harness) -> None:
+    """A replication run of an outbox service whose relays cannot begin."""
+    run = ids.replication(h.plan, SERVICE)
+    h.world.carry()
+    h.world.faults["relay"] = [refused("a DSN is missing")]
+    await h.start(ReplicationWorkflow, run, service=SERVICE)
+    await recorder.keep(h, run, "replication-outbox-not-relayed")
 
 
 async def continued(recorder: Recorder, h: Harness, name: str, length: timedelta) -> None:

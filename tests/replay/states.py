@@ -43,6 +43,7 @@ OUTAGE = ("calling.call: workflow.wait_condition",)
 PARKED = ("run._step: park",)
 APPROVALS = ("run._await_approvals: wait",)
 EVIDENCE = ("run._await_evidence: wait",)
+RELAYS = ("relaying._relay: workflow.sleep",)  # beside the run's own waits
 HOURLY = ("summaries._hourly: workflow.sleep",)  # beside the run's own waits
 TASKS = ("preparation._tasks_done: wait",)
 AWAY = "cannot be reached"
@@ -83,7 +84,11 @@ PREPARATION = (
 REPLICATION = (
     unreachable("replication"),
     refused("replication-refused", "not prepared"),
-    State("replication-backfill", "backfill to be copied", "backfill", at=("replication._backfill: wait",)),
+    State("replication-backfill", "backfill to be copied", "backfill", at=("replication._await_copied: wait",)),
+    State("replication-outbox-backfill", "backfill to be copied", "backfill", busy=True),
+    State("replication-outbox-not-relayed", "dual-write phase to last", "dual-write", at=RELAYS, busy=True),
+    State("replication-outbox-dual-write", "dual-write phase to last", "dual-write", busy=True),
+    done("replication-outbox"),
     parked("replication-parked", "arming the fences", *PARKED),
     State("replication-dual-write", "dual-write phase to last", "dual-write", at=("replication._dwell: wait",)),
     paused("replication"),

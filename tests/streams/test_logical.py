@@ -8,7 +8,6 @@ from cutover.errors import NotYet
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
-from cutover.streams import open_stream
 from cutover.streams.logical import LogicalStream
 from tests.waiting import until
 
@@ -34,7 +33,7 @@ async def pair(monolith_db: Database, service_db: Database, request: pytest.Fixt
 async def started(pair: Pair, *, rows: int) -> LogicalStream:
     async with pair.monolith.session() as source:
         await source.execute('INSERT INTO "Order" SELECT i, i::text FROM generate_series(1, $1) i', rows)
-    stream = open_stream(pair, "forward", "logical")
+    stream = LogicalStream(pair, "forward")
     await stream.start(copy=True)
     await until(stream.ready, "the first copy is done")
     return stream
@@ -42,7 +41,7 @@ async def started(pair: Pair, *, rows: int) -> LogicalStream:
 
 async def dropped(pair: Pair) -> None:
     for direction in ("forward", "reverse"):
-        await open_stream(pair, direction, "logical").drop()
+        await LogicalStream(pair, direction).drop()
 
 
 async def test_backfill_then_changes_arrive_and_a_marker_proves_it(pair: Pair) -> None:
@@ -74,7 +73,7 @@ async def test_starting_and_dropping_twice_changes_nothing(pair: Pair) -> None:
 
 
 async def test_a_slot_left_by_a_killed_start_does_not_stop_the_next(pair: Pair) -> None:
-    stream = open_stream(pair, "forward", "logical")
+    stream = LogicalStream(pair, "forward")
     async with pair.monolith.session() as source:
         await source.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", stream.subscription)
     await started(pair, rows=3)
@@ -84,7 +83,7 @@ async def test_a_slot_left_by_a_killed_start_does_not_stop_the_next(pair: Pair) 
 
 async def test_both_directions_at_once_do_not_send_rows_back(pair: Pair) -> None:
     forward = await started(pair, rows=1)
-    reverse = open_stream(pair, "reverse", "logical")
+    reverse = LogicalStream(pair, "reverse")
     await reverse.start(copy=False)
     await until(reverse.ready, "the reverse stream is ready")
     async with pair.monolith.session() as source, pair.target.session() as sink:

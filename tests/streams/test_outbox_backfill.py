@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -154,13 +153,13 @@ async def test_a_copy_of_many_ranges_that_is_ended_in_the_middle_goes_on_where_i
     await world.stream().start(copy=True)
     seen: list[int] = []
 
-    async def break_off() -> None:
+    async def break_off(_: float) -> None:
         seen.append(1)
         if len(seen) == 8:
             raise ConnectionResetError
 
-    with suppress(BaseExceptionGroup):
-        await Backfill(world.pair, "forward").run(throttle=break_off)
+    with pytest.raises(ConnectionResetError):
+        await Backfill(world.pair, "forward").run(rest=break_off)
     items = {p.table: p for p in await world.stream().progress()}["items"]
     assert items.stage == "copying"
     assert 0 < items.rows_copied < 4000

@@ -1,6 +1,7 @@
 """Rows that stand in each other's way at the sink, and rows that it refuses: unique values, poison, quarantine."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -8,6 +9,13 @@ from cutover.errors import ConfigError, GateClosed, Refused
 from cutover.postgres.databases import Database
 from tests.streams.outbox_world import Hands, World, open_world
 from tests.waiting import until
+
+
+async def until_true(holds: Callable[[], bool], what: str) -> None:
+    async def held() -> bool:
+        return holds()
+
+    await until(held, what)
 
 
 def tokens_of(hands: Hands, shards: set[int]) -> dict[int, int]:
@@ -122,6 +130,41 @@ async def test_a_foreign_row_in_the_way_holds_one_key_after_a_few_tries(flowing:
         writing.cancel()
         await asyncio.wait([writing])
         assert await flowing.service.fetchval("SELECT count(*) FROM items WHERE id = 2") == 1
+
+
+async def test_on_best_effort_what_the_sink_refuses_is_given_up_counted_and_carried_again_once_it_is_raised(
+    flowing: World,
+) -> None:
+    stream = flowing.stream()
+    await flowing.service.execute("UPDATE cutover.outbox_stream SET best_effort = true")
+    await flowing.service.execute("ALTER TABLE items ADD CONSTRAINT short CHECK (length(note) < 5)")
+    async with flowing.relay() as relay:
+        await until_true(lambda: relay.gives_up, "the relay has heard of the level")
+        await flowing.monolith.execute("INSERT INTO items (id, note) VALUES (1, 'too long'), (2, 'fine')")
+        await flowing.drained()
+        assert [row["id"] for row in await flowing.service.fetch("SELECT id FROM items")] == [2]
+        assert relay.failures == 1
+        assert await stream.held() == []
+
+        await stream.give_up_nothing()
+        await until_true(lambda: not relay.gives_up, "the relay has heard of the level")
+        await flowing.monolith.execute("UPDATE items SET note = 'far too long' WHERE id = 1")
+
+        async def is_held() -> bool:
+            return [h.key for h in await stream.held()] == [("1",)]
+
+        await until(is_held, "the key is held")
+        with pytest.raises(GateClosed, match="quarantine"):
+            await flowing.drained()
+
+
+async def test_a_relay_tells_of_no_problem_of_a_stream_that_was_taken_away(flowing: World) -> None:
+    async with flowing.relay() as relay:
+        await flowing.drained()
+        # what a drop in the middle of a batch does to a lane
+        relay._problems[0] = "UndefinedTableError (42P01)"
+        await flowing.stream().stop()
+        await until_true(lambda: not relay.tokens and not relay._problems, "without leases nothing is wrong")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from asyncio.subprocess import PIPE, Process
 import asyncpg
 import pytest
 
+from cutover.errors import CutoverError
 from cutover.postgres import outbox_copy
+from cutover.postgres.databases import CONNECTION_ERRORS
+from tests.servers import Clusters
 from tests.streams.outbox_world import World
 from tests.waiting import until
 
@@ -29,6 +32,18 @@ async def kill9(process: Process) -> None:
     if process.returncode is None:
         process.kill()
         await process.wait()
+
+
+async def write_on(world: World, until_set: asyncio.Event, seed: int) -> int:
+    """The same over restarts of the server."""
+    done = 0
+    while not until_set.is_set():
+        try:
+            done += await write(world, until_set, seed + done)
+        except (asyncpg.PostgresError, CutoverError, *CONNECTION_ERRORS):
+            done += 1
+            await asyncio.sleep(0.05)
+    return done
 
 
 async def write(world: World, until_set: asyncio.Event, seed: int) -> int:
@@ -84,6 +99,31 @@ async def test_relays_that_are_killed_anywhere_lose_nothing(flowing: World) -> N
     assert written > 50, f"seed {seed}"
     assert await flowing.stream().held() == [], f"seed {seed}"
     await flowing.require_equal()
+
+
+@pytest.mark.slow
+async def test_servers_that_are_killed_and_restarted_under_load_lose_nothing(
+    flowing: World, clusters: Clusters
+) -> None:
+    seed = random.randrange(10**6)
+    enough = asyncio.Event()
+    load = [asyncio.create_task(write_on(flowing, enough, seed + n)) for n in range(2)]
+    try:
+        async with flowing.relay():
+            for cluster in (clusters.monolith, clusters.services, clusters.monolith, clusters.services):
+                await flowing.drained(timeout=60)
+                await asyncio.to_thread(cluster.kill9)
+                await asyncio.to_thread(cluster.restart)
+            enough.set()
+            await asyncio.gather(*load)
+            await flowing.drained(timeout=60)
+    finally:
+        enough.set()
+        await asyncio.gather(*load, return_exceptions=True)
+    flowing.monolith, flowing.service = await flowing.pair.monolith.connect(), await flowing.pair.target.connect()
+    assert await flowing.stream().held() == [], f"seed {seed}"
+    await flowing.require_equal()
+    await asyncio.gather(flowing.monolith.close(), flowing.service.close())
 
 
 @pytest.mark.slow

@@ -72,6 +72,8 @@ class World:
         self.differences = 0
         #: Into how many spans a pass is cut.
         self.spans = 1
+        #: How many relays are at work, as far as this worker knows.
+        self.relaying = 0
         #: The next span walked meets a freeze window of that length.
         self.frozen_for: timedelta | None = None
         self.on: dict[str, Callable[[], Any]] = {}
@@ -96,6 +98,21 @@ class World:
 
     def _empty(self, signature: Signature[Any, Any]) -> Any:
         return None if signature.returns is type(None) else signature.returns()
+
+    def carry(self) -> None:
+        """The services' streams are outboxes: an activity relays for as long as its run lets it."""
+        services = [one.model_copy(update={"stream": "outbox"}) for one in self.rules.services]
+        self.rules = self.rules.model_copy(update={"services": services})
+        self.on["relay"] = self._relay
+
+    async def _relay(self) -> None:
+        if self.faults["relay"]:
+            raise self.faults["relay"].pop(0)
+        self.relaying += 1
+        try:
+            await self.never()
+        finally:
+            self.relaying -= 1
 
     async def never(self) -> None:
         """What an activity does that does not end by itself (see `on`)."""

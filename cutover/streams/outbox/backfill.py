@@ -1,6 +1,7 @@
 """The first copy of an outbox stream: several ranges at once, by any number of processes, resumed after a kill."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import asyncpg
@@ -21,23 +22,27 @@ class Backfill:
         self.pair = pair
         self.direction = direction
 
-    async def run(self, *, workers: int = 2, throttle: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Returns once every table is copied; `throttle` is awaited before each range.
+    async def run(self, *, workers: int = 2, rest: Callable[[float], Awaitable[None]] | None = None) -> None:
+        """Returns once every table is copied; `rest` is awaited after each range, with the seconds that it took.
 
         Raises Unreachable and the servers' own errors: run it again, it goes on where it stood.
         """
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(self._work(throttle))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(self._work(rest))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
-    async def _work(self, throttle: Callable[[], Awaitable[None]] | None) -> None:
+    async def _work(self, rest: Callable[[float], Awaitable[None]] | None) -> None:
         service = self.pair.service
         async with open_ends(self.pair, self.direction, "copy", copy=True) as ends:
             while True:
-                if throttle is not None:
-                    await throttle()
+                began = time.monotonic()
                 try:
                     if await outbox_copy.copy_next(ends.source, ends.sink, service, self.direction, ends.flows):
+                        if rest is not None:
+                            await rest(time.monotonic() - began)
                         continue
                     if await outbox_copy.sweep_next(ends.sink, service, self.direction, ends.flows):
                         continue

@@ -26,9 +26,12 @@ from cutover.postgres.outbox_tables import Redefined
 from cutover.streams.outbox.apply import Applier, Outcome
 from cutover.streams.outbox.sessions import Ends, open_ends
 
-#: Seconds between two looks at an outbox that was empty: doubled from the first to the second.
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
-#: The same after an error.
+#: Seconds in which changes gather before they are carried together: a batch of one costs nearly what one of fifty does.
+#: A marker ends them.
+_GATHER = 0.04
+#: Seconds between two looks whether there are leases.
+_NOTHING_TO_DO = 0.05
+#: Seconds before the next try after an error, doubled from the first to the second.
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.05, 5.0
 _TIDY_SECONDS = 30.0
 #: Two lanes that wanted the same rows or unique values; the one that was ended begins its batch anew.
@@ -39,7 +42,11 @@ _STRIKE_PAUSE = 0.1
 
 
 class Relay:
-    """One process's share of the work for one direction. `lanes` batches are under way at once."""
+    """One process's share of the work for one direction.
+
+    The first lane carries alone while it keeps up. With a full batch it shares the keys out among all `lanes`, each of
+    which takes its part until it has caught up.
+    """
 
     def __init__(
         self,
@@ -60,9 +67,13 @@ class Relay:
         self.tokens: dict[int, int] = {}
         self.applied = 0
         self.failures = 0
+        #: Level best_effort: a change that the sink refuses is forgotten and left to reconciliation.
+        self.gives_up = False
         self._told = (0, 0)
         self._problems: dict[int, str] = {}
-        self._wake = asyncio.Event()
+        #: Lanes beside the first that are at work; changed by the first between two of its batches, and by themselves.
+        self._helping: set[int] = set()
+        self._help = asyncio.Event()
         self._ending = False
 
     @property
@@ -97,7 +108,7 @@ class Relay:
                     while not self._ending:
                         await self._renew(sink)
                         # until there are leases nothing can be done
-                        await asyncio.sleep(self.lease_seconds / 5 if self.tokens else 0.05)
+                        await asyncio.sleep(self.lease_seconds / 5 if self.tokens else _NOTHING_TO_DO)
             except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS):
                 await asyncio.sleep(0.2)
 
@@ -116,6 +127,8 @@ class Relay:
                 seconds=self.lease_seconds,
             )
             self._told = (applied, failures)
+            row = await outbox_lease.stream_row(sink, self.pair.service, self.direction)
+            self.gives_up = row is not None and row.best_effort
         except NotYet:
             self.tokens = {}
         except asyncpg.UndefinedTableError:
@@ -137,42 +150,61 @@ class Relay:
 
     async def _hold_on(self, lane: int) -> None:
         """Carries batches over sessions that are kept until an error."""
-        while not any(shard % self.lanes == lane for shard in self.tokens):
-            await asyncio.sleep(0.02)
+        while not self._share(lane):
+            self._problems.pop(lane, None)  # without leases there is nothing that could be wrong
+            await self._nothing(lane)
             if self._ending:
                 return
         async with open_ends(self.pair, self.direction, "relay") as ends:
-            await ends.source.add_listener(WAKE, lambda *_: self._wake.set())
+            wake = asyncio.Event()
+            await ends.source.add_listener(WAKE, lambda *_: wake.set())
             applier = Applier(ends, self.pair.service, self.direction)
-            pause, turn, tidied = 0.0, 0, time.monotonic()
+            turn, tidied, full = 0, time.monotonic(), True
             while not self._ending:
-                tokens = {shard: token for shard, token in self.tokens.items() if shard % self.lanes == lane}
-                turn += 1
+                if not full:
+                    await _rest(wake, _GATHER)
+                wake.clear()
+                tokens = self._share(lane)
                 if time.monotonic() - tidied > _TIDY_SECONDS:
                     await self.tidy(ends, tokens)
                     tidied = time.monotonic()
-                if pause and not (tokens and await outbox_source.waiting(ends.source, self.pair.service, list(tokens))):
-                    self._problems.pop(lane, None)
-                    await self._rest(pause)
-                    pause = min(pause * 2, _LONGEST_PAUSE)
+                if not tokens:
+                    await self._nothing(lane)
                     continue
-                try:
-                    full = await self.step(applier, tokens, turn)
-                except _CROSSED:
-                    self.failures += 1
-                    await asyncio.sleep(_SHORTEST_RETRY * random.random())
-                    continue
-                self._problems.pop(lane, None)
-                pause = 0.0 if full else _SHORTEST_PAUSE
+                full = await outbox_source.waiting(ends.source, self.pair.service, list(tokens))
                 if full:
-                    await asyncio.sleep(0)
+                    turn += 1
+                    try:
+                        full = await self.step(applier, tokens, turn)
+                    except _CROSSED:
+                        self.failures += 1
+                        await asyncio.sleep(_SHORTEST_RETRY * random.random())
+                        continue
+                self._problems.pop(lane, None)
+                self._share_out(lane, full)
 
-    async def _rest(self, seconds: float) -> None:
-        """A pause that a marker ends."""
-        self._wake.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
+    def _share(self, lane: int) -> dict[int, int]:
+        """The leases whose keys this lane carries just now. A key is never in two lanes' hands."""
+        if lane and lane not in self._helping:
+            return {}
+        away = self._helping - {lane} if lane == 0 else set(range(self.lanes)) - {lane}
+        return {shard: token for shard, token in self.tokens.items() if shard % self.lanes not in away}
+
+    def _share_out(self, lane: int, full: bool) -> None:
+        """Between two batches of a lane: more hands while there is more than it can carry, and fewer afterwards."""
+        if lane == 0 and full and not self._helping:
+            self._helping = set(range(1, self.lanes))
+            self._help.set()
+        elif lane and not full:
+            self._helping.discard(lane)
+
+    async def _nothing(self, lane: int) -> None:
+        """A pause of a lane that has nothing to carry; whoever waits for the event is woken before it is cleared."""
+        if lane:
+            await _rest(self._help, _NOTHING_TO_DO)
+            self._help.clear()
+        else:
+            await asyncio.sleep(_NOTHING_TO_DO)
 
     async def step(self, applier: Applier, tokens: Mapping[int, int], turn: int = 0) -> bool:
         """Carries one batch of these shards over; whether more waits behind it."""
@@ -199,6 +231,12 @@ class Relay:
         if not outcome.refused:
             return
         patient = await outbox_sink.copying(ends.sink, service, self.direction)
+        if self.gives_up and not patient:
+            self.failures += len(outcome.refused)
+            given_up = [intent for refusal in outcome.refused for intent in refusal.change.intents]
+            await outbox_source.forget(ends.source, service, given_up)
+            strikes.clear()
+            return
         for refusal in outcome.refused:
             self.failures += 1
             change = refusal.change
@@ -224,6 +262,13 @@ class Relay:
         return await outbox_sink.prune(
             ends.sink, self.pair.service, self.direction, tokens, least, keep_seconds=keep_seconds
         )
+
+
+async def _rest(event: asyncio.Event, seconds: float) -> None:
+    """A pause that the event ends."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _words(error: Exception) -> str:

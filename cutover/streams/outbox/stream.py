@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 import asyncpg
 
 from cutover.errors import GateClosed, NotYet
+from cutover.plan.models import Truncate
 from cutover.postgres import (
     compare,
     outbox_capture,
@@ -21,7 +22,6 @@ from cutover.postgres import (
     replication,
 )  # fmt: skip
 from cutover.postgres.databases import Database, Direction, Pair
-from cutover.postgres.outbox_capture import Truncate
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 
 _POLL_SECONDS = 0.002
@@ -33,9 +33,12 @@ class OutboxStream(OneDirection):
     Nothing flows through its publication, which the record of changed keys reads (`reconcile.changed`).
     """
 
-    def __init__(self, pair: Pair, direction: Direction, *, truncate: Truncate = "capture") -> None:
+    def __init__(
+        self, pair: Pair, direction: Direction, *, truncate: Truncate = "capture", best_effort: bool = False
+    ) -> None:
         super().__init__(pair, direction)
-        self.truncate = truncate
+        self.truncate: Truncate = truncate
+        self.best_effort = best_effort
 
     def _at(self, database: Database) -> AbstractAsyncContextManager[asyncpg.Connection]:
         return database.session(self.label)
@@ -71,7 +74,13 @@ class OutboxStream(OneDirection):
                 if copy:
                     flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
                     await outbox_copy.plan(source, sink, service, self.direction, list(flows.values()))
-            await outbox_lease.start(sink, service, self.direction, uuid.uuid4().hex)
+            await outbox_lease.start(sink, service, self.direction, uuid.uuid4().hex, best_effort=self.best_effort)
+
+    async def give_up_nothing(self) -> None:
+        """A change that is given up meanwhile is a difference, which the compare inside the fence finds."""
+        async with self._at(self.sink) as sink:
+            if await outbox_lease.stream_row(sink, self.pair.service, self.direction) is not None:
+                await outbox_lease.give_up_nothing(sink, self.pair.service, self.direction)
 
     async def exists(self) -> bool:
         async with self._at(self.sink) as sink:
@@ -206,8 +215,10 @@ class OutboxStream(OneDirection):
         return Work(row.stream, row.since.isoformat(), row.read_at, row.failures, row.applied)
 
     async def held(self) -> list[outbox_quarantine.Held]:
-        """The keys in quarantine."""
+        """The keys in quarantine; none where the stream was never prepared."""
         async with self._at(self.source) as source:
+            if not await outbox_schema.installed(source, self.pair.service):
+                return []
             return await outbox_quarantine.held(source, self.pair.service)
 
     async def retry(self, ids: list[int], *, by: str, why: str) -> None:

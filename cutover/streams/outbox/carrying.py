@@ -1,0 +1,25 @@
+"""Everything that has to be at work between the two databases of an outbox stream, in one process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cutover.postgres.databases import Direction, Pair
+from cutover.streams.outbox.relay import Relay
+
+DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
+
+
+@asynccontextmanager
+async def carrying(pair: Pair) -> AsyncIterator[asyncio.Future[list[None]]]:
+    """Relays of both directions while the block runs; one that is not started has nothing for its relay to do.
+
+    Yields what ends with the first error that is none of the databases'. Others are counted, told and tried again.
+    """
+    tasks = [asyncio.create_task(Relay(pair, direction).run()) for direction in DIRECTIONS]
+    together = asyncio.gather(*tasks)
+    try:
+        yield together
+    finally:
+        together.cancel()
+        await asyncio.gather(*tasks, together, return_exceptions=True)
