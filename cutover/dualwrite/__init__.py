@@ -12,11 +12,11 @@ from cutover.dualwrite.errors import (
     UnknownOutcome,
     WriteInRead,
 )
-from cutover.dualwrite.janitor import Janitor
 from cutover.dualwrite.repository import DualWriteRepository, RepositorySettings
 from cutover.dualwrite.routed_pool import PoolStats, RoutedPool
 from cutover.dualwrite.routing import ReadClass
 from cutover.dualwrite.service_pool import ServicePool
+from cutover.streams.outbox.janitor import Janitor
 
 __all__ = [
     "AnswerLost",

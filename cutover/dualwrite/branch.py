@@ -37,13 +37,12 @@ _FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
 class Branch:
     """One branch. Its errors say that nothing was done: the caller rolls back at the primary, and calls `end`."""
 
-    def __init__(self, sides: TwoSides, primary: Side, route: Route, gid: str, *, patience: float = PATIENCE) -> None:
+    def __init__(self, sides: TwoSides, primary: Side, route: Route, gid: str) -> None:
         self._sides = sides
         self._primary = primary
         self._side = other(primary)
         self._route = route
         self._gid = gid
-        self._patience = patience
         self._session: asyncpg.Connection | None = None
         #: PREPARE was sent: it may have been done.
         self._prepared = False
@@ -69,7 +68,7 @@ class Branch:
         Raises SecondaryAway, SecondaryRefused.
         """
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self._patience
+        deadline = clock() + PATIENCE
         replace = False
         while True:
             try:
@@ -147,11 +146,6 @@ class Branch:
         except _FAILED as error:
             problem = self._translated(error)
         raise problem
-
-    async def commit(self) -> None:
-        """Commits it without a preparation, and gives its session back."""
-        await self._open.execute("COMMIT")
-        self._give_back()
 
     async def end(self, decision: Decision) -> bool:
         """Carries the decision out; False where that was not possible just now, so that it is the janitor's."""

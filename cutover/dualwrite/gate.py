@@ -79,8 +79,6 @@ class Counters:
     failed: int = 0
     #: Strong writes that are done, but whose branch at the other side was left to the janitor.
     in_doubt: int = 0
-    #: best_effort: tries at the other side that failed.
-    secondary_failed: int = 0
     #: Samples of reads: compared and settled, of these unlike the other side, and passed over.
     verified: int = 0
     mismatches: int = 0

@@ -23,7 +23,6 @@ from cutover.control.database import Control
 from cutover.dualwrite.connections import Pools
 from cutover.dualwrite.errors import PoolClosed, SpansServices
 from cutover.dualwrite.gate import MAX_HELD, Gate, Lease
-from cutover.dualwrite.janitor import Janitor
 from cutover.dualwrite.lending import Surroundings
 from cutover.dualwrite.measure import Recorder
 from cutover.dualwrite.routing import before_preparation
@@ -38,6 +37,7 @@ from cutover.monitor import statistics
 from cutover.monitor.statistics import Collector
 from cutover.plan.models import Consistency
 from cutover.postgres.databases import CONNECTION_ERRORS, Database, Side, other
+from cutover.streams.outbox.janitor import Janitor
 from cutover.telemetry.meters import instruments
 
 _log = logging.getLogger(__name__)
@@ -66,8 +66,6 @@ class PoolStats:
     failed: int
     #: Strong writes that are done, but whose branch at the other side was left to the janitor.
     in_doubt: int
-    #: best_effort: tries at the other side that failed.
-    secondary_failed: int
     #: Samples of reads: compared and settled, of these unlike the other side, and passed over.
     verified: int
     mismatches: int
@@ -175,7 +173,12 @@ class RoutedPool:
             asyncio.create_task(pool._report(), name="cutover-report"),
             *(asyncio.create_task(both.run(), name="cutover-sides") for both in sides.values()),
             *(asyncio.create_task(verifier.run(), name="cutover-verify") for verifier in verifiers.values()),
-            *(asyncio.create_task(Janitor(both.pair, opened).run(), name="cutover-janitor") for both in sides.values()),
+            # the relays' workers have one for every service; here is one for those whose writes it holds up
+            *(
+                asyncio.create_task(Janitor(both.pair, opened).run(), name="cutover-janitor")
+                for both in sides.values()
+                if both.level == "strong"
+            ),
         ]
         return pool
 
@@ -279,7 +282,7 @@ async def _two_sides(
     try:
         plan = await plans.load(control, migration)
     except Refused:
-        if wanted := sorted(service for service, level in levels.items() if level != "eventual"):
+        if wanted := sorted(service for service, level in levels.items() if level == "strong"):
             raise ConfigError(
                 f"{wanted[0]}: level {levels[wanted[0]]} needs the plan of {migration!r}, which is not registered: "
                 "`cutover plan register FILE`"
@@ -293,7 +296,7 @@ async def _two_sides(
                 found[service] = sides
     try:
         for sides in found.values():
-            if sides.level != "eventual":
+            if sides.level == "strong":
                 await sides.require_prepared()
             await sides.look()
     except BaseException:

@@ -16,7 +16,7 @@ Nothing of this can be cancelled halfway: a caller that is cancelled waits for t
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -118,51 +118,6 @@ class Strong:
         else:
             self.counters.in_doubt += 1
         return decision
-
-
-@dataclass
-class BestEffort:
-    """COMMIT at the primary alone, then one try at the other side. A failure is counted, and left to the stream."""
-
-    sides: TwoSides
-    side: Side
-    route: Route
-    counters: Counters
-    begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
-
-    def __post_init__(self) -> None:
-        self.gid = two_phase.write_id(self.sides.service)
-        self._sent = False
-
-    async def commit(self, connection: "Connection", transaction: "Transaction") -> None:
-        await uninterrupted(self._commit(connection, transaction))
-
-    async def _commit(self, connection: "Connection", transaction: "Transaction") -> None:
-        try:
-            changes = await read_changes(connection, self.sides, self.side, self.route, self.gid)
-        except BaseException:
-            await roll_back(transaction, self.sides.service)
-            raise
-        self._sent = True
-        await transaction.commit()
-        if changes:
-            await self._try(changes)
-
-    async def _try(self, changes: Sequence[Change]) -> None:
-        branch = Branch(self.sides, self.side, self.route, self.gid, patience=0.0)
-        try:
-            await branch.begin()
-            await branch.apply(changes)
-            await branch.commit()
-        except _FAILED as error:
-            self.counters.secondary_failed += 1
-            _log.debug("%s: the other side was not written at once: %s", self.sides.service, type(error).__name__)
-            await branch.end("abort")
-        else:
-            self.sides.carried(self.side, [intent for change in changes for intent in change.intents])
-
-    async def decided(self) -> Decision | None:
-        return await self.sides.decided(self.gid, self.side, self.begun) if self._sent else "abort"
 
 
 async def read_changes(connection: "Connection", sides: TwoSides, side: Side, route: Route, gid: str) -> list[Change]:

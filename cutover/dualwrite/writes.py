@@ -14,7 +14,7 @@ from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.lending import Lent
 from cutover.dualwrite.routing import WRITE
 from cutover.dualwrite.statements import with_part
-from cutover.dualwrite.strong import BestEffort, Strong
+from cutover.dualwrite.strong import Strong
 from cutover.dualwrite.transactions import lent_transaction
 from cutover.dualwrite.two_sides import TwoSides
 from cutover.errors import ConfigError, GateClosed, NotYet, Unreachable
@@ -64,25 +64,17 @@ async def ending_of(gate: Gate, sides: TwoSides | None, side: Side, level: Consi
     require_level(gate.service, sides, level)
     if sides is None:
         return ALONE
-    wanted = sides.in_force(level or sides.level, side)
-    if wanted != "eventual":
+    if sides.in_force(level or sides.level, side) == "strong":
         try:
             route = await sides.route(side)
         except (NotYet, Unreachable, asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
-            if wanted == "strong":
-                raise SecondaryAway(
-                    f"{gate.service}: both sides could not be looked at ({type(error).__name__}); nothing was done, "
-                    "try again"
-                ) from None
-            gate.counters.secondary_failed += 1
+            raise SecondaryAway(
+                f"{gate.service}: both sides could not be looked at ({type(error).__name__}); nothing was done, "
+                "try again"
+            ) from None
         except GateClosed as error:
-            if wanted == "strong":
-                raise SecondaryRefused(f"{gate.service}: {error}; nothing was done") from None
-            gate.counters.secondary_failed += 1
-        else:
-            if wanted == "strong":
-                return Strong(sides, side, route, gate.route.epoch, gate.counters)
-            return BestEffort(sides, side, route, gate.counters)
+            raise SecondaryRefused(f"{gate.service}: {error}; nothing was done") from None
+        return Strong(sides, side, route, gate.route.epoch, gate.counters)
     return Noted(sides, side) if side in sides.noted else ALONE
 
 

@@ -12,12 +12,12 @@ from cutover import pairs
 from cutover.control import plans
 from cutover.control.database import Control
 from cutover.dualwrite import RoutedPool, ServicePool
-from cutover.dualwrite.janitor import Janitor
 from cutover.flags import store
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence, two_phase
 from cutover.postgres.databases import Database, Pair, Side, other
 from cutover.streams.outbox import OutboxStream, Relay
+from cutover.streams.outbox.janitor import Janitor
 from tests.waiting import until
 
 MIGRATION = "ai-trader"

@@ -8,11 +8,11 @@ from asyncio.subprocess import PIPE
 import pytest
 
 from cutover.alerts.store import recent
-from cutover.dualwrite import failpoints, janitor
+from cutover.dualwrite import failpoints
 from cutover.dualwrite.branch import Branch
 from cutover.errors import NotYet
 from cutover.postgres import two_phase
-from cutover.streams.outbox import OutboxStream
+from cutover.streams.outbox import OutboxStream, janitor
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, until_true
 from tests.relay import Relay
 

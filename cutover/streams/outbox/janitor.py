@@ -55,15 +55,21 @@ async def resolve(pair: Pair, direction: Direction, *, older_than: float = 0.0) 
     again, what is done is done.
     """
     label = f"cutover-janitor/{pair.service}"
-    found: list[Resolved] = []
     async with pair.sink(direction).session(label, lock_timeout=f"{LOCK_TIMEOUT:g}s") as sink:
         open_ones = [branch for branch in await two_phase.branches(sink, pair.service) if branch.age >= older_than]
         if not open_ones:
-            return found
+            return []
         async with pair.source(direction).session(label) as source:
-            for branch in open_ones:
-                found.append(await _resolve(source, sink, pair.service, direction, branch))
-    return found
+            return [await _resolve(source, sink, pair.service, direction, branch) for branch in open_ones]
+
+
+async def resolve_on(
+    source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction
+) -> list[Resolved]:
+    """The same for all branches on open connections, for inside a write pause."""
+    return [
+        await _resolve(source, sink, service, direction, branch) for branch in await two_phase.branches(sink, service)
+    ]
 
 
 async def _resolve(
