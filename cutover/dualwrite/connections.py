@@ -73,6 +73,7 @@ class Pools:
         self._options = options
         self._pools: dict[Database, asyncpg.Pool] = {}
         self._opening: dict[Database, asyncio.Lock] = {}
+        self._releasing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def _pool(self, database: Database) -> asyncpg.Pool:
@@ -124,6 +125,12 @@ class Pools:
         except asyncpg.PostgresError as error:
             _log.debug("a connection to %s could not be reset: %s", database.name, type(error).__name__)
 
+    def release_later(self, database: Database, connection: "Connection") -> None:
+        """The same beside what the caller does next."""
+        task = asyncio.create_task(self.release(database, connection))
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
     async def warm(self, database: Database, like: Database) -> None:
         """Opens as many connections as there are to `like`, before they are needed all at once."""
         known = self._pools.get(like)
@@ -142,6 +149,8 @@ class Pools:
     async def close(self, timeout: float) -> None:
         """Closes every pool; connections still in use after `timeout` seconds are cut."""
         self._closed = True
+        if self._releasing:
+            await asyncio.wait(self._releasing, timeout=timeout)
         for database, pool in self._pools.items():
             try:
                 async with asyncio.timeout(timeout):
