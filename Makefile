@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile bench-reconcile bench-final-compare
+.PHONY: help demo demo-kills test test-versions prove-reconcile bench-reconcile bench-final-compare bench-dualwrite
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -23,6 +23,9 @@ test: temporal ## all tests, on real servers (PYTEST_ARGS="tests/plan -x" for so
 
 bench-reconcile: bootstrap ## what a comparison costs, beside the floor and other tools (ROWS=5000000 ROUNDS=3 TOOLS=0)
 	@$(PYTHON) -m bench.reconcile
+
+bench-dualwrite: bootstrap ## what a write costs at each level, relay and first copy (ROUNDS=5 WRITES=400 SECONDS=3 ROWS=5000000)
+	@$(PYTHON) -m bench.dualwrite
 
 bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and at 20 M rows (ROWS_SMALL, ROWS_LARGE)
 	@$(PYTHON) -m bench.final_compare

@@ -32,7 +32,7 @@ class RelayActivities:
 
         Killed, its leases run out within seconds, and the next attempt takes over.
         """
-        async with carrying(await self.context.pair(ref)) as failed:
+        async with carrying(await self.context.pair(ref), self.context.control) as failed:
             ending = asyncio.create_task(activity.wait_for_worker_shutdown())
             try:
                 waited: list[asyncio.Future[Any]] = [failed, ending]

@@ -37,13 +37,30 @@ class RoutedConnection(asyncpg.Connection):
     (PostgreSQL manual, COMMIT); asyncpg drops the tag, and the caller would take its writes for done.
     """
 
+    _before_commit = ""
+
+    def send_with_commit(self, statement: str) -> None:
+        """Lets the next COMMIT carry a statement in front of it, in the same message: it costs no round trip."""
+        self._before_commit = statement
+
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
-        status: str = await super().execute(query, *args, timeout=timeout)
-        if status == "ROLLBACK" and query.strip().rstrip(";").upper() in ("COMMIT", "END"):
-            raise TransactionAborted(
-                "nothing was committed: a statement inside the transaction had failed, and its error was not passed on"
-            )
+        if len(query) > len("COMMIT;") or query.rstrip(";").upper() not in ("COMMIT", "END"):
+            return str(await super().execute(query, *args, timeout=timeout))
+        first, self._before_commit = self._before_commit, ""
+        try:
+            status: str = await super().execute(f"{first}; COMMIT" if first else query, timeout=timeout)
+        except asyncpg.InFailedSQLTransactionError:
+            raise aborted() from None
+        if status == "ROLLBACK":
+            raise aborted()
         return status
+
+
+def aborted() -> TransactionAborted:
+    """The error for a COMMIT that cannot be one."""
+    return TransactionAborted(
+        "nothing was committed: a statement inside the transaction had failed, and its error was not passed on"
+    )
 
 
 class Pools:
@@ -56,6 +73,7 @@ class Pools:
         self._options = options
         self._pools: dict[Database, asyncpg.Pool] = {}
         self._opening: dict[Database, asyncio.Lock] = {}
+        self._releasing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def _pool(self, database: Database) -> asyncpg.Pool:
@@ -107,6 +125,12 @@ class Pools:
         except asyncpg.PostgresError as error:
             _log.debug("a connection to %s could not be reset: %s", database.name, type(error).__name__)
 
+    def release_later(self, database: Database, connection: "Connection") -> None:
+        """The same beside what the caller does next."""
+        task = asyncio.create_task(self.release(database, connection))
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
     async def warm(self, database: Database, like: Database) -> None:
         """Opens as many connections as there are to `like`, before they are needed all at once."""
         known = self._pools.get(like)
@@ -125,6 +149,8 @@ class Pools:
     async def close(self, timeout: float) -> None:
         """Closes every pool; connections still in use after `timeout` seconds are cut."""
         self._closed = True
+        if self._releasing:
+            await asyncio.wait(self._releasing, timeout=timeout)
         for database, pool in self._pools.items():
             try:
                 async with asyncio.timeout(timeout):

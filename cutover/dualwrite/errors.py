@@ -3,13 +3,16 @@
     CutoverError
     ├── NotYet
     │   ├── Fenced              the database refused the write: this side is not the writable one; nothing was done
-    │   └── HeldTooLong         held during a switch for longer than its limit; nothing was sent
+    │   ├── HeldTooLong         held during a switch for longer than its limit; nothing was sent
+    │   └── SecondaryAway       strong: the other side is away or busy just now; nothing was done at either
     ├── Refused
+    │   ├── SecondaryRefused    strong: the other side refuses the rows themselves; nothing was done at either
     │   ├── SpansServices       one transaction wanted the tables of two services
     │   ├── WriteInRead         a statement that writes was called a `stale_ok` read
     │   └── PoolClosed          the pool was used after `close`
     ├── Unreachable (base)      the database could not be reached within the pool's patience; nothing was done
     ├── TransactionAborted      COMMIT was answered with ROLLBACK: an error inside was swallowed; nothing was done
+    ├── AnswerLost              the write was done, and only its answer (rows, a count) was lost with the connection
     └── UnknownOutcome          the connection died while the write was under way: done or not done, nobody knows
 
 `retryable` is true where nothing was done and the same call may succeed later.
@@ -18,9 +21,12 @@
 from cutover.errors import CutoverError, NotYet, Refused
 
 __all__ = [
+    "AnswerLost",
     "Fenced",
     "HeldTooLong",
     "PoolClosed",
+    "SecondaryAway",
+    "SecondaryRefused",
     "SpansServices",
     "TransactionAborted",
     "UnknownOutcome",
@@ -38,6 +44,18 @@ class HeldTooLong(NotYet):
     """The request waited for a switch to end and reached the pause's limit; nothing was sent."""
 
     retryable = True
+
+
+class SecondaryAway(NotYet):
+    """The other side of a strong write is away or busy; nothing was done at either side, the same may succeed later."""
+
+    retryable = True
+
+
+class SecondaryRefused(Refused):
+    """The other side refuses the rows of a strong write (a constraint, a value); nothing was done at either side."""
+
+    retryable = False
 
 
 class SpansServices(Refused):
@@ -60,6 +78,12 @@ class PoolClosed(Refused):
 
 class TransactionAborted(CutoverError):
     """An error inside the transaction was swallowed, so PostgreSQL rolled it back at COMMIT."""
+
+    retryable = False
+
+
+class AnswerLost(CutoverError):
+    """The write was done, once; what it returned was lost. Never to be done again: read what is needed by its key."""
 
     retryable = False
 

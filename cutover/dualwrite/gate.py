@@ -77,6 +77,12 @@ class Counters:
     fenced: int = 0
     unknown: int = 0
     failed: int = 0
+    #: Strong writes that are done, but whose branch at the other side was left to the janitor.
+    in_doubt: int = 0
+    #: Samples of reads: compared and settled, of these unlike the other side, and passed over.
+    verified: int = 0
+    mismatches: int = 0
+    unverified: int = 0
     pauses: int = 0
     longest_wait_ms: float = 0.0
     longest_pause_ms: float = 0.0

@@ -111,11 +111,17 @@ class Lender:
             await pools.release(database, connection)
         before = self.gate.enter(slot) if slot else ()
         trial.begin(side, database)
+        answered = False
         try:
             yield Lent(connection, side, database, slot)
+            answered = True
         finally:
             try:
-                await asyncio.shield(pools.release(database, connection))
+                if answered and not transaction:
+                    # nobody has to wait for the reset of its session, and no switch either
+                    pools.release_later(database, connection)
+                else:
+                    await asyncio.shield(pools.release(database, connection))
             finally:
                 if slot:
                     self.gate.leave(slot, before)

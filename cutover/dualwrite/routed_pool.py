@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import asyncpg
 
+from cutover.control import plans
 from cutover.control.database import Control
 from cutover.dualwrite.connections import Pools
 from cutover.dualwrite.errors import PoolClosed, SpansServices
@@ -26,13 +27,17 @@ from cutover.dualwrite.lending import Surroundings
 from cutover.dualwrite.measure import Recorder
 from cutover.dualwrite.routing import before_preparation
 from cutover.dualwrite.service_pool import ServicePool
+from cutover.dualwrite.two_sides import TwoSides, sides_of
+from cutover.dualwrite.verifying import Verifier
 from cutover.dualwrite.watcher import Watcher
-from cutover.errors import ConfigError, CutoverError, Unreachable
+from cutover.errors import ConfigError, CutoverError, Refused, Unreachable
 from cutover.flags import instances
 from cutover.flags.instances import Instance
 from cutover.monitor import statistics
 from cutover.monitor.statistics import Collector
+from cutover.plan.models import Consistency
 from cutover.postgres.databases import CONNECTION_ERRORS, Database, Side, other
+from cutover.streams.outbox.janitor import Janitor
 from cutover.telemetry.meters import instruments
 
 _log = logging.getLogger(__name__)
@@ -59,6 +64,12 @@ class PoolStats:
     fenced: int
     unknown: int
     failed: int
+    #: Strong writes that are done, but whose branch at the other side was left to the janitor.
+    in_doubt: int
+    #: Samples of reads: compared and settled, of these unlike the other side, and passed over.
+    verified: int
+    mismatches: int
+    unverified: int
     pauses: int
     #: The longest time by which a request was later than it would have been without holding and retrying.
     longest_wait_ms: float
@@ -70,12 +81,18 @@ class RoutedPool:
     """Pools for the services of one migration, routed by its flags. Open it with `RoutedPool.open`."""
 
     def __init__(
-        self, watcher: Watcher, around: Surroundings, collector: Collector, services: dict[str, ServicePool]
+        self,
+        watcher: Watcher,
+        around: Surroundings,
+        collector: Collector,
+        services: dict[str, ServicePool],
+        sides: Mapping[str, TwoSides],
     ) -> None:
         self._watcher = watcher
         self._around = around
         self._collector = collector
         self._services = services
+        self._sides = sides
         self._tasks: list[asyncio.Task[None]] = []
         self._warming: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -96,6 +113,8 @@ class RoutedPool:
         max_held: int = MAX_HELD,
         patience: float = PATIENCE,
         open_timeout: float = OPEN_TIMEOUT,
+        levels: Mapping[str, Consistency] | None = None,
+        appliers: Databases | None = None,
         **options: Any,
     ) -> Self:
         """Registers this process, reads its routes and begins to follow them.
@@ -104,36 +123,62 @@ class RoutedPool:
         `database` names the two databases of a service, by its side. `tables` maps a table to its service, so that a
         wrong `table=` is refused. `min_size` and `max_size` count connections per database; `options` go to
         `asyncpg.create_pool`. `patience`: seconds for which an operation looks for a database that is away.
+        `levels` sets a service's level of consistency, in place of the registered plan's. `appliers` names the two
+        databases once more, with cutover's own role, which may write behind the fence; without it the application's
+        own role has to be able to, where a level other than eventual is used.
         Raises Unreachable if the control database does not answer within `open_timeout` seconds: without it nobody
-        can say where the service writes.
+        can say where the service writes. Raises ConfigError for a level that cannot be had.
         """
         if not services:
             raise ConfigError("RoutedPool.open needs at least one service")
-        lookup = {service: _both_sides(database, service) for service in services}
+        lookup = _all(database, services)
         lease = Lease()
         gates = {s: Gate(before_preparation(migration, s), lease, max_held=max_held) for s in services}
         name = f"{application}-{secrets.token_hex(4)}"
         instance = Instance(name, socket.gethostname(), os.getpid(), application, version)
         opened = await _open_control(control, open_timeout)
+        try:
+            sides = await _two_sides(
+                opened, migration, lookup if appliers is None else _all(appliers, services), levels or {}, max_size
+            )
+        except BaseException:
+            await opened.close()
+            raise
         watcher = Watcher(opened, control, migration, instance, gates, lease)
         pools = Pools(application=application, min_size=min_size, max_size=max_size, options=options)
         around = Surroundings(pools, lookup, dict(tables or {}), patience, watcher.wake)
         collector = Collector(migration, name)
+        verifiers = {s: Verifier(both, gates[s], opened) for s, both in sides.items()}
         pool = cls(
             watcher,
             around,
             collector,
-            {s: ServicePool(g, around, Recorder(s, collector, instruments(), g.counters)) for s, g in gates.items()},
+            {
+                s: ServicePool(
+                    g, around, Recorder(s, collector, instruments(), g.counters), sides.get(s), verifiers.get(s)
+                )
+                for s, g in gates.items()
+            },
+            sides,
         )
         watcher.paused = pool._warm
         try:
             await _first_beat(watcher, open_timeout)
         except BaseException:
+            await asyncio.gather(*(both.close() for both in sides.values()))
             await opened.close()
             raise
         pool._tasks = [
             asyncio.create_task(watcher.run(), name="cutover-watch"),
             asyncio.create_task(pool._report(), name="cutover-report"),
+            *(asyncio.create_task(both.run(), name="cutover-sides") for both in sides.values()),
+            *(asyncio.create_task(verifier.run(), name="cutover-verify") for verifier in verifiers.values()),
+            # the relays' workers have one for every service; here is one for those whose writes it holds up
+            *(
+                asyncio.create_task(Janitor(both.pair, opened).run(), name="cutover-janitor")
+                for both in sides.values()
+                if both.level == "strong"
+            ),
         ]
         return pool
 
@@ -179,6 +224,7 @@ class RoutedPool:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._warming, return_exceptions=True)
         await self._around.pools.close(CLOSE_TIMEOUT)
+        await asyncio.gather(*(both.close() for both in self._sides.values()))
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._collector.flush(self._watcher.control)
@@ -217,6 +263,46 @@ def _both_sides(database: Databases, service: str) -> dict[Side, Database]:
         return {side: database[service][side] for side in sides}
     except KeyError as error:
         raise ConfigError(f"no database is named for service {service!r} ({error} is missing)") from None
+
+
+def _all(database: Databases, services: Sequence[str]) -> dict[str, dict[Side, Database]]:
+    return {service: _both_sides(database, service) for service in services}
+
+
+async def _two_sides(
+    control: Control,
+    migration: str,
+    databases: Mapping[str, Mapping[Side, Database]],
+    levels: Mapping[str, Consistency],
+    limit: int,
+) -> dict[str, TwoSides]:
+    """The services whose stream is the outbox. Before a plan is registered there is none."""
+    if unknown := sorted(set(levels) - set(databases)):
+        raise ConfigError(f"levels names {unknown[0]!r}, which is none of the services of this pool")
+    try:
+        plan = await plans.load(control, migration)
+    except Refused:
+        if wanted := sorted(service for service, level in levels.items() if level == "strong"):
+            raise ConfigError(
+                f"{wanted[0]}: level {levels[wanted[0]]} needs the plan of {migration!r}, which is not registered: "
+                "`cutover plan register FILE`"
+            ) from None
+        return {}
+    found = {}
+    for service, both in databases.items():
+        if service in plan.services or service in levels:
+            sides = sides_of(plan, service, both, levels.get(service), limit=limit)
+            if sides is not None:
+                found[service] = sides
+    try:
+        for sides in found.values():
+            if sides.level == "strong":
+                await sides.require_prepared()
+            await sides.look()
+    except BaseException:
+        await asyncio.gather(*(sides.close() for sides in found.values()))
+        raise
+    return found
 
 
 async def _open_control(database: Database, timeout: float) -> Control:

@@ -9,14 +9,18 @@ import asyncpg
 from cutover.dualwrite import outcome
 from cutover.dualwrite.connections import gone
 from cutover.dualwrite.epochs import Moved, writable_here
-from cutover.dualwrite.errors import Fenced, HeldTooLong, WriteInRead
+from cutover.dualwrite.errors import Fenced, HeldTooLong, SecondaryAway, WriteInRead
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.lending import Lender, Lent, Surroundings
 from cutover.dualwrite.measure import Recorder, Trial, verb_of
 from cutover.dualwrite.routing import WRITE, Access, ReadClass, reading
 from cutover.dualwrite.statements import writes
 from cutover.dualwrite.transactions import lent_transaction
+from cutover.dualwrite.two_sides import TwoSides
+from cutover.dualwrite.verifying import Verifier
+from cutover.dualwrite.writes import ALONE, Call, ending_of, require_level, write_once
 from cutover.errors import Unreachable
+from cutover.plan.models import Consistency
 
 if TYPE_CHECKING:
     from cutover.dualwrite.connections import Connection
@@ -26,14 +30,37 @@ Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 
 #: Tries of one transaction before `run_in_transaction` gives up.
 ATTEMPTS = 20
+_AGAIN = (HeldTooLong, Fenced, SecondaryAway, Unreachable)
 
 
 class ServicePool(Lender):
     """asyncpg's pool interface for the tables of one service; see docs/routed-pool.md."""
 
-    def __init__(self, gate: Gate, around: Surroundings, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        around: Surroundings,
+        recorder: Recorder,
+        sides: TwoSides | None = None,
+        verifier: Verifier | None = None,
+    ) -> None:
         super().__init__(gate, around)
         self._recorder = recorder
+        self._sides = sides
+        #: Compares samples of what was read with the other side; None where the plan has no outbox.
+        self.verifier = verifier
+
+    def level_in_force(self, level: Consistency | None = None) -> Consistency:
+        """What that level (None: the service's own) comes to just now: eventual where there is no stream."""
+        if self._sides is None:
+            return "eventual"
+        return self._sides.in_force(level or self._sides.level, self.gate.route.primary_side)
+
+    async def require_level(self, level: Consistency) -> None:
+        """Raises ConfigError for a level that the service cannot have, for whoever will ask for it call by call."""
+        require_level(self.service, self._sides, level)
+        if self._sides is not None and level != "eventual":
+            await self._sides.require_prepared()
 
     # ------------------------------------------------------------------ single statements
 
@@ -44,6 +71,7 @@ class ServicePool(Lender):
         read: ReadClass = "read_your_writes",
         key: object = None,
         write: bool | None = None,
+        level: Consistency | None = None,
         table: str | None = None,
         timeout: float | None = None,
     ) -> list[asyncpg.Record]:
@@ -51,7 +79,8 @@ class ServicePool(Lender):
 
         `key` is whose rows are read (a user, an account): a share of the `stale_ok` reads moves key by key.
         """
-        return await self._statement(lambda c: c.fetch(sql, *args, timeout=timeout), sql, read, write, table, key)
+        call = Call(lambda c, text, values: c.fetch(text, *values, timeout=timeout), sql, args)
+        return await self._statement(call, read, write, table, key, level)
 
     async def fetchrow(
         self,
@@ -60,11 +89,15 @@ class ServicePool(Lender):
         read: ReadClass = "read_your_writes",
         key: object = None,
         write: bool | None = None,
+        level: Consistency | None = None,
         table: str | None = None,
         timeout: float | None = None,
     ) -> asyncpg.Record | None:
         """The first row, or None."""
-        return await self._statement(lambda c: c.fetchrow(sql, *args, timeout=timeout), sql, read, write, table, key)
+        call: Call[asyncpg.Record | None] = Call(
+            lambda c, text, values: c.fetchrow(text, *values, timeout=timeout), sql, args
+        )
+        return await self._statement(call, read, write, table, key, level)
 
     async def fetchval(
         self,
@@ -74,26 +107,41 @@ class ServicePool(Lender):
         read: ReadClass = "read_your_writes",
         key: object = None,
         write: bool | None = None,
+        level: Consistency | None = None,
         table: str | None = None,
         timeout: float | None = None,
     ) -> Any:
         """One value of the first row, or None."""
-        return await self._statement(
-            lambda c: c.fetchval(sql, *args, column=column, timeout=timeout), sql, read, write, table, key
+        call: Call[Any] = Call(
+            lambda c, text, values: c.fetchval(text, *values, column=column, timeout=timeout), sql, args
         )
+        return await self._statement(call, read, write, table, key, level)
 
-    async def execute(self, sql: str, *args: object, table: str | None = None, timeout: float | None = None) -> str:
+    async def execute(
+        self,
+        sql: str,
+        *args: object,
+        level: Consistency | None = None,
+        table: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
         """A statement that writes, committed by itself; PostgreSQL's command tag."""
-        return await self._statement(
-            lambda c: c.execute(sql, *args, timeout=timeout), sql, "read_your_writes", True, table
-        )
+        call = Call(lambda c, text, values: c.execute(text, *values, timeout=timeout), sql, args)
+        return await self._statement(call, "read_your_writes", True, table, level=level)
 
     async def executemany(
-        self, sql: str, args: Iterable[Sequence[object]], *, table: str | None = None, timeout: float | None = None
+        self,
+        sql: str,
+        args: Iterable[Sequence[object]],
+        *,
+        level: Consistency | None = None,
+        table: str | None = None,
+        timeout: float | None = None,
     ) -> None:
         """The statement once for each row of arguments, all of them or none."""
         rows = list(args)  # a second try needs them again
-        await self._statement(lambda c: c.executemany(sql, rows, timeout=timeout), sql, "read_your_writes", True, table)
+        call: Call[None] = Call(lambda c, text, _: c.executemany(text, rows, timeout=timeout), sql, many=True)
+        await self._statement(call, "read_your_writes", True, table, level=level)
 
     async def copy_records_to_table(
         self,
@@ -102,50 +150,50 @@ class ServicePool(Lender):
         records: Iterable[Sequence[object]],
         columns: Sequence[str] | None = None,
         schema_name: str | None = None,
+        level: Consistency | None = None,
         timeout: float | None = None,
     ) -> str:
         """COPY of the records, all of them or none."""
         rows = list(records)
 
-        async def copy(connection: "Connection") -> str:
+        async def copy(connection: "Connection", _text: str, _values: Sequence[object]) -> str:
             done: str = await connection.copy_records_to_table(
                 table_name, records=rows, columns=columns, schema_name=schema_name, timeout=timeout
             )
             return done
 
-        return await self._statement(copy, "COPY", "read_your_writes", True, table_name)
+        return await self._statement(Call(copy, "COPY", many=True), "read_your_writes", True, table_name, level=level)
 
     async def _statement(
         self,
-        call: Callable[["Connection"], Awaitable[T]],
-        sql: str,
+        call: Call[T],
         read: ReadClass,
         write: bool | None,
         table: str | None,
         key: object = None,
+        level: Consistency | None = None,
     ) -> T:
-        write = writes(sql) if write is None else write
+        write = writes(call.sql) if write is None else write
         if write and read == "stale_ok":
             raise WriteInRead(f"{self.service}: a statement that writes cannot be a stale_ok read; leave `read` out")
         self._same_service(table, writing=write)
         access = WRITE if write else reading(self.service, read, key)
-        verb = verb_of(sql)
+        verb = verb_of(call.sql)
         with self._recorder.operation(access, table, verb) as trial:
-            return await self._until_answered(lambda: self._once(call, access, verb, trial), trial)
+            return await self._until_answered(lambda: self._once(call, access, verb, trial, level), trial)
 
-    async def _once(self, call: Callable[["Connection"], Awaitable[T]], access: Access, verb: str, trial: Trial) -> T:
+    async def _once(self, call: Call[T], access: Access, verb: str, trial: Trial, level: Consistency | None) -> T:
         async with self._lend(access, trial) as lent:
             if gone(lent.connection):
                 raise Unreachable(f"{self.service}: {lent.database.name!r} closed the connection before it was used")
+            if access.operation == "write":
+                return await write_once(self.gate, self._sides, call, lent, verb, level)
             try:
-                if access.operation == "read" and not access.stale_ok:
-                    return await self._read_primary(call, lent)
-                return await call(lent.connection)
+                if not access.stale_ok:
+                    return await self._read_primary(call.on, lent)
+                return await call.on(lent.connection)
             except BaseException as error:
-                if access.operation == "write" and outcome.is_lost(error):
-                    self.gate.counters.unknown += 1
-                    raise outcome.unknown(f"{self.service}: {verb}", lent.database.name, error) from None
-                if access.operation == "read" and gone(lent.connection) and outcome.is_lost(error):
+                if gone(lent.connection) and outcome.is_lost(error):
                     raise Unreachable(
                         f"{self.service}: the connection to {lent.database.name!r} was lost in a read "
                         f"({type(error).__name__})"
@@ -176,13 +224,13 @@ class ServicePool(Lender):
         while True:
             try:
                 return await once()
-            except (asyncpg.PostgresError, Unreachable, Moved) as error:
-                fenced = outcome.is_fenced(error)
+            except (asyncpg.PostgresError, Unreachable, Moved, Fenced, SecondaryAway) as error:
+                fenced = outcome.is_fenced(error) or isinstance(error, Fenced)
                 # a statement of its own is a transaction of its own: chosen as a deadlock's victim, it did nothing
-                passing = isinstance(error, Unreachable) or outcome.is_serialization(error)
+                passing = isinstance(error, Unreachable | SecondaryAway) or outcome.is_serialization(error)
                 if not (fenced or passing or isinstance(error, Moved)):
                     raise
-                self.gate.counters.fenced += fenced
+                self.gate.counters.fenced += fenced and not isinstance(error, Fenced)
                 deadline = deadline or clock() + self._around.patience
                 if trial.gave_up or clock() >= deadline:
                     if passing:
@@ -243,15 +291,17 @@ class ServicePool(Lender):
         readonly: bool = False,
         read: ReadClass = "read_your_writes",
         key: object = None,
+        level: Consistency | None = None,
     ) -> AsyncIterator["Connection"]:
         """A transaction on the side where it began; committed at the block's end, rolled back on any error.
 
-        Raises Fenced, HeldTooLong and Unreachable where nothing was done, TransactionAborted where COMMIT was
-        answered with ROLLBACK, UnknownOutcome where the connection died in COMMIT, SpansServices.
+        Raises Fenced, HeldTooLong, SecondaryAway and Unreachable where nothing was done, SecondaryRefused where the
+        other side takes the rows for wrong, TransactionAborted where COMMIT was answered with ROLLBACK, UnknownOutcome
+        where the connection died in COMMIT and nobody can say what became of it, SpansServices.
         """
         access = self._block_access(readonly, read, key)
         with self._recorder.operation(access, table, "TRANSACTION") as trial:
-            async with self._transaction(trial, table, isolation, access) as connection:
+            async with self._transaction(trial, table, isolation, access, level) as connection:
                 yield connection
 
     def _block_access(self, readonly: bool, read: ReadClass, key: object) -> Access:
@@ -261,14 +311,20 @@ class ServicePool(Lender):
 
     @asynccontextmanager
     async def _transaction(
-        self, trial: Trial, table: str | None, isolation: Isolation | None, access: Access
+        self,
+        trial: Trial,
+        table: str | None,
+        isolation: Isolation | None,
+        access: Access,
+        level: Consistency | None,
     ) -> AsyncIterator["Connection"]:
         self._same_service(table, writing=access.operation == "write")
-        async with (
-            self._lend(access, trial, transaction=True) as lent,
-            lent_transaction(self.gate, lent.connection, lent.side, lent.database, access, isolation) as connection,
-        ):
-            yield connection
+        async with self._lend(access, trial, transaction=True) as lent:
+            ending = ALONE if access.operation == "read" else await ending_of(self.gate, self._sides, lent.side, level)
+            async with lent_transaction(
+                self.gate, lent.connection, lent.side, lent.database, access, isolation, ending
+            ) as connection:
+                yield connection
 
     async def run_in_transaction(
         self,
@@ -280,10 +336,12 @@ class ServicePool(Lender):
         isolation: Isolation | None = None,
         read: ReadClass = "read_your_writes",
         key: object = None,
+        level: Consistency | None = None,
     ) -> T:
         """Runs `fn(connection)` in a transaction, again where nothing was done: at most `attempts` times.
 
-        Again: refused by the fence, held too long, serialization failure, deadlock, connection lost before COMMIT.
+        Again: refused by the fence, held too long, serialization failure, deadlock, connection lost before COMMIT, the
+        other side of a strong write away or busy.
         Never again: UnknownOutcome, and whatever `fn` raises of its own. `fn` may run several times: effects
         outside the database do not belong in it.
         """
@@ -291,10 +349,10 @@ class ServicePool(Lender):
         with self._recorder.operation(access, table, "TRANSACTION") as trial:
             for left in range(max(attempts, 1) - 1, -1, -1):
                 try:
-                    async with self._transaction(trial, table, isolation, access) as connection:
+                    async with self._transaction(trial, table, isolation, access, level) as connection:
                         result = await fn(connection)
-                except (HeldTooLong, Fenced, Unreachable, asyncpg.PostgresError) as error:
-                    again = isinstance(error, HeldTooLong | Fenced | Unreachable) or outcome.is_serialization(error)
+                except (*_AGAIN, asyncpg.PostgresError) as error:
+                    again = isinstance(error, _AGAIN) or outcome.is_serialization(error)
                     if trial.gave_up or not (again and left):
                         raise
                     if isinstance(error, HeldTooLong):

@@ -8,6 +8,8 @@ _WRITES = re.compile(
     re.IGNORECASE,
 )
 _WITH = re.compile(r"with\b", re.IGNORECASE)
+_WITH_WORDS = re.compile(r"with\b(\s+recursive\b)?", re.IGNORECASE)
+_TAKES_WITH = re.compile(r"(insert|update|delete|select|values)\b", re.IGNORECASE)
 _CTE_WRITES = re.compile(r"[()]\s*(insert\s+into|update|delete\s+from|merge\s+into)\b", re.IGNORECASE)
 
 
@@ -21,3 +23,19 @@ def writes(sql: str) -> bool:
     if _WITH.match(sql):
         return bool(_CTE_WRITES.search(sql))
     return bool(_WRITES.match(sql))
+
+
+def with_part(sql: str, part: str, *, arguments: int) -> str | None:
+    """The statement with one more part in its WITH clause; None where there may be more than one, or it takes none.
+
+    `part` may use the parameter after the statement's own `arguments`.
+    """
+    if not arguments and ";" in sql.rstrip().rstrip(";"):
+        return None  # several statements in one text
+    leading = _LEADING.match(sql)
+    start = leading.end() if leading else 0
+    if "(" in sql[:start]:
+        return None
+    if words := _WITH_WORDS.match(sql, start):
+        return f"{sql[: words.end()]} {part},{sql[words.end() :]}"
+    return f"WITH {part} {sql}" if _TAKES_WITH.match(sql, start) else None

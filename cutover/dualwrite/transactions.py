@@ -9,6 +9,7 @@ import asyncpg
 
 from cutover.dualwrite import outcome
 from cutover.dualwrite.connections import gone
+from cutover.dualwrite.endings import Ending
 from cutover.dualwrite.epochs import Moved, writable_here
 from cutover.dualwrite.errors import Fenced
 from cutover.dualwrite.gate import Gate
@@ -32,8 +33,9 @@ async def lent_transaction(
     database: Database,
     access: Access,
     isolation: Literal["read_committed", "repeatable_read", "serializable"] | None,
+    ending: Ending,
 ) -> AsyncIterator["Connection"]:
-    """BEGIN, the block, COMMIT. Errors as `ServicePool.transaction` says; the caller's own pass unchanged."""
+    """BEGIN, the block, and its ending. Errors as `ServicePool.transaction` says; the caller's own pass unchanged."""
     reading = access.operation == "read"
     watch = None if access.stale_ok else _Snapshots(gate, connection, side)
     transaction = connection.transaction(isolation=isolation, readonly=reading)
@@ -54,13 +56,18 @@ async def lent_transaction(
             raise
         raise translated from None
     try:
-        await transaction.commit()
+        await ending.commit(connection, transaction)
     except BaseException as error:
         if outcome.is_fenced(error):  # a deferred trigger wrote where writing has stopped
             raise _translated(error, gate, connection, database) from None
         if not outcome.is_lost(error):
             raise
         if reading:
+            raise _lost(gate, database, error) from None
+        decision = await ending.decided()
+        if decision == "commit":
+            return
+        if decision == "abort":
             raise _lost(gate, database, error) from None
         gate.counters.unknown += 1
         raise outcome.unknown(f"{gate.service}: COMMIT", database.name, error) from None
@@ -110,7 +117,7 @@ def _translated(error: BaseException, gate: Gate, connection: "Connection", data
 
 def _lost(gate: Gate, database: Database, error: BaseException) -> Unreachable:
     return Unreachable(
-        f"{gate.service}: the connection to {database.name!r} was lost in a transaction before COMMIT "
+        f"{gate.service}: the connection to {database.name!r} was lost before a transaction was committed "
         f"({type(error).__name__}); nothing was done"
     )
 

@@ -1,16 +1,16 @@
 """What the outbox stream keeps in schema `cutover` of both databases.
 
-At the source: the intents of a service (`outbox_<service>`), its versions (`version_<service>`) and the keys whose
-changes cannot be applied (`quarantine`). At the sink: what has been applied (`row_version`), who may apply
-(`relay_lease`), and how far the first copy is (`backfill_table`, `backfill_chunk`). A database that is source today is
-sink after a switch, so each gets all of them.
+At the source: the intents of a service (`outbox_<service>`), its versions (`version_<service>`), the keys whose changes
+cannot be applied (`quarantine`), and what became of writes whose answer may be lost (`decision`, see `two_phase`). At
+the sink: what has been applied (`row_version`), who may apply (`relay_lease`), and how far the first copy is
+(`backfill_table`, `backfill_chunk`). A database that is source today is sink after a switch, so each gets all of them.
 """
 
 import asyncpg
 
 from cutover.postgres.databases import Direction
 from cutover.postgres.epoch import SCHEMA
-from cutover.postgres.identifiers import TableName
+from cutover.postgres.identifiers import TableName, quote
 from cutover.postgres.outbox_versions import version_sequence
 
 #: Shares of the keys, by a hash that the source computes.
@@ -96,8 +96,45 @@ CREATE TABLE IF NOT EXISTS cutover.backfill_chunk (
     bytes bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (service, direction, tbl, chunk)
 );
+CREATE TABLE IF NOT EXISTS cutover.decision (
+    gid text COLLATE "C" PRIMARY KEY,
+    service text NOT NULL,
+    outcome text NOT NULL CHECK (outcome IN ('commit', 'abort')),
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
+COMMENT ON TABLE cutover.decision IS 'cutover: what became of writes, by the id that each of them carries';
+GRANT SELECT, INSERT ON cutover.decision TO PUBLIC;
 """
 _SINK_TABLES = ("relay_lease", "relay_member", "outbox_stream", "backfill_table", "backfill_chunk")
+
+#: How long the id of a write is known. Whoever asks later is told that nobody knows.
+KNOWN_MINUTES = 15
+#: Rows of decisions that one call prunes.
+_PRUNED = 50_000
+#: For everybody, like the insert: it takes only what nobody may ask for any more. Decisions on prepared branches, whose
+#: ids begin otherwise, are pruned by the janitor.
+_PRUNE = f"""
+CREATE OR REPLACE FUNCTION cutover.prune_decisions() RETURNS bigint LANGUAGE plpgsql
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    pruned bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('cutover.prune_decisions', 0)) THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM cutover.decision WHERE ctid = ANY (ARRAY(
+        SELECT d.ctid FROM cutover.decision d WHERE starts_with(d.gid, 'write:')
+        AND d.at < clock_timestamp() - interval '{KNOWN_MINUTES} minutes' LIMIT {_PRUNED} FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS pruned = ROW_COUNT;
+    RETURN pruned;
+END $$;
+"""
+
+
+def own_function(service: str) -> TableName:
+    """The function that shows a transaction its own intents, whatever its role may read."""
+    return TableName(SCHEMA, f"own_{service}")
 
 
 def outbox_table(service: str) -> TableName:
@@ -111,6 +148,7 @@ async def install(connection: asyncpg.Connection, service: str) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
         await connection.execute(_SHARED)
+        await connection.execute(_PRUNE)
         await connection.execute(
             f"""
             CREATE SEQUENCE IF NOT EXISTS {versions.sql} AS bigint MINVALUE 1 CACHE 1 NO CYCLE;
@@ -126,6 +164,16 @@ async def install(connection: asyncpg.Connection, service: str) -> None:
             ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
                     autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
             COMMENT ON TABLE {outbox.sql} IS 'cutover: changed keys of a service that are still to be carried over';
+            -- by which a strong transaction finds its own; entries come at its end, so it costs writers little
+            CREATE INDEX IF NOT EXISTS {quote(f"outbox_{service}_xid")} ON {outbox.sql} (xid);
+            CREATE OR REPLACE FUNCTION {own_function(service).sql}()
+                RETURNS TABLE (shard smallint, version bigint, op "char", tbl text, key text[])
+                LANGUAGE plpgsql SECURITY DEFINER ROWS 1
+                SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+            BEGIN
+                RETURN QUERY SELECT o.shard, o.version, o.op, o.tbl, o.key FROM {outbox.sql} o
+                    WHERE o.xid = pg_current_xact_id_if_assigned();
+            END $$;
             """
         )
 
@@ -144,6 +192,8 @@ async def remove_source(connection: asyncpg.Connection, service: str, direction:
     """Takes away what a direction kept at its source; shared tables go with the last service (`own_schema`)."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
+        # decisions stay until they are too old to be asked for, or the schema goes
+        await connection.execute(f"DROP FUNCTION IF EXISTS {own_function(service).sql}()")
         await connection.execute(f"DROP TABLE IF EXISTS {outbox_table(service).sql}")
         await connection.execute(f"DROP SEQUENCE IF EXISTS {version_sequence(service).sql}")
         await _forget(connection, ("quarantine",), service, direction)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import asyncpg
 
-from cutover.errors import StaleAttempt
+from cutover.errors import Conflict, StaleAttempt
 from cutover.postgres import epoch
 from cutover.postgres.databases import Direction
 from cutover.postgres.keys import Key
@@ -78,32 +78,88 @@ async def apply(
     return len(newer)
 
 
-async def _raise_versions(connection: asyncpg.Connection, service: str, changes: Sequence[Change]) -> list[Change]:
-    """Those of the changes (in order of their keys) that are newer than what was applied; their rows are locked."""
-    if not changes:
-        return []
+def _raise_sql(changes: Sequence[Change], first: int = 1) -> str:
+    """SQL that raises the version rows of changes; its parameters, from `first` on, are `_raise_values`."""
     width = max(len(change.key) for change in changes)
     names = ", ".join(f"k{n}" for n in range(width))
-    arrays = ", ".join(f"${n + 6}::text[]" for n in range(width))
-    rows = await connection.fetch(
+    arrays = ", ".join(f"${first + 5 + n}::text[]" for n in range(width))
+    return (
         "INSERT INTO cutover.row_version AS r (service, tbl, key, version, shard, deleted) "
-        f"SELECT $1, v.tbl, array_remove(ARRAY[{names}], NULL), v.version, v.shard, v.deleted "
-        f"FROM unnest($2::text[], $3::int8[], $4::int2[], $5::bool[], {arrays}) "
-        f"AS v(tbl, version, shard, deleted, {names}) "
+        f"SELECT ${first}::text, v.tbl, array_remove(ARRAY[{names}], NULL), v.version, v.shard, v.deleted "
+        f"FROM unnest(${first + 1}::text[], ${first + 2}::int8[], ${first + 3}::int2[], ${first + 4}::bool[], {arrays})"
+        f" AS v(tbl, version, shard, deleted, {names}) "
         "ON CONFLICT (service, tbl, key) DO UPDATE SET version = excluded.version, shard = excluded.shard, "
         "deleted = excluded.deleted, applied_at = excluded.applied_at WHERE r.version < excluded.version "
-        "RETURNING r.tbl, r.key",
+        "RETURNING r.tbl, r.key"
+    )
+
+
+def _raise_values(service: str, changes: Sequence[Change]) -> list[object]:
+    width = max(len(change.key) for change in changes)
+    return [
         service,
         [c.flow for c in changes],
         [c.version for c in changes],
         [c.shard for c in changes],
         [c.image is None for c in changes],
         *([c.key[n] if n < len(c.key) else None for c in changes] for n in range(width)),
-    )
+    ]
+
+
+async def _raise_versions(connection: asyncpg.Connection, service: str, changes: Sequence[Change]) -> list[Change]:
+    """Those of the changes (in order of their keys) that are newer than what was applied; their rows are locked."""
+    if not changes:
+        return []
+    rows = await connection.fetch(_raise_sql(changes), *_raise_values(service, changes))
     if len(rows) == len(changes):
         return list(changes)
     newer = {(row[0], tuple(row[1])) for row in rows}
     return [change for change in changes if (change.flow, change.key) in newer]
+
+
+_IS_SINK = "SELECT e.primary_side <> e.side FROM cutover.epoch e WHERE e.service = {}"
+
+
+async def apply_open(
+    connection: asyncpg.Connection,
+    service: str,
+    flows: Mapping[str, Flow],
+    changes: Sequence[Change],
+    *,
+    replace: bool = False,
+) -> None:
+    """Applies changes whose keys the caller has locked at the source, in its own open READ COMMITTED transaction.
+
+    The caller holds the tables' locks already, so that what the epoch row says now holds until its transaction ends.
+    Raises StaleAttempt where this side has become the primary, Conflict where a key is newer here than at its source.
+    """
+    ordered = sorted(changes, key=lambda change: (change.flow, change.key))
+    flow = flows[ordered[0].flow]
+    upsert = None if replace else flow.upsert_sql
+    if upsert is not None and all(c.flow == flow.name and c.image is not None for c in ordered):
+        # One statement will do where nothing is deleted: ON CONFLICT meets rows that its snapshot cannot see.
+        [row] = await connection.fetch(
+            f"WITH raised AS ({_raise_sql(ordered, 2)}), written AS ({upsert} RETURNING 1) "
+            "SELECT (SELECT count(*) FROM raised) AS raised, (SELECT count(*) FROM written) AS written, "
+            f"({_IS_SINK.format('$2')}) AS is_sink",
+            [c.image for c in ordered],
+            *_raise_values(service, ordered),
+        )
+        raised, is_sink = row["raised"], row["is_sink"]
+    else:
+        is_sink = await connection.fetchval(_IS_SINK.format("$1"), service)
+        newer = await _raise_versions(connection, service, ordered)
+        raised = len(newer)
+        for name, mine in flows.items():
+            if part := [change for change in newer if change.flow == name]:
+                await _write(connection, mine, part, replace=replace)
+    if not is_sink:
+        raise StaleAttempt(f"{service}: the other side is not the following one any more")
+    if raised != len(ordered):
+        raise Conflict(
+            f"{service}: the other side holds newer versions of {len(ordered) - raised} of these keys than the "
+            "primary has: the stream has to be rebuilt (cutover doctor)"
+        )
 
 
 async def _write(connection: asyncpg.Connection, flow: Flow, changes: Sequence[Change], *, replace: bool) -> None:

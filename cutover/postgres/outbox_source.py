@@ -214,6 +214,18 @@ async def forget(connection: asyncpg.Connection, service: str, intents: Sequence
         )
 
 
+async def any_waits(connection: asyncpg.Connection, service: str, keys: Sequence[tuple[str, Key]]) -> bool:
+    """Whether an intent of one of these keys (table's name and key) is still to be carried over."""
+    return bool(
+        await connection.fetchval(
+            f"SELECT EXISTS (SELECT FROM {outbox_table(service).sql} i "
+            "JOIN pg_catalog.jsonb_array_elements($1::text::jsonb) AS w(k) ON i.tbl = w.k ->> 0 "
+            "AND i.key = ARRAY(SELECT pg_catalog.jsonb_array_elements_text(w.k -> 1)))",
+            _json(keys),
+        )
+    )
+
+
 async def put_marker(connection: asyncpg.Connection, service: str, marker: str) -> str:
     """A marker's intent, and the snapshot in which it and all that committed before are seen.
 

@@ -14,9 +14,9 @@ from cutover.postgres.identifiers import TableName
 #: Tables (those ending in % by the beginning of their name) and functions of `epoch`, `loose_keys` and `outbox_schema`.
 _TABLES = (
     "epoch", "flush", "loose_key_queue", "marker_%", "quarantine", "row_version", "relay_lease", "relay_member",
-    "outbox_stream", "backfill_table", "backfill_chunk",
+    "outbox_stream", "backfill_table", "backfill_chunk", "decision",
 )  # fmt: skip
-_FUNCTIONS = ("refuse()", "queue_loose_key()")
+_FUNCTIONS = ("refuse()", "queue_loose_key()", "prune_decisions()")
 
 _FOUND = """
 SELECT c.relname::text AS name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

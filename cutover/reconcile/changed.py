@@ -38,7 +38,7 @@ ROUNDS = 5
 #: Seconds for which another reader of the slot is waited out (our own background reader, mostly).
 PATIENCE = 5.0
 
-_KEEP = """
+KEEP = """
 INSERT INTO control.changed_key AS k (migration, service, direction, table_name, key_id, key_json)
 SELECT $1, $2, $3, $4, * FROM unnest($5::text[], $6::text[])
 ON CONFLICT (migration, service, direction, table_name, key_id) DO UPDATE
@@ -212,7 +212,7 @@ class ChangedKeys:
         async with self.control.transaction() as connection:
             for table, keys in sorted(part.keys.items()):
                 texts = sorted(map(key_json, keys))
-                await connection.execute(_KEEP, *self._who, str(table), [key_id(t) for t in texts], texts)
+                await connection.execute(KEEP, *self._who, str(table), [key_id(t) for t in texts], texts)
             if part.whole:
                 await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
 
@@ -311,9 +311,9 @@ class ChangedKeys:
             async for row in rows:
                 texts.append(row["key_json"])
                 if len(texts) >= BATCH:
-                    await connection.execute(_KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
+                    await connection.execute(KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
                     texts = []
-            await connection.execute(_KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
+            await connection.execute(KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
         return True
 
     async def adopt(self, switch: SwitchRow) -> None:

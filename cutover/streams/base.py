@@ -99,6 +99,9 @@ class Stream(Protocol):
     async def await_marker_on(self, sink: asyncpg.Connection, marker: Marker, timeout: float) -> float:
         """The same with a connection to the target that is open already."""
 
+    async def end_in_doubt_on(self, source: asyncpg.Connection, sink: asyncpg.Connection) -> None:
+        """Ends what strong writes have left prepared at the sink; for a source that is fenced. Raises NotYet."""
+
     async def health(self) -> StreamHealth: ...
 
     async def work(self) -> Work | None:
@@ -138,6 +141,9 @@ class OneDirection:
 
     async def give_up_nothing(self) -> None:
         """It never does."""
+
+    async def end_in_doubt_on(self, source: asyncpg.Connection, sink: asyncpg.Connection) -> None:
+        """No write of its own is ever prepared."""
 
 
 def settling(stream: Stream, seconds: float) -> Callable[[], Awaitable[None]]:

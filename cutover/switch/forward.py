@@ -247,10 +247,10 @@ class Forward:
 
     async def _carry_marker(self) -> None:
         source = await self.attempt.session(self._from_side)
+        sink = await self.attempt.session(self.request.to_side)
+        await self.stream.end_in_doubt_on(source, sink)
         self._marker = await self.stream.put_marker_on(source, kind=epoch.SWITCH_MARKER)
-        await self.stream.await_marker_on(
-            await self.attempt.session(self.request.to_side), self._marker, self._remaining
-        )
+        await self.stream.await_marker_on(sink, self._marker, self._remaining)
 
     async def _standbys(self) -> None:
         """One side after the other: while the first is awaited, the second's standbys follow all the same."""

@@ -64,11 +64,16 @@ class Pace:
 
 
 async def run(
-    options: Options, control: Database, database: Callable[[str, Side], Database], stop: asyncio.Event
+    options: Options,
+    control: Database,
+    database: Callable[[str, Side], Database],
+    stop: asyncio.Event,
+    appliers: Callable[[str, Side], Database] | None = None,
 ) -> dict[str, Any]:
     """Traffic until `stop` is set or the seconds are over; gives the statistics that `main` writes.
 
-    `database(service, side)` is where a service's tables are. Raises CutoverError if it cannot begin.
+    `database(service, side)` is where a service's tables are; `appliers` the same under cutover's own role.
+    Raises CutoverError if it cannot begin.
     """
     if not 0 <= options.client < LANES // options.tasks:
         raise ConfigError(
@@ -83,6 +88,7 @@ async def run(
             services=list(SERVICES),
             control=control,
             database=database,
+            appliers=appliers,
             application=f"traffic-{options.client}",
             min_size=1,
             max_size=options.tasks,
@@ -149,6 +155,8 @@ async def _main(options: Options) -> None:
         settings.database(CONTROL),
         lambda service, side: monolith if side == "monolith" else targets[service],
         stop,
+        # what a strong write needs at the side that follows: a role that may write behind the fence
+        lambda service, side: settings.database("monolith" if side == "monolith" else SERVICES[service]),
     )
     text = json.dumps(stats)
     if options.stats is not None:

@@ -15,6 +15,7 @@ from cutover.flags import store
 from cutover.postgres import epoch, fence, own_schema
 from cutover.postgres.databases import Database, Side
 from cutover.postgres.identifiers import TableName
+from tests.dualwrite.both_sides import Both, open_both
 
 MIGRATION = "ai-trader"
 SERVICE = "trading_engine"
@@ -97,6 +98,16 @@ async def world(
             return pool
 
         yield World(control, control_db, databases, open_pool)
+
+
+@pytest_asyncio.fixture
+async def both(
+    control: Control, control_db: Database, monolith_db: Database, service_db: Database
+) -> AsyncIterator[Both]:
+    """A service with `stream: outbox` whose stream is started; no relay runs."""
+    async with open_both(control, control_db, monolith_db, service_db) as opened:
+        await opened.start()
+        yield opened
 
 
 @pytest_asyncio.fixture

@@ -23,6 +23,7 @@ from cutover.postgres import (
 )  # fmt: skip
 from cutover.postgres.databases import Database, Direction, Pair
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
+from cutover.streams.outbox import janitor
 
 _POLL_SECONDS = 0.002
 
@@ -147,6 +148,13 @@ class OutboxStream(OneDirection):
     async def await_marker_on(self, sink: asyncpg.Connection, marker: Marker, timeout: float) -> float:
         """The same; what is awaited stands at the source, so the sink's connection is not needed."""
         return await self.await_marker(marker, timeout)
+
+    async def end_in_doubt_on(self, source: asyncpg.Connection, sink: asyncpg.Connection) -> None:
+        found = await janitor.resolve_on(source, sink, self.pair.service, self.direction)
+        if left := [one.gid for one in found if one.decision is None]:
+            raise NotYet(
+                f"{self.pair.service}: {len(left)} strong writes are still deciding whether they are done ({left[0]})"
+            )
 
     async def _require_none_held(self, source: asyncpg.Connection) -> None:
         if held := await outbox_quarantine.count(source, self.pair.service):

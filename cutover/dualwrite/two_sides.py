@@ -1,0 +1,227 @@
+"""What the writes of one service need to know of both sides: its tables, its stream, and our own sessions at each.
+
+Strong writes and answers to lost commits rest on what `stream: outbox` makes in the databases. That is there from the
+stream's preparation to its cleanup, while an application runs from before the first to after the last: so it is looked
+for every few seconds, and where it is not there, a service is written at its primary alone.
+"""
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.dualwrite.sessions import Sessions
+from cutover.errors import ConfigError, CutoverError, Unreachable
+from cutover.plan.models import Consistency, Plan
+from cutover.postgres import outbox_capture, outbox_lease, outbox_source, outbox_tables, two_phase
+from cutover.postgres.databases import CONNECTION_ERRORS, Database, Direction, Pair, Side, direction_from, other
+from cutover.postgres.identifiers import TableName
+from cutover.postgres.outbox_schema import KNOWN_MINUTES
+from cutover.postgres.outbox_tables import Flow
+from cutover.postgres.two_phase import Decision, OwnChanges
+
+_log = logging.getLogger(__name__)
+
+SIDES: tuple[Side, Side] = ("monolith", "service")
+#: Seconds between two looks at what is there.
+LOOK_EVERY = 2.0
+#: Seconds between two rounds that forget intents which have been carried over.
+FORGET_EVERY = 0.1
+#: Seconds for which a decision in flight is waited for, and after which nobody is asked any more.
+DECIDE_WITHIN = 10.0
+ASKED_FOR = 0.6 * 60 * KNOWN_MINUTES
+_FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One direction, ready for strong writes."""
+
+    direction: Direction
+    flows: Mapping[str, Flow]
+    own: OwnChanges
+    begin_sql: str
+    sink_definition: str
+
+
+class TwoSides:
+    """One service's databases as its writes see them."""
+
+    def __init__(self, pair: Pair, level: Consistency, *, limit: int) -> None:
+        self.pair = pair
+        self.level = level
+        label = f"cutover-dualwrite/{pair.service}"
+        self._own = {side: Sessions(pair.at(side), label, 4, behind_the_fence=False) for side in SIDES}
+        self._writers = {side: Sessions(pair.at(side), label, limit, behind_the_fence=True) for side in SIDES}
+        #: Sides at which decisions can be kept, and directions whose stream has been started.
+        self.noted: set[Side] = set()
+        self.streaming: set[Direction] = set()
+        self._routes: dict[Direction, Route] = {}
+        self._preparing = asyncio.Lock()
+        self._done: dict[Side, list[tuple[int, int]]] = defaultdict(list)
+
+    @property
+    def service(self) -> str:
+        return self.pair.service
+
+    def own(self, side: Side) -> Sessions:
+        """Sessions that read and tidy."""
+        return self._own[side]
+
+    def writers(self, side: Side) -> Sessions:
+        """Sessions that may write at the side that is not the primary."""
+        return self._writers[side]
+
+    # ------------------------------------------------------------------ what is there
+
+    async def look(self) -> None:
+        """Finds out what is there. A side that does not answer is thought to be as it was."""
+        for side in SIDES:
+            direction = direction_from(other(side))
+            try:
+                async with self._own[side].one() as session:
+                    noted = await two_phase.installed(session, self.service)
+                    (self.noted.add if noted else self.noted.discard)(side)
+                    streaming = await outbox_lease.stream_row(session, self.service, direction) is not None
+            except asyncpg.InsufficientPrivilegeError:
+                streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
+            except _FAILED as error:
+                _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
+                continue
+            (self.streaming.add if streaming else self.streaming.discard)(direction)
+            if not streaming:
+                self._routes.pop(direction, None)
+
+    def in_force(self, level: Consistency, primary: Side) -> Consistency:
+        """The level that writes at that primary have: eventual where there is no stream (any more)."""
+        there = primary in self.noted and direction_from(primary) in self.streaming
+        return level if there else "eventual"
+
+    async def require_prepared(self) -> None:
+        """Raises ConfigError where a server would refuse to prepare a transaction, or our role to write there."""
+        for side in SIDES:
+            try:
+                async with self._writers[side].one() as session:
+                    most = await two_phase.most_prepared(session)
+            except Unreachable as error:
+                _log.warning("%s: whether strong writes work was not proved: %s", self.service, error)
+                continue
+            if not most:
+                raise ConfigError(
+                    f"{self.service}: strong consistency prepares transactions, and the server of "
+                    f"{self.pair.at(side).name!r} has that switched off: set max_prepared_transactions there to at "
+                    "least the number of writers at once (it needs a restart), or use another level"
+                )
+
+    # ------------------------------------------------------------------ strong writes
+
+    async def route(self, primary: Side) -> Route:
+        """What a strong write needs; made at the first one. Raises Unreachable, ConfigError, GateClosed."""
+        direction = direction_from(primary)
+        if known := self._routes.get(direction):
+            return known
+        async with self._preparing, AsyncExitStack() as stack:
+            if direction in self._routes:
+                return self._routes[direction]
+            source = await stack.enter_async_context(self._own[primary].one())
+            sink = await stack.enter_async_context(self._own[other(primary)].one())
+            if missing := (await outbox_capture.uncaptured(source, self.pair.tables)).rows:
+                raise ConfigError(
+                    f"{self.service}: changes of {', '.join(map(str, missing))} are not captured at "
+                    f"{self.pair.at(primary).name!r}, so they cannot be written strongly: prepare the stream anew"
+                )
+            # columns that change while they are read are noticed at the first write
+            sink_definition = await outbox_tables.definition(sink, self.pair.tables)
+            definition = await outbox_tables.definition(source, self.pair.tables)
+            flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
+            own = await two_phase.own_changes(source, self.service, flows)
+            await outbox_tables.require_definition(source, self.pair.tables, definition)
+            begin_sql = two_phase.begin_sql(self.service, self.pair.tables)
+            self._routes[direction] = Route(direction, flows, own, begin_sql, sink_definition)
+        return self._routes[direction]
+
+    def forget_route(self, direction: Direction) -> None:
+        """The tables are not as they were; the next write reads them anew."""
+        self._routes.pop(direction, None)
+
+    def carried(self, primary: Side, intents: list[tuple[int, int]]) -> None:
+        """These intents are durable at the other side; they are forgotten soon. Until then a relay may carry them."""
+        self._done[primary] += intents
+
+    # ------------------------------------------------------------------ lost answers
+
+    async def decided(self, gid: str, side: Side, begun: float) -> Decision | None:
+        """What became of a write at that side; None where nobody can say. `begun`: the loop's time before it was sent.
+
+        Tried for some seconds, for the server may be starting. None too where so long has passed since `begun` that
+        the note of a commit may be gone.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + DECIDE_WITHIN
+        while True:
+            left = deadline - clock()
+            try:
+                async with self._own[side].one() as session:
+                    decision = await two_phase.decide(session, gid, self.service, max(left, 0.1))
+            except _FAILED as error:
+                _log.debug("%s: a lost commit is still undecided: %s", self.service, type(error).__name__)
+                if clock() + 0.1 >= deadline or isinstance(error, asyncpg.UndefinedTableError):
+                    return None
+                await asyncio.sleep(0.1)
+                continue
+            return decision if clock() - begun < ASKED_FOR else None
+
+    # ------------------------------------------------------------------ in the background
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_looking())
+            tasks.create_task(self._keep_forgetting())
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY * random.uniform(0.8, 1.2))
+            await self.look()
+
+    async def _keep_forgetting(self) -> None:
+        while True:
+            await asyncio.sleep(FORGET_EVERY)
+            for side in SIDES:
+                if intents := self._done.pop(side, []):
+                    # what is not forgotten here a relay finds, and carries to no effect
+                    with suppress(*_FAILED):
+                        async with self._own[side].one() as session:
+                            await outbox_source.forget(session, self.service, intents)
+
+    async def close(self) -> None:
+        for sessions in (*self._own.values(), *self._writers.values()):
+            await sessions.close()
+
+
+def sides_of(
+    plan: Plan, service: str, databases: Mapping[Side, Database], level: Consistency | None, *, limit: int
+) -> TwoSides | None:
+    """None where the plan has no outbox for the service. Raises ConfigError for a level that its stream has not."""
+    chosen = plan.service(service)
+    if chosen.stream != "outbox":
+        if level not in (None, "eventual"):
+            raise ConfigError(
+                f"{service}: {level} is a level of dual-write, and its stream {chosen.stream} is always eventual: "
+                "write `stream: outbox` in the plan, or leave the level out"
+            )
+        return None
+    pair = Pair(
+        migration=plan.migration,
+        service=service,
+        monolith=databases["monolith"],
+        target=databases["service"],
+        tables=tuple(sorted(TableName.parse(name) for name in chosen.tables)),
+        compare={TableName.parse(name): rules.compare for name, rules in chosen.tables.items()},
+    )
+    return TwoSides(pair, level or chosen.consistency, limit=limit)

@@ -1,0 +1,160 @@
+"""The janitor: ends what a strong write has left prepared, by its decision, and tidies decisions.
+
+A branch whose process died before the decision is aborted, after it has been decided so at the primary (see
+`postgres.two_phase`); one whose decision is there is committed. Any number of janitors may be at work.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from cutover.alerts.store import Alert, Severity, raise_alert
+from cutover.control.database import Control
+from cutover.errors import CutoverError
+from cutover.postgres import two_phase
+from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
+from cutover.postgres.two_phase import Branch, Decision
+
+_log = logging.getLogger(__name__)
+
+#: Seconds for which a branch is its own process's business.
+OWN_BUSINESS = 5.0
+#: Seconds after which a branch should have been ended by anybody: its locks hold up the service.
+TOO_OLD = 30.0
+#: Seconds between two rounds.
+EVERY = 5.0
+#: Seconds for which a decision in flight is waited for, in one round.
+LOCK_TIMEOUT = 2.0
+#: Seconds for which decisions on branches that are gone are kept.
+KEEP = 3600.0
+#: Rounds between two prunings.
+_PRUNE_EVERY = 12
+_DIRECTIONS: tuple[Direction, Direction] = ("forward", "reverse")
+_FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A branch that was found in doubt; `decision` None: its decision is still in flight."""
+
+    gid: str
+    direction: Direction
+    age: float
+    decision: Decision | None
+
+
+async def resolve(pair: Pair, direction: Direction, *, older_than: float = 0.0) -> list[Resolved]:
+    """Ends the branches of one direction that are at least that many seconds old; what became of each.
+
+    With the source fenced no decision is in flight any more, so that afterwards none of ours is left at the sink.
+    The role has to be the one that prepared them, or a superuser. Raises Unreachable and the servers' errors: run it
+    again, what is done is done.
+    """
+    label = f"cutover-janitor/{pair.service}"
+    async with pair.sink(direction).session(label, lock_timeout=f"{LOCK_TIMEOUT:g}s") as sink:
+        open_ones = [branch for branch in await two_phase.branches(sink, pair.service) if branch.age >= older_than]
+        if not open_ones:
+            return []
+        async with pair.source(direction).session(label) as source:
+            return [await _resolve(source, sink, pair.service, direction, branch) for branch in open_ones]
+
+
+async def resolve_on(
+    source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction
+) -> list[Resolved]:
+    """The same for all branches on open connections, for inside a write pause."""
+    return [
+        await _resolve(source, sink, service, direction, branch) for branch in await two_phase.branches(sink, service)
+    ]
+
+
+async def _resolve(
+    source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction, branch: Branch
+) -> Resolved:
+    try:
+        decision = await two_phase.decide(source, branch.gid, service, LOCK_TIMEOUT)
+    except asyncpg.LockNotAvailableError:
+        return Resolved(branch.gid, direction, branch.age, None)
+    if await two_phase.end(sink, branch.gid, decision):
+        _log.info("%s: branch %s, %.1f s old, was ended by %s", service, branch.gid, branch.age, decision)
+    return Resolved(branch.gid, direction, branch.age, decision)
+
+
+class Janitor:
+    """Looks after one service's branches at both of its databases, until it is cancelled."""
+
+    def __init__(self, pair: Pair, control: Control | None = None) -> None:
+        self.pair = pair
+        self.control = control
+
+    async def resolve(self, *, older_than: float = OWN_BUSINESS) -> list[Resolved]:
+        """Both directions; see the function. Branches younger than `older_than` seconds are left alone."""
+        found: list[Resolved] = []
+        for direction in _DIRECTIONS:
+            found += await resolve(self.pair, direction, older_than=older_than)
+        return found
+
+    async def prune(self, *, keep_seconds: float = KEEP) -> int:
+        """Deletes decisions that nobody may ask for any more, at both databases; how many."""
+        pruned = 0
+        label = f"cutover-janitor/{self.pair.service}"
+        for direction in _DIRECTIONS:
+            async with (
+                self.pair.sink(direction).session(label) as sink,
+                self.pair.source(direction).session(label) as source,
+            ):
+                if not await two_phase.installed(source, self.pair.service):
+                    continue
+                pruned += await two_phase.prune_writes(source)
+                standing = [branch.gid for branch in await two_phase.branches(sink, self.pair.service)]
+                pruned += await two_phase.prune(source, self.pair.service, standing, keep_seconds)
+        return pruned
+
+    async def run(self) -> None:
+        """One round at once, then all the time. A round that fails is tried again; what stays too long is told."""
+        turn = 0
+        while True:
+            try:
+                await self._tell([one for one in await self.resolve() if one.age > TOO_OLD])
+                if turn % _PRUNE_EVERY == 0:
+                    await self.prune()
+            except _FAILED as error:
+                _log.debug("%s: the janitor's round failed: %s", self.pair.service, type(error).__name__)
+                await self._look_for_old_ones()
+            turn += 1
+            await asyncio.sleep(EVERY * random.uniform(0.8, 1.2))
+
+    async def _look_for_old_ones(self) -> None:
+        """A branch that cannot be ended, for the primary is away, still holds its locks: that is told too."""
+        for direction in _DIRECTIONS:
+            try:
+                async with self.pair.sink(direction).session(f"cutover-janitor/{self.pair.service}") as sink:
+                    branches = await two_phase.branches(sink, self.pair.service)
+            except _FAILED as error:
+                _log.debug("%s: branches were not counted: %s", self.pair.service, type(error).__name__)
+                continue
+            await self._tell([Resolved(b.gid, direction, b.age, None) for b in branches if b.age > TOO_OLD])
+
+    async def _tell(self, old: Sequence[Resolved]) -> None:
+        if not old:
+            return
+        oldest = max(old, key=lambda one: one.age)
+        left = sum(one.decision is None for one in old)
+        text = (
+            f"{len(old)} prepared transactions of strong writes stood in doubt for more than {TOO_OLD:g} s, the oldest "
+            f"for {oldest.age:.0f} s ({oldest.gid}); {left} of them still do and hold their locks: look whether both "
+            "databases answer, and whether a janitor has run"
+        )
+        if self.control is None:
+            _log.error("%s: %s", self.pair.service, text)
+            return
+        severity: Severity = "critical" if left else "warning"
+        alert = Alert("in-doubt", severity, self.pair.migration, self.pair.service, text, subject=oldest.direction)
+        try:
+            await raise_alert(self.control, alert)
+        except _FAILED as error:
+            _log.error("%s: %s (not recorded: %s)", self.pair.service, text, type(error).__name__)

@@ -1,0 +1,210 @@
+"""Connections that die in COMMIT: what happened is found out, and nothing is done twice or reported wrongly."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import pytest
+
+from cutover.dualwrite import AnswerLost, ServicePool, UnknownOutcome, strong, two_sides
+from cutover.dualwrite.statements import with_part
+from cutover.errors import Unreachable
+from cutover.postgres.outbox_source import Change
+from tests.dualwrite.both_sides import Both, add, until_true
+from tests.relay import Relay
+
+LOCK = 4711
+#: COMMIT waits for a lock that the test has.
+WAITS = f"""
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_catalog.pg_advisory_xact_lock({LOCK}); RETURN NULL; END $$
+"""
+IN_COMMIT = """
+CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON trades DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()
+"""
+WAITING = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted"
+KILL = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted
+"""
+
+
+@dataclass
+class Held:
+    """A commit that is held up, on a way that can be cut."""
+
+    both: Both
+    relay: Relay
+    trading: ServicePool
+    holder: asyncpg.Connection
+
+    async def cut_in_commit(self, running: "asyncio.Task[object]", *, commit: bool, mend: bool = True) -> None:
+        await until_true("COMMIT is under way", lambda: self.both.on("monolith", WAITING))
+        assert not running.done()
+        await self.relay.cut()
+        if mend:
+            await self.relay.mend()
+        if commit:
+            await self.holder.fetchval("SELECT pg_advisory_unlock($1)", LOCK)
+        else:
+            assert await self.both.on("monolith", KILL) == 1
+            await self.holder.fetchval("SELECT pg_advisory_unlock($1)", LOCK)
+
+
+@asynccontextmanager
+async def held(both: Both, level: str) -> AsyncIterator[Held]:
+    await both.on("monolith", WAITS)
+    if level != "strong":
+        await both.on("monolith", IN_COMMIT)
+    async with Relay(both.databases["monolith"]) as relay, both.databases["monolith"].session("holder") as holder:
+        trading = await both.service(
+            level, databases={"monolith": relay.database, "service": both.databases["service"]}, patience=15.0
+        )
+        await holder.execute(f"SELECT pg_advisory_lock({LOCK})")
+        yield Held(both, relay, trading, holder)
+
+
+Write = Callable[[ServicePool], Awaitable[object]]
+
+
+async def by_transaction(trading: ServicePool) -> object:
+    return await trading.run_in_transaction(lambda c: add(c, 1))
+
+
+async def by_executemany(trading: ServicePool) -> object:
+    await trading.executemany("INSERT INTO trades (id) VALUES ($1)", [(1,)])
+    return None
+
+
+async def by_statement(trading: ServicePool) -> object:
+    return await trading.execute("INSERT INTO trades (id) VALUES ($1)", 1)
+
+
+async def by_with(trading: ServicePool) -> object:
+    return await trading.fetchval("WITH x AS (SELECT 1 AS n) INSERT INTO trades (id) SELECT n FROM x RETURNING id")
+
+
+def hold_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strong write has its deferred triggers behind it when it commits, so something else is waited for there."""
+    read_changes = strong.read_changes
+
+    async def read(connection: Any, *about: Any) -> list[Change]:
+        changes = await read_changes(connection, *about)
+        connection.send_with_commit(f"SELECT pg_advisory_xact_lock({LOCK})")
+        return changes
+
+    monkeypatch.setattr(strong, "read_changes", read)
+
+
+@pytest.mark.parametrize("write", [by_transaction, by_executemany])
+@pytest.mark.parametrize("level", ["eventual", "strong"])
+async def test_a_transaction_that_was_committed_is_answered_as_such(
+    both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str
+) -> None:
+    if level == "strong":
+        hold_the_commit(monkeypatch)
+    async with held(both, level) as at:
+        running = asyncio.ensure_future(write(at.trading))
+        await at.cut_in_commit(running, commit=True)
+        await running
+        assert await both.ids("monolith") == [1]
+        assert await both.branches() == []
+        assert await both.ids("service") == ([1] if level == "strong" else [])
+        assert at.trading.gate.counters.unknown == 0
+
+
+@pytest.mark.parametrize("write", [by_transaction, by_executemany, by_statement, by_with])
+@pytest.mark.parametrize("level", ["eventual", "strong"])
+async def test_what_was_not_committed_is_done_again_once(
+    both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str
+) -> None:
+    if level == "strong":
+        hold_the_commit(monkeypatch)
+    async with held(both, level) as at:
+        running = asyncio.ensure_future(write(at.trading))
+        await at.cut_in_commit(running, commit=False)
+        await running
+        assert await both.ids("monolith") == [1]
+        assert await both.branches() == []
+        assert at.trading.gate.counters.retried >= 1
+        assert at.trading.gate.counters.unknown == 0
+        if level == "strong":
+            await both.require_equal()
+
+
+@pytest.mark.parametrize("write", [by_statement, by_with])
+async def test_a_statement_that_was_done_says_so_and_that_its_answer_is_lost(both: Both, write: Write) -> None:
+    async with held(both, "eventual") as at:
+        running = asyncio.ensure_future(write(at.trading))
+        await at.cut_in_commit(running, commit=True)
+        with pytest.raises(AnswerLost, match="was done, once"):
+            await running
+        assert await both.ids("monolith") == [1]
+        assert at.trading.gate.counters.unknown == 0
+
+
+@pytest.mark.parametrize("write", [by_transaction, by_statement])
+async def test_while_the_database_is_away_nobody_can_say(
+    both: Both, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    monkeypatch.setattr(two_sides, "DECIDE_WITHIN", 0.5)
+    async with held(both, "eventual") as at:
+        running = asyncio.ensure_future(write(at.trading))
+        await at.cut_in_commit(running, commit=True, mend=False)
+        with pytest.raises(UnknownOutcome):
+            await running
+        await at.relay.mend()
+
+
+async def test_a_note_that_may_be_gone_is_not_asked_for(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_sides, "ASKED_FOR", 0.0)
+    async with held(both, "eventual") as at:
+        running = asyncio.ensure_future(by_transaction(at.trading))
+        await at.cut_in_commit(running, commit=False)
+        with pytest.raises(UnknownOutcome):
+            await running
+
+
+async def test_what_dies_before_its_commit_is_unreachable_and_not_unknown(both: Both) -> None:
+    async with Relay(both.databases["monolith"]) as relay:
+        trading = await both.service(
+            "eventual", databases={"monolith": relay.database, "service": both.databases["service"]}
+        )
+
+        async def work(connection: asyncpg.pool.PoolConnectionProxy) -> None:
+            await add(connection, 1)
+            await relay.cut()
+            await relay.mend()
+
+        with pytest.raises(Unreachable):
+            await trading.run_in_transaction(work, attempts=1)
+        assert await both.ids("monolith") == []
+
+
+async def test_a_stream_that_is_taken_away_costs_a_retry_and_no_more(both: Both) -> None:
+    trading = await both.service("eventual")
+    await trading.execute("INSERT INTO trades (id) VALUES (1)")
+    await both.on("monolith", "DROP TABLE cutover.decision")
+    await trading.execute("INSERT INTO trades (id) VALUES (2)")
+    strong = await both.service("strong")
+    await strong.execute("INSERT INTO trades (id) VALUES (3)")
+    assert await both.ids("monolith") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sql", "arguments", "expected"),
+    [
+        ("INSERT INTO t VALUES ($1)", 1, "WITH p INSERT INTO t VALUES ($1)"),
+        ("INSERT INTO t VALUES (1);", 0, "WITH p INSERT INTO t VALUES (1);"),
+        ("INSERT INTO t VALUES (1); DELETE FROM t", 0, None),
+        ("-- a\nwith recursive a AS (TABLE x) TABLE a", 1, "-- a\nwith recursive p, a AS (TABLE x) TABLE a"),
+        ("SELECT pay($1)", 1, "WITH p SELECT pay($1)"),
+        ("CALL pay($1)", 1, None),
+        ("MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE", 0, None),
+        ("CREATE TABLE x ()", 0, None),
+    ],
+)  # fmt: skip
+def test_a_part_is_put_into_a_statement_only_where_it_fits(sql: str, arguments: int, expected: str | None) -> None:
+    assert with_part(sql, "p", arguments=arguments) == expected
