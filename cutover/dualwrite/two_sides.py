@@ -196,8 +196,10 @@ class TwoSides:
                 if intents := self._done.pop(side, []):
                     # what is not forgotten here a relay finds, and carries to no effect
                     with suppress(*_FAILED):
-                        async with self._own[side].one() as session:
+                        async with self._own[side].one() as session, self._own[other(side)].one() as there:
                             await outbox_source.forget(session, self.service, intents)
+                            # the stream's failures are judged against all that was carried over
+                            await outbox_lease.count(there, self.service, direction_from(side), len(intents))
 
     async def close(self) -> None:
         for sessions in (*self._own.values(), *self._writers.values()):

@@ -56,6 +56,16 @@ async def give_up_nothing(connection: asyncpg.Connection, service: str, directio
     )
 
 
+async def count(connection: asyncpg.Connection, service: str, direction: Direction, applied: int) -> None:
+    """Adds what somebody else than a relay has carried over to the stream's counter."""
+    await connection.execute(
+        "UPDATE cutover.outbox_stream SET applied = applied + $3 WHERE service = $1 AND direction = $2",
+        service,
+        direction,
+        applied,
+    )
+
+
 async def stop(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
     """Takes every lease away: when this returns no apply is open, and none can follow until the next `start`."""
     async with connection.transaction():

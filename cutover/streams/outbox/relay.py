@@ -6,6 +6,7 @@ effect the second time. Killed anywhere, its shards are taken over when its leas
 """
 
 import asyncio
+import logging
 import os
 import random
 import socket
@@ -25,6 +26,8 @@ from cutover.postgres.outbox_source import Batch
 from cutover.postgres.outbox_tables import Redefined
 from cutover.streams.outbox.apply import Applier, Outcome
 from cutover.streams.outbox.sessions import Ends, open_ends
+
+_log = logging.getLogger(__name__)
 
 #: Seconds in which changes gather before they are carried together: a batch of one costs nearly what one of fifty does.
 #: A marker ends them.
@@ -145,6 +148,7 @@ class Relay:
             except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
                 self.failures += 1
                 self._problems[lane] = _words(error)
+                _log.info("%s: the %s relay tries again: %s", self.pair.service, self.direction, _words(error))
                 pause = _SHORTEST_RETRY if self.applied > begun else min(pause * 2, _LONGEST_RETRY)
                 await asyncio.sleep(pause)
 
@@ -177,7 +181,7 @@ class Relay:
                     try:
                         full = await self.step(applier, tokens, turn)
                     except _CROSSED:
-                        self.failures += 1
+                        # no row was refused, so nothing failed
                         await asyncio.sleep(_SHORTEST_RETRY * random.random())
                         continue
                 self._problems.pop(lane, None)
