@@ -106,10 +106,10 @@ def too_slow(progress: Progress, every: timedelta) -> str:
 
 
 async def fresh_reports(context: Context, ref: Ref, *, newer_than: float | None = None) -> list[TableReport]:
-    """A report for each table in the direction of now; where the last one is too old, a pass is run.
+    """A report for each table in the direction of now; where the last one is too old or of another, a pass is run.
 
     `newer_than`: age limit in seconds for all tables; by default each table's own max lag. Reports from replicas do
-    not count.
+    not count. A pass that was under way while the primary changed may leave one of the other direction behind.
     """
     plan = await context.plan(ref)
     direction = await context.direction(ref)
@@ -117,10 +117,8 @@ async def fresh_reports(context: Context, ref: Ref, *, newer_than: float | None 
     found = []
     for table, rules in plan.service(context.service(ref)).tables.items():
         limit = rules.reconcile.max_lag.total_seconds() if newer_than is None else newer_than
-        report = await reports.latest(
-            context.control, ref.migration, context.service(ref), table, direction=direction, decisive=True
-        )
-        if report is None or report.age > limit:
+        report = await reports.latest(context.control, ref.migration, context.service(ref), table, decisive=True)
+        if report is None or report.direction != direction or report.age > limit:
             report = await pass_over(
                 context, ref, table, pass_id=f"{info.workflow_run_id}/{info.activity_id}/{ref.service}/{table}"
             )

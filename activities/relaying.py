@@ -17,7 +17,7 @@ SHIFT = 3600.0
 #: A copy makes room for the application where a marker takes longer than so many seconds.
 LAG_SECONDS = 60.0
 #: Of the time, at least: a copy that hardly goes on is behind for ever.
-LEAST_BUSY = 0.3
+LEAST_BUSY = 0.5
 
 
 class RelayActivities:

@@ -18,7 +18,7 @@ import asyncpg
 from cutover.dualwrite.sessions import Sessions
 from cutover.errors import ConfigError, CutoverError, Unreachable
 from cutover.plan.models import Consistency, Plan
-from cutover.postgres import outbox_capture, outbox_lease, outbox_source, outbox_tables, two_phase
+from cutover.postgres import outbox_capture, outbox_lease, outbox_sink, outbox_source, outbox_tables, two_phase
 from cutover.postgres.databases import CONNECTION_ERRORS, Database, Direction, Pair, Side, direction_from, other
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.outbox_schema import KNOWN_MINUTES
@@ -88,6 +88,8 @@ class TwoSides:
                     noted = await two_phase.installed(session, self.service)
                     (self.noted.add if noted else self.noted.discard)(side)
                     streaming = await outbox_lease.stream_row(session, self.service, direction) is not None
+                    # a range that is being copied holds its rows; and what is half there cannot be at both sides
+                    streaming = streaming and not await outbox_sink.copying(session, self.service, direction)
             except asyncpg.InsufficientPrivilegeError:
                 streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
             except _FAILED as error:

@@ -99,7 +99,7 @@ async def _differences(env: SwitchEnvironment, to_side: Side, found: Measurement
     direction = direction_from(other(to_side))
     total = 0
     for name, rules in env.service.tables.items():
-        report = await reports.latest(env.control, env.pair.migration, env.pair.service, name)
+        report = await reports.latest(env.control, env.pair.migration, env.pair.service, name, decisive=True)
         if report is None or report.direction != direction or not report.complete:
             found.problems.append(f"{name}: no complete reconciliation pass in this direction yet")
             continue

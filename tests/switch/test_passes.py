@@ -10,7 +10,7 @@ from temporalio.testing import ActivityEnvironment
 from activities import models as m
 from activities.passes import fresh_reports, too_slow
 from activities.reconciliation import ReconciliationActivities
-from cutover.control import plans
+from cutover.control import plans, reports
 from cutover.control.places import places
 from cutover.errors import NotYet
 from cutover.plan.models import Plan
@@ -53,6 +53,22 @@ async def test_a_gate_that_needs_a_pass_waits_for_the_end_of_the_freeze(env: Swi
 
     with pytest.raises(NotYet, match="freeze window"):
         await ActivityEnvironment().run(measure)
+
+
+async def test_a_report_of_the_other_direction_that_came_late_has_a_gate_run_its_own_pass(
+    env: SwitchEnvironment, work: Work
+) -> None:
+    async def measure() -> Any:
+        return await fresh_reports(work.context, work.ref)
+
+    before, *others = await ActivityEnvironment().run(measure)
+    kept = [before.id, *(one.id for one in others)]
+    assert [one.id for one in await ActivityEnvironment().run(measure)] == kept
+    await reports.record(env.control, before.model_copy(update={"direction": "reverse", "id": None}))
+    after, *same = await ActivityEnvironment().run(measure)
+    assert [one.id for one in same] == kept[1:]
+    assert after.direction == "forward"
+    assert after.id > before.id
 
 
 async def test_a_pass_waits_for_a_place_at_its_databases(env: SwitchEnvironment, work: Work) -> None:
