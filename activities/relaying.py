@@ -17,7 +17,7 @@ SHIFT = 3600.0
 #: A copy makes room for the application where a marker takes longer than so many seconds.
 LAG_SECONDS = 60.0
 #: Of the time, at least: a copy that hardly goes on is behind for ever.
-LEAST_BUSY = 0.5
+LEAST_BUSY = 0.05
 
 
 class RelayActivities:
@@ -46,7 +46,8 @@ class RelayActivities:
     async def copy_rows(self, ref: m.Ref) -> None:
         """The ranges of the first copy that are not copied yet; slower while the application's writes get slow."""
         stream = await self.context.stream(ref, "forward")
-        pace = Pace(look=Looking(stream, LAG_SECONDS), lag_limit=LAG_SECONDS, alone=False, least=LEAST_BUSY)
+        least = max(LEAST_BUSY, (await self.context.plan(ref)).dual_write.copy_at_least)
+        pace = Pace(look=Looking(stream, LAG_SECONDS), lag_limit=LAG_SECONDS, alone=False, least=least)
         try:
             await pace.begin()
             await Backfill(await self.context.pair(ref), "forward").run(rest=pace.rest)

@@ -61,9 +61,10 @@ class MonolithRef(_Model):
 
 
 class DualWriteRules(_Model):
-    """How long both databases carry every row before the first switch."""
+    """How long both databases carry every row before the first switch; how much of the time a first copy takes."""
 
     at_least: Duration = timedelta(days=14)
+    copy_at_least: Rate = 0.5
 
 
 class Reconcile(_Model):

@@ -1,6 +1,6 @@
 """A whole migration of the example under live traffic, from an empty machine to a report.
 
-    python -m examples.ai_trader.demo [--rows 1000000] [--rate 320] [--clients 4] [--kills] [--seed N]
+    python -m examples.ai_trader.demo [--rows 1000000] [--rate 310] [--clients 4] [--kills] [--seed N]
 
 Exit status 0: everything held. 1: something did not, and the report says what. 2: it could not begin.
 """
@@ -58,7 +58,7 @@ class Options:
     """What one demo is asked for; `rate` is rows written a second by all clients together."""
 
     rows: int = 1_000_000
-    rate: float = 320.0
+    rate: float = 310.0
     clients: int = 4
     kills: bool = False
     seed: int = 1
@@ -309,7 +309,7 @@ def main() -> int:
         prog="python -m examples.ai_trader.demo", description=__doc__.splitlines()[0] if __doc__ else None
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows in the monolith, over nine tables")
-    parser.add_argument("--rate", type=float, default=320.0, help="rows written a second, by all clients together")
+    parser.add_argument("--rate", type=float, default=310.0, help="rows written a second, by all clients together")
     parser.add_argument("--clients", type=int, default=4, help="traffic processes")
     parser.add_argument("--kills", action="store_true", help="kill -9 workers at ten moments, and one client")
     parser.add_argument("--seed", type=int, default=1, help="of the rows and of the kills")

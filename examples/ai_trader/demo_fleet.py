@@ -48,7 +48,7 @@ class Fleet:
     killed: list[str] = field(default_factory=list)
     _lives: dict[str, int] = field(default_factory=dict)
     _traffic_rate: float = 0.0
-    _traffic_reads: float = 0.5
+    _traffic_reads: float = 0.3
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class Fleet:
     def start_worker(self, number: int) -> Child:
         return self._start(f"worker-{number}", ["-m", "workers"], "workers")
 
-    def start_traffic(self, client: int, rate: float, reads: float = 0.5) -> Child:
+    def start_traffic(self, client: int, rate: float, reads: float = 0.3) -> Child:
         """A traffic process (`reads` for each row written); a later life of the same client has files of its own."""
         self._traffic_rate, self._traffic_reads = rate, reads
         name = f"traffic-{client}"
@@ -83,7 +83,7 @@ class Fleet:
         self.stats_files.append(stats)
         return child
 
-    def start_psql(self, writers: int = 2, rate: float = 4.0) -> Child:
+    def start_psql(self, writers: int = 2, rate: float = 2.0) -> Child:
         log = self.folder / "psql.jsonl"
         arguments = ["-m", "examples.ai_trader.psql_writers", "--writers", str(writers), "--rate", str(rate)]
         child = self._start("psql", [*arguments, "--log", str(log)], str(log))

@@ -41,7 +41,7 @@ class Options:
     rate: float = 100.0
     seconds: float = 0.0
     tasks: int = 6
-    reads: float = 0.5
+    reads: float = 0.3
     migration: str = "ai-trader"
     role: str = "trader_app"
     stats: Path | None = None
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=100.0, help="rows written a second")
     parser.add_argument("--seconds", type=float, default=0.0, help="0: until SIGTERM")
     parser.add_argument("--tasks", type=int, default=6)
-    parser.add_argument("--reads", type=float, default=0.5, help="reads for each row written")
+    parser.add_argument("--reads", type=float, default=0.3, help="reads for each row written")
     parser.add_argument("--migration", default="ai-trader")
     parser.add_argument("--role", default="trader_app", help="role to connect as; '' for the one in the DSN")
     parser.add_argument("--stats", type=Path, help="JSON file for the statistics at the end")

@@ -215,7 +215,7 @@ def test_the_reference_plan_is_the_strategys() -> None:
 def test_the_demo_moves_the_same_tables_by_the_same_rules() -> None:
     plan, demo = PLANS["plan.yaml"], PLANS["demo.yaml"]
     different = {change.path.split(".")[0] for change in changes(plan, demo)}
-    assert different == {"compress", "cadence_floor", "thresholds", "approvals", "services"}
+    assert different == {"compress", "cadence_floor", "dual_write", "thresholds", "approvals", "services"}
     assert {change.path.split(".")[-1] for change in changes(plan, demo) if change.path.startswith("services.")} == {
         "window"
     }
