@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile bench-reconcile bench-final-compare bench-dualwrite
+.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite bench-reconcile bench-final-compare bench-dualwrite
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -36,6 +36,9 @@ test-versions: bootstrap ## comparisons between every two versions of PostgreSQL
 prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and full sizes, about half an hour
 	@CUTOVER_PROVE_SEEDS=10 CUTOVER_PROVE_SIZES=full CUTOVER_PROVE_LIVE_SECONDS=60 $(PYTHON) -m pytest $(PYTEST_ARGS) \
 		$(addprefix tests/reconcile/test_,$(addsuffix .py,corruption live kills sizes mutants collations bad_input))
+
+prove-dualwrite: bootstrap ## takes each remedy of dual-write out and requires its test to fail, some minutes
+	@$(PYTHON) -m scripts.mutants_dualwrite
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
 
 from cutover.dualwrite.errors import PoolClosed, TransactionAborted
 from cutover.errors import CutoverError, Unreachable
@@ -43,6 +45,11 @@ class RoutedConnection(asyncpg.Connection):
         """Lets the next COMMIT carry a statement in front of it, in the same message: it costs no round trip."""
         self._before_commit = statement
 
+    async def prepare_cached(self, query: str) -> PreparedStatement:
+        """`prepare` by way of the cache that `fetch` has: of a statement that is known it costs no round trip."""
+        prepared: PreparedStatement = await self._prepare(query, use_cache=True)  # type: ignore[attr-defined]  # no stub
+        return prepared
+
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
         if len(query) > len("COMMIT;") or query.rstrip(";").upper() not in ("COMMIT", "END"):
             return str(await super().execute(query, *args, timeout=timeout))
@@ -74,7 +81,26 @@ class Pools:
         self._pools: dict[Database, asyncpg.Pool] = {}
         self._opening: dict[Database, asyncio.Lock] = {}
         self._releasing: set[asyncio.Task[None]] = set()
+        self._beside: list[Pools] = []
         self._closed = False
+
+    def beside(self, init: Callable[[asyncpg.Connection], Awaitable[None]]) -> "Pools":
+        """Pools like these with connections of their own, which `init` prepares; warmed and closed with these."""
+        given = self._options.get("init")
+
+        async def both(connection: asyncpg.Connection) -> None:
+            if given is not None:
+                await given(connection)
+            await init(connection)
+
+        pools = Pools(
+            application=self._application,
+            min_size=self._min_size,
+            max_size=self._max_size,
+            options={**self._options, "init": both},
+        )
+        self._beside.append(pools)
+        return pools
 
     async def _pool(self, database: Database) -> asyncpg.Pool:
         if self._closed:
@@ -133,6 +159,9 @@ class Pools:
 
     async def warm(self, database: Database, like: Database) -> None:
         """Opens as many connections as there are to `like`, before they are needed all at once."""
+        for pools in self._beside:
+            if like in pools._pools:
+                await pools.warm(database, like)
         known = self._pools.get(like)
         wanted = known.get_size() if known else 1
         taken: list[Connection] = []
@@ -149,6 +178,7 @@ class Pools:
     async def close(self, timeout: float) -> None:
         """Closes every pool; connections still in use after `timeout` seconds are cut."""
         self._closed = True
+        await asyncio.gather(*(pools.close(timeout) for pools in self._beside))
         if self._releasing:
             await asyncio.wait(self._releasing, timeout=timeout)
         for database, pool in self._pools.items():

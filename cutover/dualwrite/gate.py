@@ -229,14 +229,13 @@ class Gate:
         self._running.add(slot)
         return slot
 
-    def enter(self, slot: Slot) -> tuple[Slot, ...]:
-        """Makes the slot known to the present task; gives what `leave` wants back."""
-        before = _slots.get()
-        _slots.set((*before, slot))
-        return before
+    def enter(self, slot: Slot) -> None:
+        """Makes the slot known to the present task."""
+        _slots.set((*_slots.get(), slot))
 
-    def leave(self, slot: Slot, before: tuple[Slot, ...]) -> None:
-        _slots.set(before)
+    def leave(self, slot: Slot) -> None:
+        """Ends the slot, in whatever order and task: sessions of an engine need not be nested."""
+        _slots.set(tuple(other for other in _slots.get() if other is not slot))
         slot.running = False
         self._running.discard(slot)
         if self.route.paused and not self._running:

@@ -109,7 +109,8 @@ class Lender:
             if slot is not None:
                 break
             await pools.release(database, connection)
-        before = self.gate.enter(slot) if slot else ()
+        if slot:
+            self.gate.enter(slot)
         trial.begin(side, database)
         answered = False
         try:
@@ -124,7 +125,7 @@ class Lender:
                     await asyncio.shield(pools.release(database, connection))
             finally:
                 if slot:
-                    self.gate.leave(slot, before)
+                    self.gate.leave(slot)
 
     async def _look_again(self, trial: Trial, *, moved: bool) -> None:
         """Waits for another route, and a little in any case; asks the databases where control cannot be asked."""

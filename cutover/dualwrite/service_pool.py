@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import asyncpg
@@ -49,6 +50,11 @@ class ServicePool(Lender):
         self._sides = sides
         #: Compares samples of what was read with the other side; None where the plan has no outbox.
         self.verifier = verifier
+
+    def beside(self, init: Callable[[asyncpg.Connection], Awaitable[None]]) -> "ServicePool":
+        """The same service over connections of its own, which `init` prepares when they are opened."""
+        around = replace(self._around, pools=self._around.pools.beside(init))
+        return ServicePool(self.gate, around, self._recorder, self._sides, self.verifier)
 
     def level_in_force(self, level: Consistency | None = None) -> Consistency:
         """What that level (None: the service's own) comes to just now: eventual where there is no stream."""

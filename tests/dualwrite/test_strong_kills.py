@@ -17,7 +17,7 @@ from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, until_true
 from tests.relay import Relay
 
 
-async def write_and_die(both: Both, number: int, step: str) -> bool:
+async def write_and_die(both: Both, number: int, step: str, level: str = "strong") -> bool:
     """Whether it had its answer before it died."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.dualwrite.strong_process", str(number), stdout=PIPE,
@@ -27,6 +27,7 @@ async def write_and_die(both: Both, number: int, step: str) -> bool:
             "BOTH_SERVICE": both.databases["service"].dsn,
             "BOTH_CONTROL": both.control_db.dsn,
             "CUTOVER_DUALWRITE_KILL_AT": step,
+            "BOTH_LEVEL": level,
         },
     )  # fmt: skip
     output, _ = await process.communicate()
@@ -51,6 +52,16 @@ async def test_a_process_killed_at_any_step_leaves_both_sides_or_neither(both: B
     assert await both.ids("monolith") == ([1] if step in ("decided", "ended") else [])
     # and the stream carries what stayed in the outbox, to no effect
     await both.drained()
+    await both.require_equal()
+
+
+async def test_a_process_killed_right_after_its_commit_leaves_the_other_side_to_the_relay(both: Both) -> None:
+    await both.on("monolith", "INSERT INTO positions VALUES ('a', 'X', 0)")
+    assert await write_and_die(both, 1, "", "eventual"), "it had its answer"
+    assert await both.ids("monolith") == [1]
+    assert await both.ids("service") == []
+    await both.drained()
+    assert await both.ids("service") == [1]
     await both.require_equal()
 
 

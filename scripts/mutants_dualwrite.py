@@ -1,0 +1,271 @@
+"""Proves the tests of dual-write: takes each remedy out of a copy of the source, and requires its test to fail.
+
+    python -m scripts.mutants_dualwrite [NAME …]
+
+The lines are those of docs/dual-write-proofs.md. First all tests have to pass in the copy as it is; then each mutant's
+tests have to fail, by an assertion or an error of theirs and not by their set-up. Exit status 1 if one survives.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Seconds for one run of pytest.
+_LIMIT = 600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A remedy that is taken out: `old` occurs once in `file`, `new` stands there instead."""
+
+    name: str
+    test: str
+    file: str
+    old: str
+    new: str
+
+
+_CAPTURE, _SINK = "cutover/postgres/outbox_capture.py", "cutover/postgres/outbox_sink.py"
+_SOURCE, _TWO_PHASE = "cutover/postgres/outbox_source.py", "cutover/postgres/two_phase.py"
+_RELAY, _APPLY = "cutover/streams/outbox/relay.py", "cutover/streams/outbox/apply.py"
+_GUARD = '"deleted = excluded.deleted, applied_at = excluded.applied_at WHERE r.version < excluded.version "'
+_CARRY = "        outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})"
+_VERSION = 'version = f"nextval({quote_literal(version_sequence(service).sql)}::regclass)"'
+_ROWS_READ = "        rows = await connection.fetch(sql, *arguments)\n        batch = "
+
+MUTANTS = (
+    Mutant(
+        "no intent in the writer's transaction",
+        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_right_after_its_commit_leaves_the_other_side_to_the_relay",
+        _CAPTURE,
+        """    {insert} VALUES ({_shard(new)}, {version}, left(TG_OP, 1)::"char", {table}""",
+        """    RETURN NULL; {insert} VALUES ({_shard(new)}, {version}, left(TG_OP, 1)::"char", {table}""",
+    ),
+    Mutant(
+        "the branch of a strong write is not prepared before the commit",
+        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_at_any_step_leaves_both_sides_or_neither[decided]",
+        "cutover/dualwrite/strong.py",
+        "                await self._branch.prepare()\n",
+        "",
+    ),
+    Mutant(
+        "intents are forgotten before they are applied",
+        "tests/streams/test_outbox_order.py::test_what_was_read_and_not_applied_stays_in_the_outbox",
+        _RELAY,
+        _CARRY,
+        "        await outbox_source.forget(ends.source, service, [i for c in batch.changes for i in c.intents])\n"
+        + _CARRY,
+    ),
+    Mutant(
+        "a lost answer counts as failed",
+        "tests/dualwrite/test_lost_answers.py::test_a_transaction_that_was_committed_is_answered_as_such",
+        "cutover/dualwrite/transactions.py",
+        "        decision = await ending.decided()\n",
+        '        decision = "abort"\n',
+    ),
+    Mutant(
+        "absence is observed and not decided",
+        "tests/dualwrite/test_strong_kills.py::test_a_process_that_sleeps_before_its_commit_is_not_overtaken",
+        _TWO_PHASE,
+        "\"INSERT INTO cutover.decision (gid, service, outcome) VALUES ($1, $2, 'abort') ON CONFLICT DO NOTHING\",",
+        '"SELECT $1::text, $2::text",',
+    ),
+    Mutant(
+        "versions are the beginnings of transactions",
+        "tests/streams/test_outbox_order.py::test_writers_of_one_key_are_applied_in_the_order_of_its_lock_whoever_began_first",
+        _CAPTURE,
+        _VERSION,
+        'version = "(extract(epoch FROM now()) * 1000000)::int8"',
+    ),
+    Mutant(
+        "an apply reads before it has the lock",
+        "tests/streams/test_outbox_guard.py::test_an_apply_that_waited_for_a_newer_one_sees_what_it_wrote",
+        _SINK,
+        "        newer = await _raise_versions(connection, service, ordered)\n        for name, flow",
+        "        newer = ordered\n        for name, flow",
+    ),
+    Mutant(
+        "no guard by versions",
+        "tests/streams/test_outbox_guard.py::test_a_late_retry_does_not_overwrite_a_newer_value",
+        _SINK,
+        _GUARD,
+        _GUARD.replace(" WHERE r.version < excluded.version", ""),
+    ),
+    Mutant(
+        "tombstones guard nothing",
+        "tests/streams/test_outbox_guard.py::test_a_late_retry_does_not_bring_a_deleted_row_back",
+        _SINK,
+        _GUARD,
+        _GUARD.replace("excluded.version ", "excluded.version OR r.deleted "),
+    ),
+    Mutant(
+        "deletes are not guarded",
+        "tests/streams/test_outbox_guard.py::test_a_late_delete_does_not_remove_a_row_that_was_inserted_again",
+        _SINK,
+        _GUARD,
+        _GUARD.replace("excluded.version ", "excluded.version OR excluded.deleted "),
+    ),
+    Mutant(
+        "the other side commits first",
+        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_at_any_step_leaves_both_sides_or_neither[prepared]",
+        _TWO_PHASE,
+        'f"PREPARE TRANSACTION {quote_literal(gid)}"',
+        '"COMMIT"',
+    ),
+    Mutant(
+        "foreign keys act at the other side",
+        "tests/streams/test_outbox_order.py::test_half_a_transaction_meets_no_foreign_key_and_the_other_half_follows",
+        "cutover/postgres/applier.py",
+        "SET session_replication_role = replica; ",
+        "",
+    ),
+    Mutant(
+        "what is in the way stays in the way",
+        "tests/streams/test_outbox_conflicts.py::test_unique_values_change_places_in_one_batch_and_across_shards",
+        _APPLY,
+        "            if not await self._make_way(changes, tokens, outcome):\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "capture passes over replica mode",
+        "tests/streams/test_outbox.py::test_writers_that_bypass_the_library_are_captured",
+        _CAPTURE,
+        'ENABLE ALWAYS TRIGGER {trigger}"',
+        'ENABLE TRIGGER {trigger}"',
+    ),
+    Mutant(
+        "TRUNCATE is not captured",
+        "tests/streams/test_outbox.py::test_truncate_is_the_delete_of_every_row_or_refused",
+        _CAPTURE,
+        """        body = f"\\n    EXECUTE format({quote_literal(query + '%s AS t')}, TG_RELID::regclass);"\n""",
+        '        body = ""\n',
+    ),
+    Mutant(
+        "columns are those of the beginning",
+        "tests/streams/test_outbox_order.py::test_rows_are_not_read_for_columns_that_a_table_had_before",
+        _SOURCE,
+        "        await require_definition(connection, [flow.table for flow in flows.values()], known)\n",
+        "",
+    ),
+    Mutant(
+        "the relay reads on from the last version that it saw",
+        "tests/streams/test_outbox.py::test_a_version_drawn_early_and_committed_late_is_not_passed_over",
+        _SOURCE,
+        _ROWS_READ,
+        _ROWS_READ.replace(
+            "        batch = ",
+            '        last = _read.__dict__.get("last", 0)\n'
+            '        _read.__dict__["last"] = max([last, *(row["version"] for row in rows)])\n'
+            '        rows = [row for row in rows if row["version"] > last]\n'
+            "        batch = ",
+        ),
+    ),
+    Mutant(
+        "a relay that was overtaken goes on",
+        "tests/streams/test_outbox_guard.py::test_the_relay_that_lost_its_lease_and_one_whose_sink_is_primary_are_refused",
+        _SINK,
+        '        if allowed["held"] != len(tokens):\n',
+        "        if False:\n",
+    ),
+    Mutant(
+        "a stream goes on into the side that has become the primary",
+        "tests/streams/test_outbox_guard.py::test_the_relay_that_lost_its_lease_and_one_whose_sink_is_primary_are_refused",
+        _SINK,
+        '        if changes and not allowed["is_sink"]:\n',
+        "        if False:\n",
+    ),
+    Mutant(
+        "versions of two epochs are not comparable",
+        "tests/streams/test_outbox_guard.py::test_versions_are_comparable_across_a_switch_and_back",
+        "cutover/postgres/epoch.py",
+        "        await raise_versions(connection, service, epoch * EPOCH_VERSIONS)\n",
+        "        assert raise_versions and EPOCH_VERSIONS\n",
+    ),
+    Mutant(
+        "one poisonous row is tried for ever",
+        "tests/streams/test_outbox_conflicts.py::test_a_poison_row_is_held_with_all_behind_it_and_nothing_else_is",
+        _RELAY,
+        "            if refusal.may_pass and (patient or strikes[place] < _STRIKES):\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "what a crash may take back is carried over",
+        "tests/streams/test_outbox_guard.py::test_what_a_crash_of_the_source_could_take_back_is_not_carried_over",
+        _SOURCE,
+        "        await epoch.make_durable(connection)\n",
+        "        assert epoch\n",
+    ),
+)
+
+
+def mutated(text: str, mutant: Mutant) -> str:
+    """The source without the remedy. Raises ValueError where its line is not there once."""
+    if (found := text.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.name}: its line stands {found} times in {mutant.file}; write the mutant anew")
+    return text.replace(mutant.old, mutant.new)
+
+
+def _copy(to: Path) -> None:
+    """What git knows of, and what is new and not ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, to / name)
+
+
+def _failed(folder: Path, tests: Iterable[str]) -> tuple[int, str]:
+    """How many tests failed in the copy, and the first reason; set-up that fails is an error of ours."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "--tb=line", *tests],
+        cwd=folder, capture_output=True, text=True, timeout=_LIMIT, env={**os.environ, "COLUMNS": "400"},
+    )  # fmt: skip
+    if done.returncode not in (0, 1) or re.search(r"^ERROR ", done.stdout, re.MULTILINE):
+        raise RuntimeError(f"pytest could not run {', '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    reason = re.search(r"^FAILED \S+ - (.*)$", done.stdout, re.MULTILINE)
+    failed = re.search(r"(\d+) failed", done.stdout)
+    return int(failed[1]) if failed else 0, reason[1] if reason else ""
+
+
+def main(names: list[str]) -> int:
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    survived = []
+    with tempfile.TemporaryDirectory(prefix="cutover-mutants-") as temporary:
+        folder = Path(temporary)
+        _copy(folder)
+        tests = sorted({mutant.test for mutant in chosen})
+        failed, reason = _failed(folder, tests)
+        if failed:
+            print(f"the tests fail without a mutant: {reason}")
+            return 1
+        print(f"{len(tests)} tests pass as they should; now {len(chosen)} mutants", flush=True)
+        for mutant in chosen:
+            path = folder / mutant.file
+            sound = path.read_text()
+            path.write_text(mutated(sound, mutant))
+            began = time.monotonic()
+            failed, reason = _failed(folder, [mutant.test])
+            path.write_text(sound)
+            survived += [] if failed else [mutant.name]
+            print(f"{'caught' if failed else 'SURVIVED':8}  {mutant.name}  ({time.monotonic() - began:.0f} s) {reason}",
+                  flush=True)  # fmt: skip
+    if survived:
+        print(f"{len(survived)} of {len(chosen)} survived: {', '.join(survived)}")
+        return 1
+    print(f"all {len(chosen)} mutants were caught")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
