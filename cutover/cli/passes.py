@@ -98,8 +98,9 @@ async def compare(
     with Watch(len(tables), quiet) as watch:
         for number, table in enumerate(tables, 1):
             watch.begin(number, table)
-            handle = await _begun(client, migration, table, watch)
             try:
+                # within: what is broken off while it is being begun may have begun
+                handle = await _begun(client, migration, table, watch)
                 said = await _followed(handle, control, migration, table, watch)
             except WorkflowFailureError as error:
                 said = failed[table] = f"{table.table}: {error.cause}"

@@ -207,10 +207,13 @@ async def test_ctrl_c_leaves_the_pass_to_the_workers_and_says_how_to_look_again(
     assert f"cutover reconcile {desk.plan} --service {SERVICE} --table {TABLE} --show" in told.decode()
     assert await held.status() == WorkflowExecutionStatus.RUNNING
     await report(desk)
-    again = asyncio.create_task(desk.type("reconcile", desk.plan, *ONE, "--now"))
-    await asyncio.sleep(1)
+    again = await typed_at_a_shell(desk, "reconcile", desk.plan, *ONE, "--now")
+    said = b""
+    while b"was begun by hand is under way; this follows it" not in said:
+        said = await again.stderr.readline()
+        assert said, "it ended without a word of the pass that is under way"
     held.let_go.set()
-    assert "was begun by hand is under way; this follows it" in (await again).stderr
+    await again.communicate()
     assert passes_made(desk) == 1
 
 
