@@ -32,7 +32,7 @@ SERVICE_DATABASES = (
     CONTROL,
 )
 #: Durable as a real server is (fsync and synchronous_commit stay on); room for workers, traffic and reconciliation.
-SETTINGS = {**REPLICATION_SETTINGS, "max_connections": "200"}
+SETTINGS = {**REPLICATION_SETTINGS, "max_connections": "400"}
 
 State = Literal["running", "starting", "stopped"]
 

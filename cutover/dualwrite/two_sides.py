@@ -56,7 +56,7 @@ class TwoSides:
         self.pair = pair
         self.level = level
         label = f"cutover-dualwrite/{pair.service}"
-        self._own = {side: Sessions(pair.at(side), label, 4, behind_the_fence=False) for side in SIDES}
+        self._own = {side: Sessions(pair.at(side), label, 2, behind_the_fence=False) for side in SIDES}
         self._writers = {side: Sessions(pair.at(side), label, limit, behind_the_fence=True) for side in SIDES}
         #: Sides at which decisions can be kept, and directions whose stream has been started.
         self.noted: set[Side] = set()
