@@ -129,8 +129,12 @@ async def _followed(
     """The run's own words at its end."""
     run_id = handle.result_run_id or handle.run_id or ""
     result = asyncio.ensure_future(handle.result())
+    task = asyncio.current_task()
     try:
         while True:
+            if task is not None and task.cancelling():
+                # asyncio.wait_for of Python 3.11 loses a Ctrl-C that comes together with what it waited for
+                raise asyncio.CancelledError
             await asyncio.wait([result], timeout=LOOK)
             if result.done():
                 return await result

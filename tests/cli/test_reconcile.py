@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
@@ -14,6 +15,7 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError
 
 from activities import ids
+from cutover.cli import passes
 from cutover.cli.passes import Watch
 from cutover.cli.reports import Chosen
 from cutover.control import reports
@@ -215,6 +217,32 @@ async def test_ctrl_c_leaves_the_pass_to_the_workers_and_says_how_to_look_again(
     held.let_go.set()
     await again.communicate()
     assert passes_made(desk) == 1
+
+
+async def test_a_ctrl_c_that_was_swallowed_on_its_way_still_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handle:
+        result_run_id = run_id = "r"
+
+        async def result(self) -> None:
+            await asyncio.Event().wait()
+
+    looking = asyncio.Event()
+
+    async def swallowing(*_: object) -> None:
+        looking.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("cutover.cli.passes.passes.progress", swallowing)
+    table = Chosen(SERVICE, TABLE, "forward", 1.0)
+    handle: Any = Handle()
+    control: Any = None
+    following = asyncio.create_task(passes._followed(handle, control, "shop", table, Watch(1, quiet=True)))
+    async with asyncio.timeout(20):
+        await looking.wait()
+        following.cancel()
+        await asyncio.wait([following])
+    assert following.cancelled()
 
 
 async def test_progress_is_read_from_where_the_pass_keeps_its_place(
