@@ -18,17 +18,15 @@ from cutover.control import evidence, plans, reports, switches
 from cutover.errors import GateClosed
 from cutover.flags import store as flags
 from cutover.postgres import applier, epoch, fence, own_schema
-from cutover.postgres.databases import Direction, Side
+from cutover.postgres.databases import DIRECTIONS, SIDES
 from cutover.reconcile.changed import ChangedKeys
 from cutover.streams.outbox import OutboxStream, carrying
 from cutover.switch import crossing
 
 #: What the post-migration checklist asks for before the way back may be given up.
 VERIFIED = ("data_verified", "full_reconciliation", "benchmarks_match_baseline")
-DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 #: For what is still in an outbox when its stream is dropped.
 LAST_SECONDS = 60.0
-SIDES: tuple[Side, ...] = ("monolith", "service")
 
 
 class CleanupActivities:

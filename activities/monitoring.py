@@ -16,7 +16,7 @@ from cutover.flags import instances
 from cutover.monitor import thresholds
 from cutover.monitor.samples import Reading, StreamFacts
 from cutover.monitor.work import stream_facts
-from cutover.postgres.databases import CONNECTION_ERRORS, Direction
+from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, Direction
 from cutover.telemetry.meters import instruments
 
 LAG_SECONDS = 5.0
@@ -59,7 +59,7 @@ class MonitoringActivities:
         """How many tables have a fence that does not stand; while a switch is under way nothing is said."""
         try:
             found = await guard_fences(self.context, ref)
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+        except FAILURES as error:
             return thresholds.unreadable(0, type(error).__name__)
         if not found.settled:
             return Reading(value=None, limit=0, not_applicable=True, detail="no fences to look at, or a switch at work")
@@ -71,7 +71,7 @@ class MonitoringActivities:
         """How much is said against the servers being the ones that the evidence came from."""
         try:
             problems = await guard_servers(self.context, ref)
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+        except FAILURES as error:
             return thresholds.unreadable(0, type(error).__name__)
         detail = problems[0] if problems else "both servers are the ones that are noted"
         return Reading(value=len(problems), limit=0, breached=bool(problems), detail=detail)

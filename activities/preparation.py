@@ -12,7 +12,7 @@ from cutover.flags import store as flags
 from cutover.monitor import catalogs
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence, roles, schema
-from cutover.postgres.databases import Side
+from cutover.postgres.databases import SIDES
 from cutover.preflight.run import preflight as run_preflight
 from cutover.switch import crossing
 
@@ -79,8 +79,7 @@ class PreparationActivities:
         route = await flags.find(self.context.control, pair.migration, pair.service)
         primary = route.primary_side if route else "monolith"
         made = 0
-        sides: tuple[Side, ...] = ("monolith", "service")
-        for side in sides:
+        for side in SIDES:
             async with pair.at(side).session("cutover-fence") as connection:
                 await epoch.install(connection, pair.service, side)
                 made += await fence.install(connection, pair.service, pair.tables, closed=side != primary)

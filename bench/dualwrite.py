@@ -8,23 +8,21 @@ and is left out. Prints a table, and as the last line one JSON object; ratios ar
 import asyncio
 import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import asyncpg
 
+from bench import ground
 from bench.outbox import DDL, FSYNC, RelayProcess, copy, relay, visible
 from cutover import pairs
 from cutover.control import plans
 from cutover.control.database import Control
-from cutover.devstack.cluster import Cluster, free_port
+from cutover.devstack.cluster import Cluster
 from cutover.dualwrite import RoutedPool, ServicePool
 from cutover.flags import store
 from cutover.plan.models import Consistency, Plan
@@ -205,22 +203,9 @@ async def measure(clusters: list[Cluster]) -> None:
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="cutover-dualwrite-", dir="/var/tmp"))
-    folder.chmod(0o711)
-    clusters = [
-        Cluster(
-            name, folder / name, free_port(), {**FSYNC, "max_prepared_transactions": "64", "max_connections": "200"}
-        )
-        for name in ("monolith", "services")
-    ]
-    try:
-        for cluster in clusters:
-            cluster.start()
-        asyncio.run(measure(clusters))
-    finally:
-        for cluster in clusters:
-            cluster.kill9()
-        shutil.rmtree(folder, ignore_errors=True)
+    settings = {**FSYNC, "max_prepared_transactions": "64", "max_connections": "200"}
+    with ground.clusters(("monolith", "services"), settings) as both:
+        asyncio.run(measure([*both]))
 
 
 if __name__ == "__main__":

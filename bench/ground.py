@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,22 +110,29 @@ class Ground:
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
-    """Two running clusters with an empty database each, in a throw-away folder."""
+def clusters(names: tuple[str, str], settings: Mapping[str, str]) -> Iterator[tuple[Cluster, Cluster]]:
+    """Two running clusters in a throw-away folder."""
     folder = Path(tempfile.mkdtemp(prefix=f"cutover-bench-{os.getpid()}-", dir=SHARED))
     folder.chmod(0o711)
-    both = tuple(Cluster(name, folder / name, free_port(), SETTINGS) for name in ("source", "target"))
+    left, right = (Cluster(name, folder / name, free_port(), settings) for name in names)
     try:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(Cluster.start, both))
+            list(pool.map(Cluster.start, (left, right)))
+        yield left, right
+    finally:
+        for cluster in (left, right):
+            cluster.kill9()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """Two running clusters with an empty database each."""
+    with clusters(("source", "target"), SETTINGS) as both:
         for cluster in both:
             cluster.ensure_database(DATABASE)
         both[1].ensure_database("control")
         yield Ground(*both)
-    finally:
-        for cluster in both:
-            cluster.kill9()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def copy_over(source: Cluster, target: Cluster, table: str) -> None:

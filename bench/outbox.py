@@ -11,11 +11,9 @@ copy     rows a second of the first copy, and of `psql COPY | psql COPY` in bina
 import asyncio
 import multiprocessing
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -23,8 +21,9 @@ from pathlib import Path
 
 import asyncpg
 
+from bench import ground
 from cutover.devstack.binaries import postgres_bin
-from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster, free_port
+from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
@@ -272,17 +271,8 @@ async def measure(clusters: list[Cluster], wanted: list[str]) -> None:
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="cutover-outbox-", dir="/var/tmp"))
-    folder.chmod(0o711)
-    clusters = [Cluster(name, folder / name, free_port(), FSYNC) for name in ("monolith", "services")]
-    try:
-        for cluster in clusters:
-            cluster.start()
-        asyncio.run(measure(clusters, sys.argv[1:]))
-    finally:
-        for cluster in clusters:
-            cluster.kill9()
-        shutil.rmtree(folder, ignore_errors=True)
+    with ground.clusters(("monolith", "services"), FSYNC) as both:
+        asyncio.run(measure([*both], sys.argv[1:]))
 
 
 if __name__ == "__main__":

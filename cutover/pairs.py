@@ -1,6 +1,7 @@
 """From a plan to the two databases of a service."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cutover.plan.models import Plan
 from cutover.postgres.databases import Database, Pair
@@ -15,12 +16,18 @@ def pair(plan: Plan, service: str, database: Callable[[str], Database]) -> Pair:
     """
     chosen = plan.service(service)
     replicas = {plan.monolith.database: plan.monolith.replica, chosen.database: chosen.replica}
+    found = between(plan, service, database(plan.monolith.database), database(chosen.database))
+    return replace(found, replicas={primary: database(name) for primary, name in replicas.items() if name})
+
+
+def between(plan: Plan, service: str, monolith: Database, target: Database) -> Pair:
+    """The same for databases that are at hand, without replicas. Raises PlanError for an unknown service."""
+    chosen = plan.service(service)
     return Pair(
         migration=plan.migration,
         service=service,
-        monolith=database(plan.monolith.database),
-        target=database(chosen.database),
+        monolith=monolith,
+        target=target,
         tables=tuple(sorted(TableName.parse(name) for name in chosen.tables)),
-        replicas={primary: database(name) for primary, name in replicas.items() if name},
         compare={TableName.parse(name): rules.compare for name, rules in chosen.tables.items()},
     )

@@ -1,6 +1,5 @@
 """The relays of an outbox stream, kept at work beside a run, whatever it waits for meanwhile."""
 
-import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -19,9 +18,7 @@ AGAIN = timedelta(seconds=30)
 
 
 class Relaying(Run[ServiceStart]):
-    """A gate, a parked step or a pause does not stop the relays; the end of the run does."""
-
-    _relaying: asyncio.Task[None] | None = None
+    """The relays go on beside the run, to its end."""
 
     @property
     def carries(self) -> bool:
@@ -31,31 +28,22 @@ class Relaying(Run[ServiceStart]):
 
     def begin_relaying(self) -> None:
         """From the start of the stream on."""
-        if self._relaying is None and self.carries:
-            self._relaying = asyncio.create_task(self._relay())
-
-    async def end_relaying(self) -> None:
-        """Returns once the relays have given their leases back."""
-        task, self._relaying = self._relaying, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        if self.carries:
+            self.begin_beside("relays", self._relay)
 
     async def hand_on(self, **changes: Any) -> None:
-        relaying = self._relaying is not None
-        await self.end_relaying()
+        relayed = await self.end_beside("relays")
         await super().hand_on(**changes)
-        if relaying:
+        if relayed:
             self.begin_relaying()
 
     async def end(self, text: str) -> None:
-        await self.end_relaying()
+        await self.end_beside("relays")
         await super().end(text)
 
     async def after_adoption(self) -> None:
         """The relays go by the plan in force."""
-        if self._relaying is not None:
-            await self.end_relaying()
+        if await self.end_beside("relays"):
             self.begin_relaying()
 
     async def _relay(self) -> None:

@@ -5,7 +5,7 @@ messages are recorded, and a rollback, a cancellation or an adopted plan is hear
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +34,7 @@ class Run(Calling, Generic[StartT]):
 
     def __init__(self, payload: Any, model: type[StartT]) -> None:
         super().__init__(payload, model)
+        self._beside: dict[str, asyncio.Task[None]] = {}
 
     async def begin(self) -> None:
         """Check the input and bind to the plan. A run that may not start fails here, having done nothing."""
@@ -282,6 +283,22 @@ class Run(Calling, Generic[StartT]):
                 expiry - workflow.now() if expiry is not None else None,
                 "approvals expire",
             )
+
+    # --- beside ----------------------------------------------------------------------------------
+
+    def begin_beside(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A task of that name, once, which a gate, a parked step or a pause of the run does not stop."""
+        if name not in self._beside:
+            self._beside[name] = asyncio.create_task(work())
+
+    async def end_beside(self, name: str) -> bool:
+        """Before the run ends or continues as new: returns once the task has ended; whether there was one."""
+        task = self._beside.pop(name, None)
+        if task is None:
+            return False
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return True
 
     # --- ends ------------------------------------------------------------------------------------
 

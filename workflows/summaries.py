@@ -1,6 +1,5 @@
 """The hourly summary row of a service whose switch is open, whatever its run waits for meanwhile."""
 
-import asyncio
 from typing import Any
 
 from temporalio import workflow
@@ -13,21 +12,15 @@ with workflow.unsafe.imports_passed_through():
 
 
 class Summarising(Run[Any]):
-    """A task beside the run's own: a gate, a parked step or a pause does not stop the rows."""
-
-    _summaries: asyncio.Task[None] | None = None
+    """The rows go on beside the run."""
 
     def begin_summaries(self) -> None:
         """From the read switch on."""
-        if self._summaries is None:
-            self._summaries = asyncio.create_task(self._hourly())
+        self.begin_beside("summaries", self._hourly)
 
     async def end_summaries(self) -> None:
         """Before the run ends, continues as new, or has rolled back."""
-        task, self._summaries = self._summaries, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self.end_beside("summaries")
 
     async def _hourly(self) -> None:
         chosen = timeouts.options(s.SUMMARISE.kind, 0)

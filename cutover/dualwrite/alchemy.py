@@ -23,7 +23,7 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from cutover.dualwrite import outcome
-from cutover.dualwrite.connections import gone
+from cutover.dualwrite.connections import gone, routed
 from cutover.dualwrite.errors import Fenced
 from cutover.dualwrite.service_pool import Isolation, ServicePool
 from cutover.errors import ConfigError, Unreachable
@@ -190,8 +190,7 @@ class _Driver:
 
     async def prepared(self, query: str) -> PreparedStatement:
         with self.noticing():
-            prepared: PreparedStatement = await self._open.prepare_cached(query)  # type: ignore[attr-defined]
-        return prepared
+            return await routed(self._open).prepare_cached(query)
 
     async def executemany(self, query: str, rows: Sequence[Sequence[object]]) -> None:
         with self.noticing():

@@ -9,8 +9,8 @@ import asyncpg
 from cutover.dualwrite.errors import SecondaryAway, SecondaryRefused
 from cutover.dualwrite.two_sides import Route, TwoSides
 from cutover.errors import ConfigError, Conflict, CutoverError, NotYet, StaleAttempt, Unreachable
-from cutover.postgres import outbox_sink, outbox_source, outbox_tables, two_phase
-from cutover.postgres.databases import CONNECTION_ERRORS, Side, other
+from cutover.postgres import outbox_sink, outbox_source, outbox_tables, own_schema, two_phase
+from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, Side, other
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_source import Change
 from cutover.postgres.outbox_tables import Redefined
@@ -21,7 +21,6 @@ _log = logging.getLogger(__name__)
 #: Seconds for which a unique value is waited for that another key's change has given up, but not yet at this side.
 PATIENCE = 1.0
 _POLL = 0.005
-_IN_THE_WAY = (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError)
 #: What passes by itself: locks that others hold, a server that is full.
 _BUSY = (
     asyncpg.LockNotAvailableError,
@@ -31,7 +30,6 @@ _BUSY = (
     asyncpg.InsufficientResourcesError,
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
-_FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
 
 
 class Branch:
@@ -58,7 +56,7 @@ class Branch:
             self._session = await self._sides.writers(self._side).take()
             await self._session.execute(self._route.begin_sql)
             return
-        except _FAILED as error:
+        except FAILURES as error:
             problem = self._translated(error)
         raise problem
 
@@ -76,11 +74,11 @@ class Branch:
                     self._open, self._sides.service, self._route.flows, changes, replace=replace
                 )
                 return
-            except _IN_THE_WAY as error:
+            except outbox_sink.IN_THE_WAY as error:
                 problem = self._translated(error)
                 if replace and clock() >= deadline:
                     break
-            except _FAILED as error:
+            except FAILURES as error:
                 problem = self._translated(await self._because(error))
                 break
             try:
@@ -92,7 +90,7 @@ class Branch:
                     )
                     break
                 await self._open.execute(self._route.begin_sql)
-            except _FAILED as error:
+            except FAILURES as error:
                 problem = self._translated(error)
                 break
             # rows of this very transaction may change places: then all are taken away before they are put
@@ -127,7 +125,7 @@ class Branch:
             await outbox_tables.require_definition(self._open, self._sides.pair.tables, self._route.sink_definition)
         except Redefined as redefined:
             return redefined
-        except _FAILED:
+        except FAILURES:
             return error  # the first one says enough
         return error
 
@@ -143,7 +141,7 @@ class Branch:
                 f"{self._sides.service}: the server of {self._sides.pair.at(self._side).name!r} prepares no "
                 "transactions: set max_prepared_transactions there (it needs a restart), or use another level"
             )
-        except _FAILED as error:
+        except FAILURES as error:
             problem = self._translated(error)
         raise problem
 
@@ -159,7 +157,7 @@ class Branch:
                 if self._session is None:
                     self._session = await self._sides.writers(self._side).take()
                 await two_phase.end(self._session, self._gid, decision)
-            except _FAILED as error:
+            except FAILURES as error:
                 _log.info("%s: branch %s was not ended: %s", self._sides.service, self._gid, type(error).__name__)
                 if self._session is not None:
                     self._session.terminate()
@@ -172,7 +170,7 @@ class Branch:
     async def _try_to_roll_back(self, session: asyncpg.Connection) -> None:
         try:
             await session.execute("ROLLBACK")
-        except _FAILED as error:
+        except FAILURES as error:
             _log.debug("%s: ROLLBACK was not answered: %s", self._sides.service, type(error).__name__)
             session.terminate()
 
@@ -196,6 +194,9 @@ class Branch:
                 return SecondaryAway(f"{error}; nothing was done at either side, try again")
             case Conflict() | asyncpg.IntegrityConstraintViolationError() | asyncpg.DataError():
                 return SecondaryRefused(f"{service}: {place} refuses the rows ({_words(error)}); nothing was done")
+            case _ if own_schema.is_taken_away(error):
+                self._sides.streaming.discard(self._route.direction)
+                return SecondaryAway(f"{service}: its stream was taken away at {place}; nothing was done, try again")
             case _ if isinstance(error, (*_BUSY, *CONNECTION_ERRORS)):
                 return SecondaryAway(
                     f"{service}: {place} is away or busy ({_words(error)}); nothing was done at either side, try again"

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
@@ -30,6 +30,16 @@ def gone(connection: "Connection") -> bool:
         return connection.is_closed()
     except asyncpg.InterfaceError:
         return True
+
+
+def routed(connection: "Connection") -> "RoutedConnection":
+    """A lent connection with what is ours in it. Raises ConnectionDoesNotExistError for one that is closed.
+
+    The pool's proxy passes on what it does not know itself, and on one whose connection is gone that is nothing's.
+    """
+    if gone(connection):
+        raise asyncpg.ConnectionDoesNotExistError("the connection was closed before anything was sent")
+    return cast("RoutedConnection", connection)
 
 
 class RoutedConnection(asyncpg.Connection):

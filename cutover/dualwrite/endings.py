@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import asyncpg
 
-from cutover.dualwrite.connections import gone
+from cutover.dualwrite.connections import routed
 from cutover.dualwrite.errors import SecondaryAway
 from cutover.dualwrite.two_sides import TwoSides
-from cutover.postgres import two_phase
+from cutover.postgres import own_schema, two_phase
 from cutover.postgres.databases import Side
 from cutover.postgres.two_phase import Decision
 
@@ -55,14 +55,11 @@ class Noted:
         self.gid = self.gid or two_phase.write_id(self.sides.service)
 
     async def commit(self, connection: "Connection", transaction: "Transaction") -> None:
-        if gone(connection):
-            raise asyncpg.ConnectionDoesNotExistError("the connection was closed before COMMIT was sent")
-        note = two_phase.note_sql(self.gid, self.sides.service)
-        connection.send_with_commit(note)  # type: ignore[attr-defined]  # the proxy passes on what it does not know
+        routed(connection).send_with_commit(two_phase.note_sql(self.gid, self.sides.service))
         try:
             await transaction.commit()
-        except asyncpg.UndefinedTableError as error:
-            if "cutover.decision" not in str(error):
+        except asyncpg.PostgresError as error:
+            if not own_schema.is_taken_away(error):
                 raise
             self.sides.noted.discard(self.side)
             raise SecondaryAway(

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import asyncpg
-
 from cutover.control import plans
 from cutover.control.database import Control
 from cutover.dualwrite.connections import Pools
@@ -30,13 +28,13 @@ from cutover.dualwrite.service_pool import ServicePool
 from cutover.dualwrite.two_sides import TwoSides, sides_of
 from cutover.dualwrite.verifying import Verifier
 from cutover.dualwrite.watcher import Watcher
-from cutover.errors import ConfigError, CutoverError, Refused, Unreachable
+from cutover.errors import ConfigError, Refused, Unreachable
 from cutover.flags import instances
 from cutover.flags.instances import Instance
 from cutover.monitor import statistics
 from cutover.monitor.statistics import Collector
 from cutover.plan.models import Consistency
-from cutover.postgres.databases import CONNECTION_ERRORS, Database, Side, other
+from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, SIDES, Database, Side, other
 from cutover.streams.outbox.janitor import Janitor
 from cutover.telemetry.meters import instruments
 
@@ -229,7 +227,7 @@ class RoutedPool:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._collector.flush(self._watcher.control)
                 await self._watcher.leave()
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+        except FAILURES as error:
             _log.info("%s: left without a word to the control database: %s", self.instance, type(error).__name__)
         await self._watcher.control.close()
 
@@ -247,7 +245,7 @@ class RoutedPool:
         while True:
             await asyncio.sleep(FLUSH_EVERY)
             # an outage is logged by the watcher, once
-            with suppress(*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError):
+            with suppress(*FAILURES):
                 await self._collector.flush(self._watcher.control)
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + random.uniform(0.5, 1.0) * PRUNE_EVERY
@@ -256,11 +254,10 @@ class RoutedPool:
 
 
 def _both_sides(database: Databases, service: str) -> dict[Side, Database]:
-    sides: tuple[Side, Side] = ("monolith", "service")
     if callable(database):
-        return {side: database(service, side) for side in sides}
+        return {side: database(service, side) for side in SIDES}
     try:
-        return {side: database[service][side] for side in sides}
+        return {side: database[service][side] for side in SIDES}
     except KeyError as error:
         raise ConfigError(f"no database is named for service {service!r} ({error} is missing)") from None
 

@@ -29,7 +29,7 @@ from cutover.dualwrite.errors import SecondaryAway
 from cutover.dualwrite.gate import Counters
 from cutover.dualwrite.two_sides import Route, TwoSides
 from cutover.errors import CutoverError
-from cutover.postgres import two_phase
+from cutover.postgres import own_schema, two_phase
 from cutover.postgres.databases import CONNECTION_ERRORS, Side
 from cutover.postgres.outbox_source import Change
 from cutover.postgres.outbox_tables import Redefined
@@ -46,7 +46,6 @@ _log = logging.getLogger(__name__)
 
 #: Errors of the reading that say that a column is not there any more.
 _COLUMNS = (asyncpg.UndefinedColumnError, asyncpg.InvalidCachedStatementError)
-_FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
 
 
 @dataclass
@@ -134,8 +133,8 @@ async def read_changes(connection: "Connection", sides: TwoSides, side: Side, ro
         raise SecondaryAway(
             f"{sides.service}: a table's columns have changed; nothing was done, run it again"
         ) from None
-    except (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError) as error:
-        if "cutover." not in str(error):
+    except asyncpg.PostgresError as error:
+        if not own_schema.is_taken_away(error):
             raise
         sides.forget_route(route.direction)
         sides.noted.discard(side)

@@ -15,19 +15,35 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cutover import pairs
 from cutover.dualwrite.sessions import Sessions
-from cutover.errors import ConfigError, CutoverError, Unreachable
+from cutover.errors import ConfigError, Unreachable
 from cutover.plan.models import Consistency, Plan
-from cutover.postgres import outbox_capture, outbox_lease, outbox_sink, outbox_source, outbox_tables, two_phase
-from cutover.postgres.databases import CONNECTION_ERRORS, Database, Direction, Pair, Side, direction_from, other
-from cutover.postgres.identifiers import TableName
+from cutover.postgres import (
+    outbox_capture,
+    outbox_lease,
+    outbox_sink,
+    outbox_source,
+    outbox_tables,
+    own_schema,
+    two_phase,
+)
+from cutover.postgres.databases import (
+    FAILURES,
+    SIDES,
+    Database,
+    Direction,
+    Pair,
+    Side,
+    direction_from,
+    other,
+)
 from cutover.postgres.outbox_schema import KNOWN_MINUTES
 from cutover.postgres.outbox_tables import Flow
 from cutover.postgres.two_phase import Decision, OwnChanges
 
 _log = logging.getLogger(__name__)
 
-SIDES: tuple[Side, Side] = ("monolith", "service")
 #: Seconds between two looks at what is there.
 LOOK_EVERY = 2.0
 #: Seconds between two rounds that forget intents which have been carried over.
@@ -35,7 +51,6 @@ FORGET_EVERY = 0.1
 #: Seconds for which a decision in flight is waited for, and after which nobody is asked any more.
 DECIDE_WITHIN = 10.0
 ASKED_FOR = 0.6 * 60 * KNOWN_MINUTES
-_FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class TwoSides:
                     streaming = streaming and not await outbox_sink.copying(session, self.service, direction)
             except asyncpg.InsufficientPrivilegeError:
                 streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
-            except _FAILED as error:
+            except FAILURES as error:
                 _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
                 continue
             (self.streaming.add if streaming else self.streaming.discard)(direction)
@@ -170,9 +185,9 @@ class TwoSides:
             try:
                 async with self._own[side].one() as session:
                     decision = await two_phase.decide(session, gid, self.service, max(left, 0.1))
-            except _FAILED as error:
+            except FAILURES as error:
                 _log.debug("%s: a lost commit is still undecided: %s", self.service, type(error).__name__)
-                if clock() + 0.1 >= deadline or isinstance(error, asyncpg.UndefinedTableError):
+                if clock() + 0.1 >= deadline or own_schema.is_taken_away(error):
                     return None
                 await asyncio.sleep(0.1)
                 continue
@@ -197,7 +212,7 @@ class TwoSides:
             for side in SIDES:
                 if intents := self._done.pop(side, []):
                     # what is not forgotten here a relay finds, and carries to no effect
-                    with suppress(*_FAILED):
+                    with suppress(*FAILURES):
                         async with self._own[side].one() as session, self._own[other(side)].one() as there:
                             await outbox_source.forget(session, self.service, intents)
                             # the stream's failures are judged against all that was carried over
@@ -220,12 +235,5 @@ def sides_of(
                 "write `stream: outbox` in the plan, or leave the level out"
             )
         return None
-    pair = Pair(
-        migration=plan.migration,
-        service=service,
-        monolith=databases["monolith"],
-        target=databases["service"],
-        tables=tuple(sorted(TableName.parse(name) for name in chosen.tables)),
-        compare={TableName.parse(name): rules.compare for name, rules in chosen.tables.items()},
-    )
+    pair = pairs.between(plan, service, databases["monolith"], databases["service"])
     return TwoSides(pair, level or chosen.consistency, limit=limit)

@@ -10,15 +10,12 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 
-import asyncpg
-
 from cutover.alerts.store import Alert, raise_alert
 from cutover.control.database import Control
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.two_sides import TwoSides
-from cutover.errors import CutoverError
 from cutover.postgres import compare, outbox_source
-from cutover.postgres.databases import CONNECTION_ERRORS, direction_from, other
+from cutover.postgres.databases import FAILURES, direction_from, other
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import Key
 from cutover.reconcile.marking import mark
@@ -30,7 +27,6 @@ MOST_WAITING = 100
 #: Seconds for which a key's changes are waited for.
 PATIENCE = 10.0
 _POLL = 0.05
-_FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
 
 
 @dataclass(eq=False)
@@ -66,7 +62,7 @@ class Verifier:
                     equal = await self._equal(table, key)
                     if equal is False:
                         await self._tell(table, key)
-                except _FAILED as error:
+                except FAILURES as error:
                     _log.debug("%s: a key of %s was not verified: %s", self.sides.service, table, type(error).__name__)
                     equal = None
                 counters = self.gate.counters

@@ -15,8 +15,8 @@ from cutover.control.database import Control
 from cutover.dualwrite.gate import Gate, Lease
 from cutover.flags import instances, store
 from cutover.flags.instances import Instance
-from cutover.flags.listening import FAILURES, answered, listen
-from cutover.postgres.databases import Database
+from cutover.flags.listening import answered, listen
+from cutover.postgres.databases import FAILURES, Database
 
 _log = logging.getLogger(__name__)
 

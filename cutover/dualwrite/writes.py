@@ -19,7 +19,7 @@ from cutover.dualwrite.transactions import lent_transaction
 from cutover.dualwrite.two_sides import TwoSides
 from cutover.errors import ConfigError, GateClosed, NotYet, Unreachable
 from cutover.plan.models import Consistency
-from cutover.postgres import two_phase
+from cutover.postgres import own_schema, two_phase
 from cutover.postgres.databases import CONNECTION_ERRORS, Side
 
 if TYPE_CHECKING:
@@ -113,11 +113,10 @@ async def _noted(gate: Gate, ending: Noted, call: Call[T], sql: str, lent: Lent,
     ending.begun = asyncio.get_running_loop().time()
     try:
         return await call.run(lent.connection, sql, (*call.args, ending.gid))
-    except asyncpg.UndefinedTableError as error:
-        if "cutover.decision" not in str(error):
-            raise
-        ending.sides.noted.discard(ending.side)
     except BaseException as error:
+        if own_schema.is_taken_away(error):
+            ending.sides.noted.discard(ending.side)
+            return await _alone(gate, call, lent, verb)
         if not outcome.is_lost(error):
             raise
         match await ending.decided():
@@ -132,7 +131,6 @@ async def _noted(gate: Gate, ending: Noted, call: Call[T], sql: str, lent: Lent,
                     f"connection ({type(error).__name__}). Do not do it again; read what you need by its key"
                 ) from None
         raise _unknown(gate, lent, verb, error) from None
-    return await _alone(gate, call, lent, verb)
 
 
 def _unknown(gate: Gate, lent: Lent, verb: str, error: BaseException) -> Exception:

@@ -14,8 +14,9 @@ from types import MappingProxyType
 
 from cutover.control.database import Control
 from cutover.flags import store
-from cutover.flags.listening import FAILURES, answered, listen
+from cutover.flags.listening import answered, listen
 from cutover.flags.store import Route
+from cutover.postgres.databases import FAILURES
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import asyncpg
-
-from cutover.errors import CutoverError, Unreachable
-from cutover.postgres.databases import CONNECTION_ERRORS, Database
+from cutover.errors import Unreachable
+from cutover.postgres.databases import FAILURES, Database
 
 _log = logging.getLogger(__name__)
 
@@ -25,8 +23,6 @@ BACK_OFF = (0.1, 5.0)
 SILENCE = 30.0
 #: Seconds that one question to the control database may take, before it counts as out of reach.
 ANSWER = 1.5
-#: What the control database may answer with; none of it ends a loop that follows it.
-FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
 
 
 async def listen(

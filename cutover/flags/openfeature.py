@@ -19,8 +19,7 @@ from typing import TypeVar
 from cutover.control.database import Control
 from cutover.errors import ConfigError, CutoverError, Unreachable
 from cutover.flags.follower import POLL, Follower
-from cutover.flags.listening import FAILURES
-from cutover.postgres.databases import Database
+from cutover.postgres.databases import FAILURES, Database
 from cutover.settings import CONTROL, Settings
 
 try:

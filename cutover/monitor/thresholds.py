@@ -8,17 +8,14 @@ too few operations is waited for: it holds a gate, and never rolls back.
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
-import asyncpg
-
 from cutover.control import reports
 from cutover.control.database import Control
-from cutover.errors import CutoverError
 from cutover.monitor import baseline, statistics
 from cutover.monitor.baseline import Baseline
 from cutover.monitor.samples import Reading, Sample, StreamFacts
 from cutover.monitor.statistics import Key, Operation, Tally
 from cutover.plan.models import Plan
-from cutover.postgres.databases import CONNECTION_ERRORS, Pair, Side, direction_from
+from cutover.postgres.databases import FAILURES, Pair, Side, direction_from
 
 #: Operations of one table below which its latency or error rate says nothing.
 MINIMUM_OPERATIONS = 20
@@ -124,7 +121,7 @@ async def sample(
 async def _read(limit: float, ask: Callable[[], Awaitable[Reading]]) -> Reading:
     try:
         return await ask()
-    except (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError) as error:
+    except FAILURES as error:
         return unreadable(limit, type(error).__name__)
 
 

@@ -92,13 +92,14 @@ def _tables(data: Mapping[str, Any], services: Mapping[str, Any]) -> Iterator[Pr
 def _table_rules(services: Mapping[str, Any]) -> Iterator[Problem]:
     for name, service in services.items():
         level, stream = _mapping(services, name).get("consistency", "eventual"), _mapping(services, name).get("stream")
-        if level in ("strong", "best_effort") and stream in (None, "logical", "kafka"):
+        not_ours = stream in (None, "logical", "kafka")
+        if level in ("strong", "best_effort") and not_ours:
             yield Problem(
                 ("services", name, "consistency"),
                 f"{level} is a level of dual-write, and stream {stream or 'logical'} is always eventual",
                 "write `stream: outbox` (dual-write) with it, or `consistency: eventual`",
             )
-        if stream not in ("outbox", "dual-write") and _mapping(services, name).get("truncate") == "refuse":
+        if not_ours and _mapping(services, name).get("truncate") == "refuse":
             yield Problem(
                 ("services", name, "truncate"),
                 f"stream {stream or 'logical'} carries every TRUNCATE over as one",

@@ -8,13 +8,15 @@ from typing import Literal
 
 import asyncpg
 
-from cutover.errors import ConfigError, Unreachable
+from cutover.errors import ConfigError, CutoverError, Unreachable
 from cutover.plan.dsn import variable
 from cutover.plan.models import Compare
 from cutover.postgres.identifiers import TableName
 
 Side = Literal["monolith", "service"]
 Direction = Literal["forward", "reverse"]
+SIDES: tuple[Side, Side] = ("monolith", "service")
+DIRECTIONS: tuple[Direction, Direction] = ("forward", "reverse")
 
 #: What a lost or refusing server raises through asyncpg; worth another try, never a verdict.
 CONNECTION_ERRORS = (
@@ -28,6 +30,9 @@ CONNECTION_ERRORS = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
 )
+
+#: With what a try at a database ends that is worth a next one, whatever it was: background work is not ended by it.
+FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
 
 #: What opening a connection raises where a server is away, starting, full or does not know us. Nothing was sent.
 NOT_CONNECTED = (

@@ -25,6 +25,8 @@ from cutover.postgres.outbox_source import Change
 from cutover.postgres.outbox_tables import Flow
 
 KEEP_SECONDS = 600.0
+#: What an apply meets where another row holds a unique value.
+IN_THE_WAY = (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError)
 #: Version rows that one statement prunes, and tombstones that one sweep looks at.
 _PRUNED = 20_000
 _SWEPT = 2_000

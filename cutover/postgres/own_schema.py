@@ -24,6 +24,12 @@ WHERE n.nspname = $1 AND c.relkind = 'r' AND c.relname LIKE ANY ($2::text[]) ORD
 """
 
 
+def is_taken_away(error: BaseException) -> bool:
+    """Whether a statement found no more of ours at its server: the stream was dropped, or the whole schema with it."""
+    names = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
+    return isinstance(error, names) and any(name in str(error) for name in ("cutover.", '"cutover"'))
+
+
 async def drop_if_unused(connection: asyncpg.Connection) -> str:
     """Drops the schema where no service is installed any more; "" once it is gone, else in words what keeps it.
 

@@ -8,6 +8,7 @@ loses; the share is set so that this stays within `TOLERATED`.
 import asyncio
 import statistics
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,6 +61,7 @@ class Looking(Look):
     def __init__(self, stream: Stream, lag_limit: float) -> None:
         self._stream = stream
         self._limit = lag_limit
+        self._sessions = AsyncExitStack()
         self._session: asyncpg.Connection | None = None
 
     async def write(self) -> float:
@@ -73,14 +75,14 @@ class Looking(Look):
             return Pressure(write, float("inf"))
 
     async def close(self) -> None:
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.close(timeout=2)
+        self._session = None
+        await self._sessions.aclose()
 
     async def _put(self) -> tuple[float, Marker]:
         if self._session is None or self._session.is_closed():
             assert isinstance(self._stream, OneDirection)
-            self._session = await self._stream.source.connect(f"{self._stream.label}/pace")
+            session = self._stream.source.session(f"{self._stream.label}/pace")
+            self._session = await self._sessions.enter_async_context(session)
             await self._stream.put_marker_on(self._session)
         started = time.monotonic()
         marker = await self._stream.put_marker_on(self._session)

@@ -236,14 +236,24 @@ async def test_json_is_an_object_for_the_engine_and_a_text_for_the_pool(
         assert await trading.fetchval(sql) == '{"a": 1}'
 
 
-async def test_a_connection_that_dies_in_commit_leaves_an_unknown_outcome_and_before_it_nothing(
-    world: World, trading: ServicePool, sessions: async_sessionmaker[AsyncSession]
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_a_connection_that_dies_before_commit_has_done_nothing(
+    world: World, sessions: async_sessionmaker[AsyncSession], noticed: bool
 ) -> None:
     async with sessions() as session:
         await session.scalar(HERE)
+        driver = (await (await session.connection()).get_raw_connection()).driver_connection
+        assert driver is not None
         await end_all(world, "monolith")
+        if noticed:
+            await until(lambda: driver.is_closed())
         with pytest.raises(Unreachable, match="nothing was done"):
             await session.scalar(HERE)
+
+
+async def test_a_connection_that_dies_in_commit_leaves_an_unknown_outcome(
+    world: World, trading: ServicePool, sessions: async_sessionmaker[AsyncSession]
+) -> None:
     await world.on("monolith", SLOW)
     await world.on("monolith", SLOW_COMMIT)
     running = asyncio.create_task(add(sessions, 1))

@@ -98,21 +98,30 @@ def hold_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strong, "read_changes", read)
 
 
+@asynccontextmanager
+async def cut_off(
+    both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str, *, commit: bool
+) -> AsyncIterator[Held]:
+    """A write whose connection dies in COMMIT, after or before that is done; it is answered, and there once."""
+    if level == "strong":
+        hold_the_commit(monkeypatch)
+    async with held(both, level) as at:
+        running = asyncio.ensure_future(write(at.trading))
+        await at.cut_in_commit(running, commit=commit)
+        await running
+        assert await both.ids("monolith") == [1]
+        assert await both.branches() == []
+        assert at.trading.gate.counters.unknown == 0
+        yield at
+
+
 @pytest.mark.parametrize("write", [by_transaction, by_executemany])
 @pytest.mark.parametrize("level", ["eventual", "strong"])
 async def test_a_transaction_that_was_committed_is_answered_as_such(
     both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str
 ) -> None:
-    if level == "strong":
-        hold_the_commit(monkeypatch)
-    async with held(both, level) as at:
-        running = asyncio.ensure_future(write(at.trading))
-        await at.cut_in_commit(running, commit=True)
-        await running
-        assert await both.ids("monolith") == [1]
-        assert await both.branches() == []
+    async with cut_off(both, monkeypatch, write, level, commit=True):
         assert await both.ids("service") == ([1] if level == "strong" else [])
-        assert at.trading.gate.counters.unknown == 0
 
 
 @pytest.mark.parametrize("write", [by_transaction, by_executemany, by_statement, by_with])
@@ -120,16 +129,8 @@ async def test_a_transaction_that_was_committed_is_answered_as_such(
 async def test_what_was_not_committed_is_done_again_once(
     both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str
 ) -> None:
-    if level == "strong":
-        hold_the_commit(monkeypatch)
-    async with held(both, level) as at:
-        running = asyncio.ensure_future(write(at.trading))
-        await at.cut_in_commit(running, commit=False)
-        await running
-        assert await both.ids("monolith") == [1]
-        assert await both.branches() == []
+    async with cut_off(both, monkeypatch, write, level, commit=False) as at:
         assert at.trading.gate.counters.retried >= 1
-        assert at.trading.gate.counters.unknown == 0
         if level == "strong":
             await both.require_equal()
 

@@ -13,9 +13,8 @@ import pytest_asyncio
 from cutover.control.database import Control
 from cutover.devstack.cluster import Cluster, free_port
 from cutover.dualwrite import SecondaryAway, SecondaryRefused, ServicePool, TransactionAborted, failpoints
-from cutover.dualwrite.two_sides import SIDES
 from cutover.errors import ConfigError
-from cutover.postgres.databases import Database, Side
+from cutover.postgres.databases import SIDES, Database, Side
 from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import SERVICE, Both, add, open_both, plan, until_true
 from tests.relay import Relay

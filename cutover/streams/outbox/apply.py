@@ -18,7 +18,6 @@ from cutover.postgres.keys import Key
 from cutover.postgres.outbox_source import Batch, Change
 from cutover.streams.outbox.sessions import Ends
 
-_IN_THE_WAY = (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError)
 #: What a sink says of a row, and not of the moment: values and constraints.
 _OF_THE_ROW = (
     asyncpg.DataError,
@@ -83,7 +82,7 @@ class Applier:
         try:
             await self._apply(changes, markers, tokens, outcome)
             return
-        except _IN_THE_WAY as error:
+        except outbox_sink.IN_THE_WAY as error:
             if not await self._make_way(changes, tokens, outcome):
                 await self._halve(changes, markers, tokens, outcome, error)
             elif markers:
@@ -144,7 +143,7 @@ class Applier:
             try:
                 await self._apply(changes, [], tokens, outcome, replace=True)
                 return True
-            except _IN_THE_WAY:
+            except outbox_sink.IN_THE_WAY:
                 if len(keys) == size:
                     return False
             except _OF_THE_ROW:
@@ -169,4 +168,4 @@ def _refusal(change: Change, error: asyncpg.PostgresError) -> Refusal:
     for label, name in (("constraint", error.constraint_name), ("column", error.column_name)):
         if name:
             parts.append(f"{label} {name}")
-    return Refusal(change, error.sqlstate or "", ", ".join(parts), isinstance(error, _IN_THE_WAY))
+    return Refusal(change, error.sqlstate or "", ", ".join(parts), isinstance(error, outbox_sink.IN_THE_WAY))

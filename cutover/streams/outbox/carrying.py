@@ -5,11 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cutover.control.database import Control
-from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.databases import DIRECTIONS, Pair
 from cutover.streams.outbox.janitor import Janitor
 from cutover.streams.outbox.relay import Relay
-
-DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 
 
 @asynccontextmanager

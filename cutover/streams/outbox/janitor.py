@@ -14,9 +14,8 @@ import asyncpg
 
 from cutover.alerts.store import Alert, Severity, raise_alert
 from cutover.control.database import Control
-from cutover.errors import CutoverError
 from cutover.postgres import two_phase
-from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
+from cutover.postgres.databases import DIRECTIONS, FAILURES, Direction, Pair
 from cutover.postgres.two_phase import Branch, Decision
 
 _log = logging.getLogger(__name__)
@@ -33,8 +32,6 @@ LOCK_TIMEOUT = 2.0
 KEEP = 3600.0
 #: Rounds between two prunings.
 _PRUNE_EVERY = 12
-_DIRECTIONS: tuple[Direction, Direction] = ("forward", "reverse")
-_FAILED = (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Janitor:
     async def resolve(self, *, older_than: float = OWN_BUSINESS) -> list[Resolved]:
         """Both directions; see the function. Branches younger than `older_than` seconds are left alone."""
         found: list[Resolved] = []
-        for direction in _DIRECTIONS:
+        for direction in DIRECTIONS:
             found += await resolve(self.pair, direction, older_than=older_than)
         return found
 
@@ -102,7 +99,7 @@ class Janitor:
         """Deletes decisions that nobody may ask for any more, at both databases; how many."""
         pruned = 0
         label = f"cutover-janitor/{self.pair.service}"
-        for direction in _DIRECTIONS:
+        for direction in DIRECTIONS:
             async with (
                 self.pair.sink(direction).session(label) as sink,
                 self.pair.source(direction).session(label) as source,
@@ -122,7 +119,7 @@ class Janitor:
                 await self._tell([one for one in await self.resolve() if one.age > TOO_OLD])
                 if turn % _PRUNE_EVERY == 0:
                     await self.prune()
-            except _FAILED as error:
+            except FAILURES as error:
                 _log.debug("%s: the janitor's round failed: %s", self.pair.service, type(error).__name__)
                 await self._look_for_old_ones()
             turn += 1
@@ -130,11 +127,11 @@ class Janitor:
 
     async def _look_for_old_ones(self) -> None:
         """A branch that cannot be ended, for the primary is away, still holds its locks: that is told too."""
-        for direction in _DIRECTIONS:
+        for direction in DIRECTIONS:
             try:
                 async with self.pair.sink(direction).session(f"cutover-janitor/{self.pair.service}") as sink:
                     branches = await two_phase.branches(sink, self.pair.service)
-            except _FAILED as error:
+            except FAILURES as error:
                 _log.debug("%s: branches were not counted: %s", self.pair.service, type(error).__name__)
                 continue
             await self._tell([Resolved(b.gid, direction, b.age, None) for b in branches if b.age > TOO_OLD])
@@ -156,5 +153,5 @@ class Janitor:
         alert = Alert("in-doubt", severity, self.pair.migration, self.pair.service, text, subject=oldest.direction)
         try:
             await raise_alert(self.control, alert)
-        except _FAILED as error:
+        except FAILURES as error:
             _log.error("%s: %s (not recorded: %s)", self.pair.service, text, type(error).__name__)

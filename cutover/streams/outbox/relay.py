@@ -19,7 +19,7 @@ import asyncpg
 
 from cutover.errors import CutoverError, NotYet, StaleAttempt
 from cutover.postgres import outbox_lease, outbox_quarantine, outbox_sink, outbox_source
-from cutover.postgres.databases import CONNECTION_ERRORS, Direction, Pair
+from cutover.postgres.databases import FAILURES, Direction, Pair
 from cutover.postgres.outbox_lease import LEASE_SECONDS
 from cutover.postgres.outbox_schema import WAKE
 from cutover.postgres.outbox_source import Batch
@@ -97,7 +97,7 @@ class Relay:
                     task.cancel()
                 ended, tasks = await asyncio.wait(tasks, timeout=1)
                 failed += [error for task in ended if not task.cancelled() and (error := task.exception())]
-            with suppress(CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS):
+            with suppress(*FAILURES):
                 async with asyncio.timeout(5), self.pair.sink(self.direction).session(self._label) as sink:
                     await outbox_lease.leave(sink, self.pair.service, self.direction, self.owner)
         for error in failed:
@@ -112,7 +112,7 @@ class Relay:
                         await self._renew(sink)
                         # until there are leases nothing can be done
                         await asyncio.sleep(self.lease_seconds / 5 if self.tokens else _NOTHING_TO_DO)
-            except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS):
+            except FAILURES:
                 await asyncio.sleep(0.2)
 
     async def _renew(self, sink: asyncpg.Connection) -> None:
@@ -145,7 +145,7 @@ class Relay:
                 await self._hold_on(lane)
             except (StaleAttempt, Redefined):
                 await asyncio.sleep(_SHORTEST_RETRY)
-            except (CutoverError, asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
+            except FAILURES as error:
                 self.failures += 1
                 self._problems[lane] = _words(error)
                 _log.info("%s: the %s relay tries again: %s", self.pair.service, self.direction, _words(error))

@@ -1,0 +1,78 @@
+"""A pool whose stream is dropped, as cleanup does, before the pool has looked again: its writes go on."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from cutover.dualwrite import SecondaryAway, ServicePool
+from cutover.postgres import epoch, fence, own_schema
+from cutover.postgres.databases import DIRECTIONS, SIDES
+from cutover.streams.outbox import OutboxStream
+from tests.dualwrite.both_sides import SERVICE, Both, add
+
+Drop = Callable[[Both], Awaitable[None]]
+
+INSERT = "INSERT INTO trades (id) VALUES ($1)"
+
+
+async def drop_stream(both: Both) -> None:
+    for direction in DIRECTIONS:
+        await OutboxStream(both.pair, direction).drop()
+
+
+async def drop_everything(both: Both) -> None:
+    """The schema goes too, with its last service."""
+    await drop_stream(both)
+    for side in SIDES:
+        async with both.databases[side].session("test-admin") as connection:
+            await fence.remove(connection, both.pair.tables)
+            await epoch.remove(connection, SERVICE)
+            assert await own_schema.drop_if_unused(connection) == ""
+
+
+def thinks_that_all_is_there(trading: ServicePool) -> bool:
+    assert trading._sides is not None
+    return "monolith" in trading._sides.noted
+
+
+@pytest.mark.parametrize("level", ["strong", "eventual"])
+@pytest.mark.parametrize("drop", [drop_stream, drop_everything])
+async def test_what_is_written_after_the_stream_is_dropped_is_written_once(both: Both, drop: Drop, level: str) -> None:
+    by_statement, by_transaction = await both.service(level), await both.service(level)
+    await by_statement.execute(INSERT, 1)
+    await by_transaction.execute(INSERT, 2)
+    await drop(both)
+    assert thinks_that_all_is_there(by_statement)
+    assert thinks_that_all_is_there(by_transaction)
+    await by_statement.execute(INSERT, 3)
+    await by_transaction.run_in_transaction(lambda c: add(c, 4))
+    assert await both.ids("monolith") == [1, 2, 3, 4]
+    for trading in (by_statement, by_transaction):
+        assert trading.gate.counters.failed == trading.gate.counters.unknown == 0
+
+
+@pytest.mark.parametrize("level", ["strong", "eventual"])
+async def test_a_transaction_that_is_open_meanwhile_says_that_it_may_be_run_again(both: Both, level: str) -> None:
+    trading = await both.service(level)
+
+    async def outlives_the_stream() -> None:
+        async with trading.transaction() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+            await drop_everything(both)
+            await add(connection, 1)
+
+    with pytest.raises(SecondaryAway, match="taken away"):
+        await outlives_the_stream()
+    assert await both.ids("monolith") == []
+    await trading.execute(INSERT, 2)
+    assert await both.ids("monolith") == [2]
+
+
+async def test_a_strong_write_whose_other_side_was_dropped_first_goes_on_alone(both: Both) -> None:
+    trading = await both.service("strong")
+    await trading.execute(INSERT, 1)
+    async with both.databases["service"].session("test-admin") as connection:
+        await connection.execute("DROP SCHEMA cutover CASCADE")
+    await trading.execute(INSERT, 2)
+    assert await both.ids("monolith") == [1, 2]
+    assert await both.ids("service") == [1]
