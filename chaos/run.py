@@ -65,7 +65,7 @@ class Run:
         self.folder = folder
         self.env = env
         self.rng = random.Random(plan.seed)
-        self.driver = Driver(place, env, folder)
+        self.driver = Driver(place, env, folder, self.rng)
         self.traffic = Traffic(place, folder, plan.seed)
         self.result = Result(plan, folder=folder)
         self._relays: Child | None = None

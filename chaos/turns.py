@@ -20,6 +20,7 @@ from chaos.ground import MAX_PAUSE, Place
 from chaos.injection import Fault, Injector
 from chaos.processes import Child, Main
 from cutover import doctor
+from cutover.flags import store as flags
 from cutover.postgres.databases import Side, direction_from
 from cutover.switch.environment import SwitchEnvironment
 
@@ -31,6 +32,9 @@ PATIENCE = 60.0
 MOST_CALLS, MOST_SWITCHES = 12, 8
 #: Seconds in which all has to be in order after a turn.
 IN_ORDER = 20.0
+
+#: How often a killed section is left to `cutover doctor --mend` and not called again, and what its outcome is called.
+BY_DOCTOR, MENDED = 0.34, "mended"
 
 BEFORE_JOURNAL = ("fence", "marker", "sequences", "compare", "unfence")
 AFTER_JOURNAL = ("switch.journal.after", "switch.commit.before", "switch.commit.after", "switch.flip.before")
@@ -85,7 +89,8 @@ def sequence(cell: Cell, rng: random.Random) -> tuple[Fault, ...]:
 class Driver:
     """Takes the part of Temporal for one place."""
 
-    def __init__(self, place: Place, env: SwitchEnvironment, folder: Path) -> None:
+    def __init__(self, place: Place, env: SwitchEnvironment, folder: Path, rng: random.Random) -> None:
+        self.rng = rng
         self.place = place
         self.env = env
         self.folder = folder
@@ -104,7 +109,7 @@ class Driver:
             await self.activity("ready", turn, switch_id, folder)
             outcome = await self.activity("section", turn, switch_id, folder)
             turn.outcomes.append(outcome)
-            if outcome["result"] == "done":
+            if outcome["result"] == "done" or (outcome["result"] == MENDED and await self._writable() == turn.to_side):
                 await self.activity("finish", turn, switch_id, folder)
                 break
             if turn.cell is not None and turn.cell.group == "take-back" and len(turn.outcomes) == 1:
@@ -135,11 +140,31 @@ class Driver:
                             await asyncio.sleep(0.1)
                             break
                 await child.ended(5)
+                if child.killed and "section" in arguments and self.rng.random() < BY_DOCTOR:
+                    return await self._mended()
             except TimeoutError:
                 # it may wake up later, and must not do any harm then
                 self._sleeping.append(child)
                 said = f"no heartbeat for {silence:g} s"
         raise Violation(f"{main.__name__} {arguments[-1:]} did not return in {MOST_CALLS} calls; the last said: {said}")
+
+    async def _mended(self) -> dict[str, Any]:
+        """No worker comes back: a person does what the doctor says, and nothing else."""
+        for _ in range(MOST_CALLS):
+            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+            if not found.remedy:
+                return {"result": MENDED, "reason": "by the doctor's remedy"}
+            if not found.remedy.endswith("--mend"):
+                break
+            child = Child("mend", actors.mend, self.place)
+            async with asyncio.timeout(PATIENCE):
+                while await child.message(PATIENCE) is not None:
+                    pass
+            await child.ended(5)
+        raise Violation(f"the doctor's remedy did not lead back: {found.remedy}; {'; '.join(found.problems)}")
+
+    async def _writable(self) -> Side:
+        return (await flags.get(self.env.control, self.place.migration, self.place.service)).primary_side
 
     async def awake(self) -> None:
         """Waits for those that slept and were given up."""
