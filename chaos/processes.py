@@ -7,6 +7,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -30,6 +31,9 @@ def _run(main: Main, pipe: Connection, arguments: tuple[Any, ...]) -> None:
     asyncio.run(main(say, *arguments))
 
 
+_living: "weakref.WeakSet[Child]" = weakref.WeakSet()
+
+
 class Child:
     """One process. `messages` yields (what, detail) until it has ended."""
 
@@ -38,10 +42,16 @@ class Child:
         self._pipe, inner = _context.Pipe(duplex=False)
         self._process = _context.Process(target=_run, args=(main, inner, arguments), daemon=True)
         self._process.start()
+        _living.add(self)
         inner.close()
         self._queue: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
         self._open = True
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)
+
+    @staticmethod
+    def living() -> "list[Child]":
+        """All that run just now."""
+        return [child for child in _living if child.alive]
 
     @property
     def pid(self) -> int:
