@@ -304,6 +304,18 @@ def test_a_deleted_row_is_read_as_absent_and_not_as_it_was(story: Story, path: P
     assert wrong(verdict(path, rows())) == ["stale read"]
 
 
+def test_a_row_that_was_deleted_and_made_again_during_a_read_may_be_absent_in_it(story: Story, path: Path) -> None:
+    story.tx("ok", write("insert", 1, 1), answers=[1])
+    early = story.look(1)
+    story.tx("ok", write("delete", 1, 2), answers=[2])
+    again = story.tx("ok", write("insert", 1, 3), answers=[3])
+    late = story.look(1)
+    story.seen(early)
+    assert verdict(path, rows((1, 3, again))).ok
+    story.seen(late)
+    assert wrong(verdict(path, rows((1, 3, again)))) == ["stale read"]
+
+
 def test_a_stale_ok_read_may_be_behind_but_gives_only_what_was_written(story: Story, path: Path) -> None:
     first = story.tx("ok", write("insert", 1, 1), answers=[1])
     second = story.tx("ok", write("update", 1, 2), answers=[2])
@@ -359,6 +371,18 @@ def test_writes_that_overlap_prove_nothing(story: Story, path: Path, tmp_path: P
     story.accepted("service", 2, 3)
     late.end("ok", old, 90, at=4, side="monolith")  # it may have been committed before the other one began
     assert verdict(path, taken(2, 9), TO_SERVICE, logs=[late.log.path]).ok
+
+
+def test_a_switch_may_have_been_as_late_as_the_end_of_the_first_write_after_it(
+    story: Story, path: Path, tmp_path: Path
+) -> None:
+    late = Story(tmp_path / "late.jsonl", "c1")
+    story.accepted("service", 3, 6)
+    late.accepted("monolith", 5.5, 7)  # committed at 5.6, and the other one at 5.9
+    logs, left = [late.log.path], taken(3, 5.5)
+    assert verdict(path, left, TO_SERVICE, logs=logs).ok
+    late.accepted("monolith", 8, 9)
+    assert wrong(verdict(path, taken(3, 5.5, 8), TO_SERVICE, logs=logs)) == ["two writable sides"]
 
 
 def test_the_time_of_a_switch_proves_what_the_order_alone_does_not(story: Story, path: Path) -> None:
