@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from chaos.lanes import Row, recall
-from tests.chaos.test_checker import SERVICE, Story, event, write
+from tests.chaos.stories import SERVICE, Story, event, write
 
 
 def test_a_client_recalls_its_rows_and_leaves_those_of_unknown_writes_alone(tmp_path: Path) -> None:
