@@ -3,8 +3,8 @@
     SEED=…       draws everything (default: the commit's hash)
     MINUTES=60   how long; a run that has begun is ended and checked
 
-Each service goes through one run after the other: a first copy, then switches and rollbacks with faults at points of the
-product's own, while a storm kills servers and processes, stops them for a while, and ends sessions. Every run ends in a
+Each service goes through one run after the other: a first copy, then switches and rollbacks with faults at points of
+the product, while a storm kills servers and processes, stops them for a while, and ends sessions. Every run ends in a
 drain, and the history checker has the word. Prints each run, and as the last line one JSON object; exit status 1 where
 an invariant was violated. What a failed run leaves stands under .cutover/chaos.
 """

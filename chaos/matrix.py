@@ -89,13 +89,6 @@ class Matrix:
                 await ground.execute(administered(cluster), f"CREATE DATABASE {title}_{name}")
         migration = f"m{plan.number}-{plan.level}".replace("_", "-")
         place = Place(migration, plan.level, self.control, monolith, target, str(folder / "archive"))
-            f"m{plan.number}-{plan.level}".replace("_", "-"),
-            plan.level,
-            self.control,
-            monolith,
-            target,
-            str(folder / "archive"),
-        )
         async with place.opened() as env:
             result = await Run(plan, place, folder, env, self._calm).execute()
         self.results.append(result)
