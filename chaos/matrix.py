@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 
@@ -155,8 +156,9 @@ def report(results: Sequence[Result], wanted: set[tuple[str, str]]) -> int:
 
 async def prepared(cluster: Cluster) -> Database:
     """A control database there."""
-    await ground.execute(administered(cluster), "CREATE DATABASE control")
-    database = Database("control", cluster.superuser_dsn("control"))
+    name = f"control_{os.getpid()}_{uuid4().hex[:6]}"
+    await ground.execute(administered(cluster), f"CREATE DATABASE {name}")
+    database = Database("control", cluster.superuser_dsn(name))
     control = await Control.open(database)
     await control.migrate()
     await control.close()

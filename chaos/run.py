@@ -24,7 +24,7 @@ from chaos.traffic_set import Traffic
 from chaos.turns import Driver, Turn, Violation, count, fault, sequence, where
 from cutover.control import audit
 from cutover.errors import CutoverError
-from cutover.postgres.databases import Direction, Side, direction_from, other
+from cutover.postgres.databases import FAILURES, Direction, Side, direction_from, other
 from cutover.switch.environment import SwitchEnvironment
 
 #: Seconds in which a fault that is armed beside the switch has to happen.
@@ -94,7 +94,7 @@ class Run:
                 await self._end()
         except Violation as found:
             self.result.violations.append(str(found))
-        except (CutoverError, ChildProcessError, TimeoutError, OSError) as error:
+        except (*FAILURES, ChildProcessError) as error:
             self.result.violations.append(f"{type(error).__name__}: {error}")
         finally:
             await self.traffic.kill()
