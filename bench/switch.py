@@ -142,13 +142,17 @@ async def cycle(env: SwitchEnvironment, to_side: Side, writers: TrafficProcess, 
         request = SwitchRequest(migration=MIGRATION, service=env.pair.service, switch_id=uuid4().hex, to_side=to_side,
                                 plan_hash=env.plan.hash)  # fmt: skip
         outcome = await section.run(env, request, lambda _: None)
+        if outcome.recovered:
+            raise RuntimeError(
+                f"{env.pair.service}: a switch had to be recovered, though nothing was broken on purpose"
+            )
         if outcome.result == "done":
             found.outcomes.append(outcome)
             await finish.finish(env, request)
             return
-        found.undone.append(outcome.reason or "no reason known")
+        found.undone.append(outcome)
         say(f"{found.stream}: taken back: {outcome.reason}")
-    raise RuntimeError(f"{env.pair.service}: not switched in {_ATTEMPTS} attempts: {found.undone[-1]}")
+    raise RuntimeError(f"{env.pair.service}: not switched in {_ATTEMPTS} attempts: {found.undone[-1].reason}")
 
 
 async def drained(env: SwitchEnvironment, primary: Side) -> int:

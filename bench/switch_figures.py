@@ -30,8 +30,8 @@ class Measured:
 
     stream: str
     outcomes: list[SwitchOutcome] = field(default_factory=list)
-    #: Why attempts were taken back before their journal; the next attempt followed.
-    undone: list[str] = field(default_factory=list)
+    #: Attempts that were taken back before their journal; the next attempt followed.
+    undone: list[SwitchOutcome] = field(default_factory=list)
     #: One lock, one marker through the stream, one unlock; one before each switch.
     floors: list[float] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
@@ -46,8 +46,8 @@ class Measured:
 
     @property
     def announced(self) -> list[float]:
-        """From the announcement to the flip."""
-        return [outcome.pause_ms for outcome in self.outcomes]
+        """From the announcement to the flip; of an attempt that was taken back, to the end of the pause."""
+        return [outcome.pause_ms for outcome in [*self.outcomes, *self.undone] if outcome.pause_ms]
 
     def steps(self) -> dict[str, list[float]]:
         """The milliseconds of each step, in the order in which the steps are taken."""
@@ -100,7 +100,7 @@ class Measured:
             f"{percentile([outcome.compared_keys for outcome in self.outcomes], 50):.0f}, lost writes {self.lost}, "
             f"rows that differ after the drain {self.differing}"
         )
-        lines += [f"taken back: {reason}" for reason in sorted(set(self.undone))]
+        lines += [f"taken back: {reason}" for reason in sorted({outcome.reason or "" for outcome in self.undone})]
         return "\n".join(lines)
 
 
