@@ -227,8 +227,8 @@ async def make_durable(connection: asyncpg.Connection) -> None:
     Native apply commits asynchronously by default, so a row that is seen may not be on disk yet
     (PostgreSQL manual, 28.4 "Asynchronous Commit").
     """
-    async with connection.transaction():
-        await connection.execute("SET LOCAL synchronous_commit = on")
-        await connection.execute(
-            "INSERT INTO cutover.flush (at) VALUES (clock_timestamp()) ON CONFLICT (one) DO UPDATE SET at = excluded.at"
-        )
+    # several statements in one message are one transaction (manual, 53.2.2.1 "Multiple Statements in a Simple Query")
+    await connection.execute(
+        "SET LOCAL synchronous_commit = on; "
+        "INSERT INTO cutover.flush (at) VALUES (clock_timestamp()) ON CONFLICT (one) DO UPDATE SET at = excluded.at"
+    )
