@@ -225,12 +225,10 @@ class Forward:
             wait_ms = int(min(_LOCK_WAIT_MS, self._remaining * 1000))
             try:
                 async with self.attempt.effect(self._from_side) as connection:
-                    await connection.execute(f"SET LOCAL statement_timeout = {wait_ms}")
-                    await connection.execute(fence.lock_sql(members))
+                    await connection.execute(fence.lock_within_sql(members, wait_ms))
                     # a partition that was made since has a table of its own: none can be made from here on
                     if more := set(await fence.relations(connection, self.env.pair.tables)) - set(members):
-                        await connection.execute(fence.lock_sql(sorted(more)))
-                    await connection.execute("SET LOCAL statement_timeout = 0")
+                        await connection.execute(fence.lock_within_sql(sorted(more), wait_ms))
                     await fence.ensure(connection, service, [*members, *sorted(more)], closed=True)
                     await epoch.set_epoch(connection, service, row.to_side, row.to_epoch)
                 break
