@@ -110,19 +110,27 @@ async def settled(control: Control, migration: str, service: str) -> SwitchRow:
     return _row(record)
 
 
+#: True where the switch is as `held_by` says; it stays so until the transaction ends.
+HELD = (
+    "SELECT true FROM control.switch WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $4 "
+    "AND state = $5 FOR SHARE"
+)
+
+
+def held_by(row: SwitchRow) -> tuple[str, str, int, str, SwitchState]:
+    """The parameters of `HELD`."""
+    return row.migration, row.service, row.token, row.switch_id, row.state
+
+
+def overtaken(row: SwitchRow) -> StaleAttempt:
+    """The error for a switch that is not held."""
+    return StaleAttempt(f"{row.service}: switch {row.switch_id} is no longer {row.state} under token {row.token}")
+
+
 async def hold(connection: Connection, row: SwitchRow) -> None:
     """Keeps the switch as it is until the caller's transaction ends. Raises StaleAttempt where it is so no longer."""
-    same = await connection.fetchval(
-        "SELECT true FROM control.switch WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $4 "
-        "AND state = $5 FOR SHARE",
-        row.migration,
-        row.service,
-        row.token,
-        row.switch_id,
-        row.state,
-    )
-    if not same:
-        raise StaleAttempt(f"{row.service}: switch {row.switch_id} is no longer {row.state} under token {row.token}")
+    if not await connection.fetchval(HELD, *held_by(row)):
+        raise overtaken(row)
 
 
 @dataclass(frozen=True)

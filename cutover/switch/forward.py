@@ -16,6 +16,7 @@ from cutover.postgres import epoch, fence, sequences, standbys
 from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
+from cutover.reconcile.sides import at_once
 from cutover.streams.base import Marker
 from cutover.switch import servers
 from cutover.switch.attempt import Attempt
@@ -248,7 +249,10 @@ class Forward:
         sink = await self.attempt.session(self.request.to_side)
         await self.stream.end_in_doubt_on(source, sink)
         self._marker = await self.stream.put_marker_on(source, kind=epoch.SWITCH_MARKER)
-        await self.stream.await_marker_on(sink, self._marker, self._remaining)
+        # the source stands still: what has to be compared is known before it has arrived
+        await at_once(
+            self.stream.await_marker_on(sink, self._marker, self._remaining), self.changed.consume(None, advance=False)
+        )
 
     async def _standbys(self) -> None:
         """One side after the other: while the first is awaited, the second's standbys follow all the same."""
@@ -267,7 +271,7 @@ class Forward:
             await sequences.raise_planned(source, target, self._sequences)
 
     async def _compare(self) -> None:
-        verdict = await asyncio.wait_for(self.changed.verify(tidy=False), self._remaining)
+        verdict = await asyncio.wait_for(self.changed.verify(tidy=False, tail_taken=True), self._remaining)
         self.compared += verdict.keys
         if not verdict.equal:
             found = [f"{table}: {count}" for table, count in sorted(verdict.differing.items())]
