@@ -135,7 +135,7 @@ class Forward:
         return left
 
     async def clear_the_way(self) -> None:
-        """Before the pause: connections open, tables resolved, transactions in the way waited out on both sides.
+        """Before the pause: connections open, statements prepared, transactions in the way waited out on both sides.
 
         Raises GateClosed where the stream is lost or a server is another one than the evidence came from: a pause
         would only be in vain. NotYet where the stream lags too far, or with the sessions that would hold a fence off.
@@ -146,8 +146,11 @@ class Forward:
         await self._require_way_back()
         for side in ("monolith", "service"):
             await self.attempt.seize(side)
+            await self.attempt.rehearse(side)
             connection = await self.attempt.session(side)
             self._members[side] = await fence.relations(connection, self.env.pair.tables)
+            await fence.states_of(connection, self._members[side])
+        await self._require_short_lag()
         self._sequences = await sequences.plan_sequences(
             await self.attempt.session(self._from_side),
             await self.attempt.session(self.request.to_side),
@@ -170,8 +173,12 @@ class Forward:
                 f"{self.request.service}: {health.detail}; writes stay at the {self._from_side} (a lost stream: "
                 f"cutover doctor {self.request.migration} --service {self.request.service} --rebuild-stream)"
             )
-        limit = self.env.max_pause / 2
-        await self.stream.await_marker(await self.stream.put_marker(), limit)
+
+    async def _require_short_lag(self) -> None:
+        """A marker on the very sessions that carry the switch's own."""
+        marker = await self.stream.put_marker_on(await self.attempt.session(self._from_side))
+        sink = await self.attempt.session(self.request.to_side)
+        await self.stream.await_marker_on(sink, marker, self.env.max_pause / 2)
 
     async def _require_way_back(self) -> None:
         """It was made and proved before; looked at once more, for since then it may have gone (invariant 5)."""
