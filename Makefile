@@ -5,6 +5,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos chaos-matrix bench-reconcile bench-final-compare bench-dualwrite
+.PHONY: bench-switch
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -26,6 +27,9 @@ bench-reconcile: bootstrap ## what a comparison costs, beside the floor and othe
 
 bench-dualwrite: bootstrap ## what a write costs at each level, relay and first copy (ROUNDS=5 WRITES=400 SECONDS=3 ROWS=5000000)
 	@$(PYTHON) -m bench.dualwrite
+
+bench-switch: bootstrap ## how long a switch keeps writes out, beside its floor (CYCLES=200 WRITERS=10 THINK_MS=0 ROWS=200)
+	@$(PYTHON) -m bench.switch
 
 bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and at 20 M rows (ROWS_SMALL, ROWS_LARGE)
 	@$(PYTHON) -m bench.final_compare

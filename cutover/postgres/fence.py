@@ -48,6 +48,11 @@ def lock_sql(members: Sequence[TableName]) -> str:
     return f"LOCK TABLE {', '.join('ONLY ' + m.sql for m in members)} IN SHARE ROW EXCLUSIVE MODE"
 
 
+def lock_within_sql(members: Sequence[TableName], milliseconds: int) -> str:
+    """The same with a limit of that wait, in one message; what comes after it in the transaction has none."""
+    return f"SET LOCAL statement_timeout = {milliseconds}; {lock_sql(members)}; SET LOCAL statement_timeout = 0"
+
+
 def close_sql(members: Sequence[TableName], *, always: bool) -> str:
     """Statements that fence the tables; `always` once the first copy is done."""
     how = "ENABLE ALWAYS" if always else "ENABLE"
