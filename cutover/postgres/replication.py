@@ -27,6 +27,11 @@ FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() 
 """
 
 
+def tells_origins_apart(connection: asyncpg.Connection) -> bool:
+    """Whether this server knows `origin = none`: it then sends on only what was written here."""
+    return connection.get_server_version().major >= 16
+
+
 async def ensure_publication(connection: asyncpg.Connection, name: str, tables: Sequence[TableName]) -> None:
     """A publication of exactly these tables; a changed list is set again."""
     listed = ", ".join(t.sql for t in tables)
