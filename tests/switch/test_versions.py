@@ -20,6 +20,7 @@ from cutover.control.database import Control
 from cutover.devstack.cluster import Cluster
 from cutover.dualwrite import ServicePool
 from cutover.plan.models import Consistency
+from cutover.postgres import fence
 from cutover.postgres.databases import Database, Side, direction_from, other
 from cutover.streams.outbox import Backfill, Relay
 from cutover.switch import finish, reverse, section
@@ -159,6 +160,8 @@ async def backfilled(env: SwitchEnvironment) -> None:
     if env.service.stream == "outbox":
         await Backfill(env.pair, "forward").run()
     await until(forward.ready, "the first copy is done")
+    async with env.pair.target.session("test") as sink:
+        await fence.make_always(sink, env.pair.tables)
     await verify(env)
 
 
@@ -213,6 +216,7 @@ async def test_a_switch_a_rollback_and_a_second_switch_lose_nothing(moving: Movi
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("moving", ["logical", "eventual"], indirect=True)  # a strong write is one at both sides
 async def test_what_a_stream_has_brought_is_no_changed_key_and_what_was_written_here_is(moving: Moving) -> None:
     """Below 16 the server does not leave it out itself."""
     await reverse.make_ready(moving.env, "service")
