@@ -22,6 +22,7 @@ from cutover.switch.attempt import Attempt
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import StepTiming, SwitchOutcome, SwitchRequest
 from cutover.switch.steps import POINT_OF_NO_RETURN, SECTION
+from cutover.switch.turn import renew_slot, turn, turns_of
 from cutover.telemetry.setup import tracer
 
 #: One try at the fence's lock; longer would queue the application's writers behind it.
@@ -76,6 +77,7 @@ class Forward:
             "standbys": self._standbys,
             "sequences": self._raise_sequences,
             "compare": self._compare,
+            "turn": self._turn,
             "unfence": self._unfence,
             "journal": self._journal,
             "commit": self._commit,
@@ -143,6 +145,8 @@ class Forward:
         await servers.require_known(self.env)
         await self._require_stream()
         await self._require_way_back()
+        if turns := await turns_of(self.env, direction_from(self.request.to_side)):
+            await renew_slot(self.attempt, self.request.to_side, turns)
         for side in ("monolith", "service"):
             await self.attempt.seize(side)
             connection = await self.attempt.session(side)
@@ -175,12 +179,13 @@ class Forward:
     async def _require_way_back(self) -> None:
         """It was made and proved before; looked at once more, for since then it may have gone (invariant 5)."""
         back = direction_from(self.request.to_side)
-        health = await self.env.stream(back).health()
+        turns = await turns_of(self.env, back)
+        problem = await turns.unarmed() if turns else (await self.env.stream(back).health()).detail
         whole = await self.env.changed(back).whole()
-        if not (health.ok and whole and await self.env.stream(back).ready()):
+        if problem or not (whole and await self.env.stream(back).ready()):
             raise GateClosed(
                 f"{self.request.service}: the stream of the way back is not ready"
-                + (f": {health.detail}" if health.detail else "")
+                + (f": {problem}" if problem else "")
                 + ("" if whole else ": the record of its changed keys is missing")
             )
 
@@ -279,6 +284,9 @@ class Forward:
             )
         # the way back begins where this proof ends
         await self.env.changed(direction_from(self.request.to_side)).adopt(self.attempt.row)
+
+    async def _turn(self) -> None:
+        await turn(self.attempt, self.request.to_side, self._remaining)
 
     async def _unfence(self) -> None:
         """Executed and left open: after the journal only its commit is left to do."""

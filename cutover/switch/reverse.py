@@ -1,7 +1,8 @@
 """Step 2: the stream of the other direction exists, enabled and proved, before anything is fenced.
 
 Slot creation waits for every transaction that is open in its cluster; none of ours is open here. Both
-directions exist at once, kept apart by `origin = none` (both servers 16 or newer, checked by preflight).
+directions run at once, kept apart by `origin = none` where that can be (both servers 16 or newer). Else the
+new one is only armed: it exists at both ends, and the section lets it begin (`turn`).
 """
 
 import asyncio
@@ -11,12 +12,13 @@ from cutover.errors import Conflict, NotYet
 from cutover.flags import store as flags
 from cutover.postgres.databases import Side, direction_from
 from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.turn import turns_of
 
 _READY_SECONDS = 30.0
 
 
 async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
-    """Makes ready what rows will flow through once `to_side` is writable; returns the proof's seconds.
+    """Makes ready what rows will flow through once `to_side` is writable; returns the proof's (or arming's) seconds.
 
     Raises NotYet where the stream does not come up or carry its marker in time, Conflict where `to_side` is the
     primary already: a stream that its writes depend on is mended by `rebuild`, never made anew with a gap.
@@ -34,6 +36,10 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     # the record of changed keys begins before the first write on the new side can happen
     await stream.prepare()
     await env.changed(direction).prepare()
+    begun = time.monotonic()
+    if turns := await turns_of(env, direction):
+        await turns.arm()
+        return time.monotonic() - begun
     await stream.start(copy=False)
     deadline = time.monotonic() + _READY_SECONDS
     # both, as the switch will ask for both: a stream may be ready and still tell of what went wrong a moment ago
