@@ -62,18 +62,12 @@ class Turns:
         await replication.create_slot(source, self.name)
 
     async def unarmed(self) -> str:
-        """What is missing, in words; "" where the stream could begin now."""
+        """What keeps its subscription from its turn, in words; "" where nothing does."""
         async with self.sink.session(self.label) as sink:
-            subscription = await replication.subscription_health(sink, self.name)
-        async with self.source.session(self.label) as source:
-            slot = await replication.slot_health(source, self.name)
-        if not subscription.exists:
+            enabled = await replication.is_enabled(sink, self.name)
+        if enabled is None:
             return f"subscription {self.name!r} does not exist at {self.sink.name!r}"
-        if subscription.enabled:
-            return f"subscription {self.name!r} is enabled at {self.sink.name!r} before its turn"
-        if not slot.exists or slot.wal_status == "lost":
-            return f"replication slot {self.name!r} at {self.source.name!r} is {slot.wal_status}"
-        return ""
+        return f"subscription {self.name!r} is enabled at {self.sink.name!r} before its turn" if enabled else ""
 
     async def disable_on(self, sink: asyncpg.Connection) -> None:
         """Lets the flow end with the caller's transaction; then `await_gone_on`. Nothing where it is not there."""

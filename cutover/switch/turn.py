@@ -7,6 +7,7 @@ of this is noted: an undo looks at the servers, and leaves alone what is as it h
 
 import time
 
+from cutover import faults
 from cutover.postgres import epoch
 from cutover.postgres.databases import Direction, Side, direction_from, other
 from cutover.streams.turns import TURN_MARKER, Turns
@@ -29,9 +30,10 @@ async def renew_slot(attempt: Attempt, to_side: Side, turns: Turns) -> None:
     The old one goes under the token: to an attempt that slept it would be the slot of a stream in use. Raises NotYet
     while old transactions at that side hold the new one off.
     """
-    async with attempt.effect(to_side) as connection:
-        await turns.drop_slot_on(connection)
-    await turns.create_slot_on(await attempt.session(to_side))
+    async with faults.step("turn.renew"):
+        async with attempt.effect(to_side) as connection:
+            await turns.drop_slot_on(connection)
+        await turns.create_slot_on(await attempt.session(to_side))
 
 
 async def turn(attempt: Attempt, to_side: Side, seconds: float) -> None:
@@ -47,17 +49,20 @@ async def turn(attempt: Attempt, to_side: Side, seconds: float) -> None:
     new = stream.turns(old_source, new_source)
     if old is None or new is None:
         return
-    async with attempt.effect(to_side) as connection:
-        await old.disable_on(connection)
-    await old.await_gone_on(new_source, deadline - time.monotonic())
-    # what the halted stream has brought is flushed: a slot moves no further than that
-    await epoch.make_durable(new_source)
-    async with attempt.effect(to_side) as connection:
-        await new.move_to_now_on(connection)
-    async with attempt.effect(from_side) as connection:
-        await new.enable_on(connection)
-    marker = await stream.put_marker_on(new_source, kind=TURN_MARKER)
-    await stream.await_marker_on(old_source, marker, deadline - time.monotonic())
+    async with faults.step("turn.halt"):
+        async with attempt.effect(to_side) as connection:
+            await old.disable_on(connection)
+        await old.await_gone_on(new_source, deadline - time.monotonic())
+    async with faults.step("turn.begin"):
+        # what the halted stream has brought is flushed: a slot moves no further than that
+        await epoch.make_durable(new_source)
+        async with attempt.effect(to_side) as connection:
+            await new.move_to_now_on(connection)
+        async with attempt.effect(from_side) as connection:
+            await new.enable_on(connection)
+    async with faults.step("turn.prove"):
+        marker = await stream.put_marker_on(new_source, kind=TURN_MARKER)
+        await stream.await_marker_on(old_source, marker, deadline - time.monotonic())
 
 
 async def turn_back(attempt: Attempt) -> None:
@@ -72,9 +77,10 @@ async def turn_back(attempt: Attempt) -> None:
     new = env.stream(direction_from(row.to_side)).turns(opened, shut)
     if old is None or new is None:
         return
-    async with attempt.effect(row.from_side) as connection:
-        await new.disable_on(connection)
-    await new.await_gone_on(opened, _GONE_SECONDS)
-    async with attempt.effect(row.to_side) as connection:
+    async with faults.step("undo.halt"):
+        async with attempt.effect(row.from_side) as connection:
+            await new.disable_on(connection)
+        await new.await_gone_on(opened, _GONE_SECONDS)
+    async with faults.step("undo.resume-stream"), attempt.effect(row.to_side) as connection:
         await new.forget_proof_on(connection)
         await old.enable_on(connection)
