@@ -23,7 +23,7 @@ from cutover.dualwrite import ServicePool
 from cutover.errors import Conflict, GateClosed, NotYet
 from cutover.plan.models import Consistency
 from cutover.postgres import fence
-from cutover.postgres.databases import Database, Side, direction_from, other
+from cutover.postgres.databases import SIDES, Database, Side, direction_from, other
 from cutover.streams.outbox import Backfill, Relay
 from cutover.switch import finish, reverse, section
 from cutover.switch.environment import SwitchEnvironment
@@ -257,11 +257,15 @@ async def test_an_undo_in_the_turn_brings_the_old_stream_back_without_a_gap(
     await moving.require_nothing_lost("monolith")
 
 
-async def undone(moving: Moving, to_side: Side, point: str, undo_point: str = "") -> None:
+async def undone(
+    moving: Moving, to_side: Side, point: str, undo_point: str = "", look: faults.Handler | None = None
+) -> None:
     """A switch that fails at that point, once, and its undo at the other; the old side goes on, and its stream."""
     reached: list[str] = []
 
     async def fail(passed: str) -> None:
+        if look:
+            await look(passed)
         if passed in (point, undo_point) and passed not in reached:
             reached.append(passed)
             raise NotYet(f"injected at {passed}")
@@ -284,7 +288,8 @@ async def undone(moving: Moving, to_side: Side, point: str, undo_point: str = ""
         return (await stream.health()).ok
 
     await until(healthy, "the old stream runs again")
-    await moving.writers.more()
+    if not look:
+        await moving.writers.more()
     await moving.carried(primary)
 
 
@@ -307,3 +312,30 @@ async def test_what_only_stands_ready_flows_only_beside_servers_that_tell_origin
     with pytest.raises(GateClosed, match="way back"):
         await section.run(moving.env, order(moving.env, "service"), lambda _: None)
     assert await moving.both.on("service", slots) == 0
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("moving", ["logical"], indirect=True)
+async def test_below_16_both_directions_never_run_at_once(moving: Moving, request: pytest.FixtureRequest) -> None:
+    """Looked at before and after each step of a switch, of an undone one and of the way back."""
+    if min(request.node.callspec.params["servers"]) >= 16:
+        pytest.skip("both directions may run at once")
+    seen: dict[str, list[str]] = {}
+    sql = (
+        "SELECT coalesce(array_agg(subname::text), '{}') FROM pg_subscription s "
+        "WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+        "AND (subenabled OR EXISTS (SELECT FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.pid IS NOT NULL))"
+    )
+
+    async def look(point: str) -> None:
+        seen[point] = [name for side in SIDES for name in await moving.both.on(side, sql)]
+
+    with faults.armed(look):
+        for to_side in WAYS[:2]:
+            assert (await moving.switch(to_side)).result == "done"
+            assert {len(running) for running in seen.values()} <= {0, 1}, seen
+            assert seen["turn.begin.before"] == []
+            seen.clear()
+    await undone(moving, "service", STOPS[-1], look=look)
+    assert {len(running) for running in seen.values()} <= {0, 1}, seen
+    assert len(seen["undo.resume-stream.after"]) == 1
