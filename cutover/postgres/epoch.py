@@ -227,6 +227,12 @@ async def prune_markers(connection: asyncpg.Connection, service: str) -> None:
     )
 
 
+async def delete_markers(connection: asyncpg.Connection, service: str, kind: str) -> None:
+    """Deletes the markers whose ids begin so."""
+    table = marker_table(service).sql
+    await connection.execute(f"DELETE FROM {table} WHERE starts_with(id, $1)", kind)
+
+
 async def marker_seen(connection: asyncpg.Connection, service: str, marker: str) -> bool:
     """Whether the marker is visible here."""
     table = marker_table(service).sql

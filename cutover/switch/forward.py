@@ -24,6 +24,7 @@ from cutover.switch.attempt import Attempt
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import StepTiming, SwitchOutcome, SwitchRequest
 from cutover.switch.steps import POINT_OF_NO_RETURN, SECTION
+from cutover.switch.turn import renew_slot, turn, turns_of
 from cutover.telemetry.setup import tracer
 
 #: One try at the fence's lock; longer would queue the application's writers behind it.
@@ -78,6 +79,7 @@ class Forward:
             "standbys": self._standbys,
             "sequences": self._raise_sequences,
             "compare": self._compare,
+            "turn": self._turn,
             "unfence": self._unfence,
             "journal": self._journal,
             "commit": self._commit,
@@ -192,14 +194,17 @@ class Forward:
     async def _require_way_back(self) -> None:
         """It was made and proved before; looked at once more, for since then it may have gone (invariant 5)."""
         back = direction_from(self.request.to_side)
-        health = await self.env.stream(back).health()
+        turns = await turns_of(self.env, back)
+        problem = await turns.unarmed() if turns else (await self.env.stream(back).health()).detail
         whole = await self.env.changed(back).whole()
-        if not (health.ok and whole and await self.env.stream(back).ready()):
+        if problem or not (whole and await self.env.stream(back).ready()):
             raise GateClosed(
                 f"{self.request.service}: the stream of the way back is not ready"
-                + (f": {health.detail}" if health.detail else "")
+                + (f": {problem}" if problem else "")
                 + ("" if whole else ": the record of its changed keys is missing")
             )
+        if turns:
+            await renew_slot(self.attempt, self.request.to_side, turns)
 
     async def _in_the_way(self) -> list[str]:
         """Sessions that would hold off the fence at one side or its lifting at the other, in words."""
@@ -297,6 +302,9 @@ class Forward:
             )
         # the way back begins where this proof ends
         await self.env.changed(direction_from(self.request.to_side)).adopt(self.attempt.row)
+
+    async def _turn(self) -> None:
+        await turn(self.attempt, self.request.to_side, self._remaining)
 
     async def _unfence(self) -> None:
         """Executed and left open: after the journal only its commit is left to do."""
