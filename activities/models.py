@@ -269,8 +269,8 @@ class WatchRequest(Model):
     """Watch until something else is found than what the run shows already, for a shift at most."""
 
     ref: Ref
-    #: `key` of each finding that is shown.
-    shown: list[str] = []
+    #: `key` of each finding that is shown; None before the first look, which is told whatever it finds.
+    shown: list[str] | None = None
 
 
 class Found(Model):

@@ -62,7 +62,7 @@ class WatchActivities:
             while True:
                 begun = time.monotonic()
                 seen = await self._round(request.ref)
-                changed = sorted(one.key for one in seen.findings) != sorted(request.shown)
+                changed = request.shown is None or sorted(one.key for one in seen.findings) != sorted(request.shown)
                 if changed or seen.ended or ending.done() or time.monotonic() > end:
                     return seen
                 await asyncio.wait([ending], timeout=max(EVERY - (time.monotonic() - begun), 0.1))

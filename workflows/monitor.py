@@ -32,10 +32,11 @@ class MonitorWorkflow(Run[Start]):
     async def run(self, start: Any = None) -> str:
         await self.begin()
         self.say("the first look", state="RUNNING", phase="watching")
-        seen = Watched()
+        shown: list[str] | None = None
         while True:
             await self.may_proceed()
-            seen = await self._shift([one.key for one in seen.findings])
+            seen = await self._shift(shown)
+            shown = [one.key for one in seen.findings]
             if seen.ended:
                 break
             self._tell(seen)
@@ -45,7 +46,7 @@ class MonitorWorkflow(Run[Start]):
         await self.end("nothing: the migration is cleaned up")
         return "cleaned"
 
-    async def _shift(self, shown: list[str]) -> Watched:
+    async def _shift(self, shown: list[str] | None) -> Watched:
         """Until something else is found. What fails for good is shown, and tried again when a person says so."""
         while True:
             try:
