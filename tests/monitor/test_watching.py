@@ -60,7 +60,7 @@ async def test_a_shift_ends_and_so_does_the_watch_with_the_migration(
 
 async def test_a_worker_that_ends_hands_the_watch_on(watched: Watched, work: Work) -> None:
     environment = ActivityEnvironment()
-    shift = asyncio.create_task(environment.run(WatchActivities(work.context).watch, request(work, [])))
+    shift = asyncio.ensure_future(environment.run(WatchActivities(work.context).watch, request(work, [])))
     await asyncio.sleep(0.2)
     environment.worker_shutdown()
     assert (await asyncio.wait_for(shift, 10)).findings == []
@@ -90,7 +90,7 @@ async def test_a_control_database_that_is_away_is_told_by_the_webhook_once(
     assert len(posted) == 1
 
     async def quiet() -> bool:
-        return (await work.run(monitor.watch, request(work))).findings == []
+        return not (await work.run(monitor.watch, request(work))).findings
 
     await until(quiet, "all is well again")
 
