@@ -27,6 +27,7 @@ class MonitorWorkflow(Run[Start]):
     @workflow.init
     def __init__(self, start: Any = None) -> None:
         super().__init__(start, Start)
+        self.worst = ""
 
     @workflow.run
     async def run(self, start: Any = None) -> str:
@@ -43,6 +44,7 @@ class MonitorWorkflow(Run[Start]):
             if workflow.info().is_continue_as_new_suggested():
                 await self.hand_on()
         self.progress.clear()
+        self.worst = ""
         await self.end("nothing: the migration is cleaned up")
         return "cleaned"
 
@@ -62,8 +64,13 @@ class MonitorWorkflow(Run[Start]):
         for number, one in enumerate(seen.findings[:_SHOWN], 1):
             self.progress[f"{number}. {one.severity}"] = one.text
         if seen.findings:
-            worst = seen.findings[0].text
             more = f" (and {len(seen.findings) - 1} more)" if len(seen.findings) > 1 else ""
-            self.say(f"somebody to mend: {worst}{more}", state="NEEDS_ATTENTION")
+            self.worst = f"{seen.findings[0].text}{more}"
+            # not parked: it goes on looking, and no message to it helps
+            self.say(f"somebody to mend: {self.worst}", state="WAITING")
         else:
+            self.worst = ""
             self.say(f"a finding in one of {seen.services} services; all is well", state="RUNNING")
+
+    def attention(self) -> str:
+        return super().attention() or self.worst

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import asyncpg
 
-from cutover.control import switches
+from cutover.control import fingerprints, switches
 from cutover.control.database import Control
 from cutover.control.switches import Still
 from cutover.errors import ConfigError, CutoverError
@@ -92,6 +92,8 @@ async def _look(control: Control, plan: Plan, pair: Pair, mend: bool) -> Looked:
     if now is None or now.stage in TAKEN_OVER:
         stage = now.stage if now else ""
         return Looked(pair.service, unread.findings, now is not None, now.primary_side if now else None, stage=stage)
+    if not now.stage and not await _prepared(control, pair, unread):
+        return Looked(pair.service, unread.findings)
     async with _opened(control, plan, pair, now, mend, unread) as place:
         proof = asyncio.create_task(_run(_PROOF, place, unread)) if now.settled else None
         try:
@@ -144,6 +146,16 @@ async def _still(control: Control, pair: Pair, unread: _Unread) -> Still | None:
     except FAILURES as error:
         unread.add("the control database", error)
         return None
+
+
+async def _prepared(control: Control, pair: Pair, unread: _Unread) -> bool:
+    """Whether Preparation is done with this service: its catalogs are taken last, once its fences stand."""
+    try:
+        async with asyncio.timeout(LIMIT):
+            return await fingerprints.find(control, pair.migration, pair.service) is not None
+    except FAILURES as error:
+        unread.add("the control database", error)
+        return False
 
 
 @asynccontextmanager

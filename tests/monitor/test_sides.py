@@ -5,15 +5,25 @@ import asyncio
 import asyncpg
 import pytest
 
-from cutover.monitor import fences, sides, writers
+from cutover.monitor import catalogs, fences, sides, writers
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import Side
 from cutover.postgres.identifiers import TableName
 from cutover.switch import forward, reverse, section
+from cutover.switch.environment import SwitchEnvironment
 from tests.monitor.conftest import Watched
 from tests.switch.conftest import order
 
 TRADES = TableName("public", "trades")
+
+
+async def test_a_service_that_preparation_is_not_done_with_is_not_judged(env: SwitchEnvironment) -> None:
+    watched = Watched(env)
+    await watched.on("service", fence.open_sql([TRADES]))
+    looked = await watched.look()
+    assert (looked.state, looked.findings) == ("not prepared yet", [])
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
+    assert {one.watch for one in (await watched.look()).findings} == {"writable-side", "fence"}
 
 
 async def test_an_epoch_row_that_says_something_else_than_the_route(watched: Watched) -> None:

@@ -279,7 +279,7 @@ async def monitor(recorder: Recorder) -> None:
         first = await h.start(MonitorWorkflow, run)
         for number in range(40):
             h.world.found = [lost] if number % 2 else []
-            state = "NEEDS_ATTENTION" if number % 2 else "RUNNING"
+            state = "WAITING" if number % 2 else "RUNNING"
             await h.until(run, lambda one: one.state == state)  # noqa: B023
             described = await h.client.get_workflow_handle(run, run_id=first.result_run_id).describe()
             if described.status == WorkflowExecutionStatus.CONTINUED_AS_NEW and not number % 2:

@@ -257,7 +257,7 @@ MONITOR = (
     refused("monitor-refused", "cutover plan register"),
     paused("monitor"),
     State("monitor-watching", "a finding in one of 1 services; all is well", "watching", "RUNNING", busy=True),
-    State("monitor-found", "somebody to mend: .*--rebuild-stream", "watching", "NEEDS_ATTENTION", busy=True),
+    State("monitor-found", "somebody to mend: .*--rebuild-stream", "watching", busy=True),
     parked("monitor-parked", "watching: no DSN", "monitor._shift: park"),
     State(
         "monitor-continued",

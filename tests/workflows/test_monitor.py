@@ -1,4 +1,4 @@
-"""The monitor's run: what its activity finds is shown, an adopted plan is taken over, and it ends with the migration."""
+"""The monitor's run: what is found is shown, an adopted plan is taken over, and it ends with the migration."""
 
 from activities import ids
 from activities import models as m
@@ -16,11 +16,12 @@ async def test_findings_are_shown_with_what_helps_until_they_are_mended(make: Ma
     handle = await harness.start(MonitorWorkflow, run)
     await harness.until(run, lambda one: "2 services; all is well" in one.waiting_for)
     harness.world.found = [LOST]
-    shown = await harness.until(run, lambda one: one.state == "NEEDS_ATTENTION")
+    shown = await harness.until(run, lambda one: bool(one.attention))
+    assert shown.attention == LOST.text
     assert "cutover doctor a --rebuild-stream" in shown.waiting_for
     assert shown.progress == {"1. critical": LOST.text}
     harness.world.found = []
-    assert (await harness.until(run, lambda one: one.state == "RUNNING")).progress == {}
+    assert (await harness.until(run, lambda one: not one.attention)).progress == {}
     harness.world.stage = "cleaned"
     assert await handle.result() == "cleaned"
 
@@ -38,5 +39,5 @@ async def test_an_adopted_plan_is_what_is_watched_by(make: Make) -> None:
         return any(name == "watch" and one.ref.plan_hash == "hash-2" for name, one in harness.world.calls)
 
     await until(watched_by_it, "the monitor goes by the adopted plan")
-    status = await harness.until(run, lambda one: one.state == "NEEDS_ATTENTION" and "slot" in one.waiting_for)
+    status = await harness.until(run, lambda one: "its slot is gone" in one.attention)
     assert status.plan_hash == "hash-2"
