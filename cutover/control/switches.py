@@ -167,6 +167,18 @@ async def still(control: Control, migration: str, service: str) -> Still | None:
     return Still(**row) if row else None
 
 
+async def unsettled_seconds(control: Control, migration: str, service: str) -> float | None:
+    """For how long the switch that is under way stands where it stands; None where none is."""
+    age: float | None = await control.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - changed_at)::float8 FROM control.switch"
+        " WHERE migration = $1 AND service = $2 AND NOT state = ANY ($3::text[])",
+        migration,
+        service,
+        sorted(SETTLED),
+    )
+    return age
+
+
 async def begin(
     control: Control,
     before: SwitchRow,

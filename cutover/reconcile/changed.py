@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from cutover.control import switches
+from cutover.control import notes, switches
 from cutover.control.database import Control
 from cutover.control.reports import TableReport
 from cutover.control.switches import SwitchRow
@@ -97,7 +97,7 @@ class ChangedKeys:
         self.pair, self.direction, self.control = pair, direction, control
         forward = direction == "forward"
         self.publication = publication or f"{pair.service}_{'pub' if forward else 'reverse_pub'}"
-        self.slot = f"cutover_{pair.service}_changes{'' if forward else '_rev'}"
+        self.slot = changes.slot_name(pair.service, direction)
         self._stack = AsyncExitStack()
         self._state: _Open | None = None
         self._reading = asyncio.Lock()
@@ -176,6 +176,7 @@ class ChangedKeys:
             await self.control.execute(_RESET, *self._who, names)
             if await changes.ensure_slot(connection, self.slot, self.publication):
                 await self.control.execute(_RESET, *self._who, names)
+                await notes.forget(self.control, self.pair.migration, self.pair.service, notes.of_slot(self.slot))
 
     async def whole(self) -> bool:
         """Whether the slot is there and has lost nothing."""
