@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite bench-reconcile bench-final-compare bench-dualwrite
+.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos-matrix bench-reconcile bench-final-compare bench-dualwrite
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -39,6 +39,9 @@ prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and f
 
 prove-dualwrite: bootstrap ## takes each remedy of dual-write out and requires its test to fail, some minutes
 	@$(PYTHON) -m scripts.mutants_dualwrite
+
+chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches under traffic (SEED CELLS=500 FULL=1 RUN PARALLEL=2)
+	@$(PYTHON) -m chaos.matrix
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

@@ -11,6 +11,7 @@ from activities.evidence import as_evidence
 from activities.guards import guarded
 from activities.passes import fresh_reports
 from activities.registration import implements
+from cutover import faults
 from cutover.archive import service as old_tables
 from cutover.checklist.cleanup import FULL_PASS_SECONDS
 from cutover.checklist.run import problems_of
@@ -64,14 +65,15 @@ class CleanupActivities:
         # before the reverse stream goes: what is followed now is still in the archive's tables
         async with self._carried(ref):
             followed = await crossing.end(plan, pair.service, context.control, context.settings.database)
-        for direction in DIRECTIONS:
-            await ChangedKeys(pair, direction, context.control).drop()
-            stream = await context.stream(ref, direction)
-            await stream.drop()
+        async with faults.step("cleanup.streams"):
+            for direction in DIRECTIONS:
+                await ChangedKeys(pair, direction, context.control).drop()
+                stream = await context.stream(ref, direction)
+                await stream.drop()
         for side in SIDES:
             async with pair.at(side).session("cutover-cleanup") as connection:
                 await applier.drop_origins(connection, pair.service)
-        async with pair.target.session("cutover-cleanup") as connection:
+        async with faults.step("cleanup.ours"), pair.target.session("cutover-cleanup") as connection:
             await fence.remove(connection, pair.tables)
             await epoch.remove(connection, pair.service)
             kept = await own_schema.drop_if_unused(connection)
@@ -136,7 +138,7 @@ class CleanupActivities:
     async def drop_tables(self, ref: m.Ref) -> m.Facts:
         pair = await self.context.pair(ref)
         dropped = await old_tables.drop(pair)
-        async with pair.monolith.session("cutover-cleanup") as connection:
+        async with faults.step("cleanup.last"), pair.monolith.session("cutover-cleanup") as connection:
             await epoch.remove(connection, pair.service)
             kept = await own_schema.drop_if_unused(connection)
         return m.Facts(facts={"tables": dropped, "schema cutover": kept[:200] or "gone"})

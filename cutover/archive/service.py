@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutover import faults
 from cutover.archive import export, manifest
 from cutover.control import retired
 from cutover.control.database import Control
@@ -44,17 +45,21 @@ async def archive(pair: Pair, folder: Path, plan_hash: str, progress: Callable[[
         good = ours and found.facts.get(RESTORE_TEST) == PASSED
         if good and not await asyncio.to_thread(manifest.verify, found):
             return _archived(found)
-    entries = [await export.export_table(pair.monolith, table, folder, progress=progress) for table in pair.tables]
+    entries = []
+    for table in pair.tables:
+        async with faults.step("archive.export"):
+            entries.append(await export.export_table(pair.monolith, table, folder, progress=progress))
     facts = {"migration": pair.migration, "service": pair.service, "plan_hash": plan_hash}
     path = manifest.write_manifest(folder, entries, **facts)
     written = manifest.read_manifest(path)
-    problems = await asyncio.to_thread(manifest.verify, written)
-    problems += [r.problem for r in await manifest.restore_test(written, pair.monolith) if r.problem]
-    if problems:
-        path.unlink()  # so that the next run exports anew
-        raise Refused(f"{pair.service}: the archive does not come back as it went: {'; '.join(problems[:5])}")
-    # said only now: an archive whose test was cut short is exported and tested again
-    manifest.write_manifest(folder, entries, **facts, **{RESTORE_TEST: PASSED})
+    async with faults.step("archive.prove"):
+        problems = await asyncio.to_thread(manifest.verify, written)
+        problems += [r.problem for r in await manifest.restore_test(written, pair.monolith) if r.problem]
+        if problems:
+            path.unlink()  # so that the next run exports anew
+            raise Refused(f"{pair.service}: the archive does not come back as it went: {'; '.join(problems[:5])}")
+        # said only now: an archive whose test was cut short is exported and tested again
+        manifest.write_manifest(folder, entries, **facts, **{RESTORE_TEST: PASSED})
     return _archived(written)
 
 
@@ -76,7 +81,10 @@ def _archived(found: manifest.Manifest) -> Archived:
 async def rename(pair: Pair, control: Control) -> list[str]:
     """Renames the tables and notes their counters of now; the new names."""
     async with pair.monolith.session("cutover-retire") as connection:
-        names = [(await retire.retire(connection, table)).name for table in pair.tables]
+        names = []
+        for table in pair.tables:
+            async with faults.step("retire.rename"):
+                names.append((await retire.retire(connection, table)).name)
     await quiet(pair, control)
     return names
 
@@ -103,7 +111,8 @@ async def drop(pair: Pair) -> int:
             stuck: list[Refused] = []
             for name in list(left):
                 try:
-                    dropped += await retire.drop_retired(connection, name)
+                    async with faults.step("retire.drop"):
+                        dropped += await retire.drop_retired(connection, name)
                     left.remove(name)
                 except Refused as refused:
                     stuck.append(refused)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cutover import faults
 from cutover.cli.connection import control
 from cutover.cli.failing import login, plainly, print_json, run
 from cutover.control import plans
@@ -25,9 +26,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @plainly()
 def doctor(
-    plan: Annotated[str, typer.Argument(help="The migration's name.")],
+    plan: Annotated[str, typer.Argument(help="The migration's name.", show_default=False)] = "",
     service: Annotated[str, typer.Option(help="Only this service.")] = "",
     steps: Annotated[bool, typer.Option("--steps", help="List the steps of a switch (a dry run) and end.")] = False,
+    fault_points: Annotated[
+        bool, typer.Option("--fault-points", help="List the points at which tests make each step fail, and end.")
+    ] = False,
     rebuild_stream: Annotated[
         bool, typer.Option("--rebuild-stream", help="Build the service's lost stream anew and mend what it missed.")
     ] = False,
@@ -56,6 +60,15 @@ def doctor(
                 undo = f"   undo: {step.undo}" if step.undo else ""
                 typer.echo(f"{number:>2}. {step.name:<15} {step.does}{undo}")
         return
+    if fault_points:
+        if as_json:
+            print_json([{"point": point, "step": faults.STEPS[point.rpartition(".")[0]]} for point in faults.points()])
+        else:
+            for name, does in faults.STEPS.items():
+                typer.echo(f"{name + '.before':<28} {name + '.after':<28} {does}")
+        return
+    if not plan:
+        raise typer.BadParameter("name the migration: cutover doctor MIGRATION", param_hint="PLAN")
 
     if rebuild_stream:
         run(_rebuild(plan, service, yes, as_json))

@@ -24,6 +24,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from typer.exceptions import TyperException
 
 from cutover.errors import CutoverError, Exit, exit_status
+from cutover.postgres.databases import CONNECTION_ERRORS
 from cutover.telemetry.logs import render
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ def judged(error: Exception) -> tuple[str, Exit]:
             return _rpc(error)
         case WorkflowUpdateRPCTimeoutOrCancelledError():
             return "the Temporal server did not answer in time; see `cutover status`", Exit.UNREACHABLE
-        case OSError() | asyncpg.PostgresError() | asyncpg.InterfaceError():
+        case _ if isinstance(error, (*CONNECTION_ERRORS, asyncpg.PostgresError)):
             return f"a server does not answer ({type(error).__name__})", Exit.UNREACHABLE
         case _:
             # its text could hold anything, so it is not shown

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from cutover.dualwrite import failpoints, outcome
+from cutover import faults
+from cutover.dualwrite import outcome
 from cutover.dualwrite.branch import Branch
 from cutover.dualwrite.connections import aborted
 from cutover.dualwrite.errors import SecondaryAway
@@ -72,14 +73,14 @@ class Strong:
     async def _commit(self, connection: "Connection", transaction: "Transaction") -> None:
         beginning = asyncio.create_task(self._branch.begin())
         try:
-            self._changes = await read_changes(connection, self.sides, self.side, self.route, self.gid)
+            async with faults.step("strong.read"):
+                self._changes = await read_changes(connection, self.sides, self.side, self.route, self.gid)
             await beginning
             if self._changes:
-                failpoints.reached("read")
-                await self._branch.apply(self._changes)
-                failpoints.reached("applied")
-                await self._branch.prepare()
-                failpoints.reached("prepared")
+                async with faults.step("strong.apply"):
+                    await self._branch.apply(self._changes)
+                async with faults.step("strong.prepare"):
+                    await self._branch.prepare()
         except BaseException:
             await asyncio.gather(beginning, return_exceptions=True)
             await roll_back(transaction, self.sides.service)
@@ -87,18 +88,19 @@ class Strong:
             raise
         self._sent = True
         try:
-            await transaction.commit()
+            async with faults.step("strong.commit"):
+                await transaction.commit()
         except (asyncpg.PostgresError, CutoverError) as error:
             if not outcome.is_lost(error):  # else `decided` finds out
                 await self._branch.end("abort")
             raise
-        failpoints.reached("decided")
         await self._finish()
 
     async def _finish(self) -> None:
         """The decision stands. What cannot be carried out now is the janitor's."""
-        if await self._branch.end("commit"):
-            failpoints.reached("ended")
+        async with faults.step("strong.end"):
+            ended = await self._branch.end("commit")
+        if ended:
             self.sides.carried(self.side, [intent for change in self._changes for intent in change.intents])
         else:
             self.counters.in_doubt += 1

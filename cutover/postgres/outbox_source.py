@@ -18,6 +18,7 @@ import asyncpg
 
 from cutover.errors import Conflict
 from cutover.postgres import epoch
+from cutover.postgres.databases import FAILURES
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_schema import SHARDS, WAKE, outbox_table
 from cutover.postgres.outbox_tables import Flow, require_definition
@@ -139,7 +140,7 @@ async def _read(
         rows = await connection.fetch(sql, *arguments)
         batch = await _with_images(connection, flows, rows, full=bool(limit) and len(rows) >= limit)
     except BaseException:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with suppress(*FAILURES):
             await connection.execute("ROLLBACK")
         raise
     await connection.execute("COMMIT")

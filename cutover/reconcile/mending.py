@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cutover import faults
 from cutover.control.reports import Difference
 from cutover.errors import NotYet
 from cutover.postgres import compare, epoch, repair
@@ -77,7 +78,8 @@ async def in_one_or_singly(work: Ground, write: Write, steps: Sequence[Wanted]) 
         while groups:
             group = groups.pop()
             try:
-                outcome.update(await write(work, writer, group))
+                async with faults.step("repair.write"):
+                    outcome.update(await write(work, writer, group))
             except (*_BLOCKED, _Inexact) as error:
                 if len(group) > 1:
                     groups.extend([step] for step in group)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from cutover import faults
 from cutover.control import switches
 from cutover.errors import NotYet
 from cutover.postgres import epoch
@@ -63,11 +64,12 @@ class Attempt:
         deadline = time.monotonic() + _SEIZE_SECONDS
         while True:
             connection = await self.session(side)
-            await epoch.end_older_sessions(connection, service, token)
             try:
-                async with connection.transaction():
-                    await connection.execute("SET LOCAL lock_timeout = '250ms'")
-                    await epoch.raise_token(connection, service, token)
+                async with faults.step("switch.seize"):
+                    await epoch.end_older_sessions(connection, service, token)
+                    async with connection.transaction():
+                        await connection.execute("SET LOCAL lock_timeout = '250ms'")
+                        await epoch.raise_token(connection, service, token)
                 self._seized.add(side)
                 return
             except asyncpg.LockNotAvailableError:
@@ -101,7 +103,8 @@ class Attempt:
 @asynccontextmanager
 async def open_attempt(env: SwitchEnvironment) -> AsyncIterator[Attempt]:
     """A new attempt that owns the switch of this service."""
-    row = await switches.raise_token(env.control, env.pair.migration, env.pair.service)
+    async with faults.step("switch.token"):
+        row = await switches.raise_token(env.control, env.pair.migration, env.pair.service)
     attempt = Attempt(env, row)
     try:
         yield attempt

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cutover import faults
 from cutover.control import crossing as records
 from cutover.control.database import Control
 from cutover.errors import CutoverError, NotYet
@@ -69,8 +70,8 @@ async def detach(plan: Plan, service: Pair, control: Control) -> int:
             # the note comes first: a key that is gone without one would never come back
             if not record.detached:
                 await records.set_detached(control, plan.migration, record.key, True)
-            if await foreign_keys.drop(monolith, record.key):
-                count += 1
+            async with faults.step("keys.detach"):
+                count += await foreign_keys.drop(monolith, record.key)
     return count
 
 
@@ -90,9 +91,10 @@ async def reattach(plan: Plan, service: Pair, control: Control, database: Databa
         try:
             if record.rule == "loose":
                 await _process(plan, record, control, database)
-            async with service.monolith.session("cutover-crossing") as monolith:
-                await foreign_keys.restore(monolith, record.key)
-            await records.set_detached(control, plan.migration, record.key, False)
+            async with faults.step("keys.restore"):
+                async with service.monolith.session("cutover-crossing") as monolith:
+                    await foreign_keys.restore(monolith, record.key)
+                await records.set_detached(control, plan.migration, record.key, False)
         except CutoverError as error:
             problems.append(str(error))
     return problems

@@ -1,5 +1,6 @@
 """Step 12, after the pause: prove the new direction once more, then take the old one away."""
 
+from cutover import faults
 from cutover.control import switches
 from cutover.errors import Refused
 from cutover.flags import store as flags
@@ -20,11 +21,15 @@ async def finish(env: SwitchEnvironment, request: SwitchRequest) -> None:
     if route.primary_side != request.to_side:
         raise Refused(f"{request.service} is writable at the {route.primary_side}; its stream is not dropped")
     stream = env.stream(direction_from(request.to_side))
-    await stream.await_marker(await stream.put_marker(), _PROOF_SECONDS)
+    async with faults.step("finish.prove"):
+        await stream.await_marker(await stream.put_marker(), _PROOF_SECONDS)
     old = direction_from(other(request.to_side))
-    for drop in (env.changed(old).drop, env.stream(old).drop):
-        await _require_route(env, request, route.epoch)
-        await drop()
+    await _require_route(env, request, route.epoch)
+    async with faults.step("finish.changed"):
+        await env.changed(old).drop()
+    await _require_route(env, request, route.epoch)
+    async with faults.step("finish.stream"):
+        await env.stream(old).drop()
 
 
 async def _require_route(env: SwitchEnvironment, request: SwitchRequest, epoch: int) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import asyncpg
 
+from cutover import faults
 from cutover.control import switches
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.flags import instances
@@ -87,7 +88,7 @@ class Forward:
             self.said[0] = name
             begun = time.monotonic()
             with tracer().start_as_current_span(f"switch {name}", attributes=labels):
-                await (self._limited(steps[name]) if name in _LIMITED else steps[name]())
+                await self._perform(name, steps[name])
             self.timings.append(StepTiming(name=name, ms=round((time.monotonic() - begun) * 1000, 2)))
         ended = time.monotonic()
         outcome = SwitchOutcome(
@@ -104,14 +105,22 @@ class Forward:
             compared_keys=self.compared,
             steps=self.timings,
         )
-        self.attempt.row = await switches.advance(
-            self.env.control,
-            self.attempt.row,
-            "done",
-            only_from=("journaled",),
-            outcome=outcome.model_dump(mode="json"),
-        )
+        async with faults.step("switch.done"):
+            self.attempt.row = await switches.advance(
+                self.env.control,
+                self.attempt.row,
+                "done",
+                only_from=("journaled",),
+                outcome=outcome.model_dump(mode="json"),
+            )
         return outcome
+
+    async def _perform(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        async def perform() -> None:
+            async with faults.step(f"switch.{name}"):
+                await step()
+
+        await (self._limited(perform) if name in _LIMITED else perform())
 
     async def _limited(self, step: Callable[[], Awaitable[None]]) -> None:
         """What can be undone may take what is left of the pause: a network that says nothing must not prolong it."""
@@ -224,7 +233,7 @@ class Forward:
         while True:
             wait_ms = int(min(_LOCK_WAIT_MS, self._remaining * 1000))
             try:
-                async with self.attempt.effect(self._from_side) as connection:
+                async with faults.step("switch.fence-commit"), self.attempt.effect(self._from_side) as connection:
                     await connection.execute(f"SET LOCAL statement_timeout = {wait_ms}")
                     await connection.execute(fence.lock_sql(members))
                     # a partition that was made since has a table of its own: none can be made from here on

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from cutover import faults
 from cutover.control import reports, switches
 from cutover.control.reports import TableReport
 from cutover.errors import GateClosed, NotYet, Refused
@@ -44,17 +45,23 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     direction = direction_from(route.primary_side)
     stream, changed = env.stream(direction), env.changed(direction)
     say(f"dropping what is left of the {direction} stream, and making it anew")
-    await stream.drop()
-    await changed.drop()
-    await stream.prepare()
-    await changed.prepare()
-    await stream.start(copy=False)
+    async with faults.step("rebuild.drop"):
+        await stream.drop()
+        await changed.drop()
+    async with faults.step("rebuild.make"):
+        await stream.prepare()
+        await changed.prepare()
+        await stream.start(copy=False)
     deadline = time.monotonic() + _READY_SECONDS
     while not await stream.ready():
         if time.monotonic() > deadline:
             raise NotYet(f"{env.pair.service}: the {direction} stream does not become ready; see cutover doctor")
         await asyncio.sleep(0.1)
-    return [await _mend(env, direction, table, say) for table in env.pair.tables]
+    found = []
+    for table in env.pair.tables:
+        async with faults.step("rebuild.mend"):
+            found.append(await _mend(env, direction, table, say))
+    return found
 
 
 async def _mend(

@@ -7,6 +7,7 @@ import asyncio
 
 import asyncpg
 
+from cutover import faults
 from cutover.control import switches
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.flags import store as flags
@@ -30,15 +31,19 @@ async def undo(env: SwitchEnvironment, attempt: Attempt, reason: str) -> SwitchO
     pause_ms = await flags.pause_age(env.control, row.migration, row.service, row.switch_id)
     if row.state in ("fencing", "fenced"):
         await _require_not_switched(attempt)
-        row = attempt.row = await switches.advance(
-            env.control, row, "undoing", only_from=("fencing", "fenced"), detail={"reason": reason}
-        )
+        async with faults.step("undo.decide"):
+            row = attempt.row = await switches.advance(
+                env.control, row, "undoing", only_from=("fencing", "fenced"), detail={"reason": reason}
+            )
     if row.state == "undoing":
         # Nobody can journal any more, so the other side's unfence is never committed: it is shut, and the application
         # goes on at once, whether or not the other side answers just now.
-        await set_fence(env, attempt, row.from_side, closed=False, primary=row.from_side, number=row.from_epoch)
-        await flags.lift_pause(env.control, row.migration, row.service, row.switch_id)
-        await set_fence(env, attempt, row.to_side, closed=True, primary=row.from_side, number=row.from_epoch)
+        async with faults.step("undo.open"):
+            await set_fence(env, attempt, row.from_side, closed=False, primary=row.from_side, number=row.from_epoch)
+        async with faults.step("undo.resume"):
+            await flags.lift_pause(env.control, row.migration, row.service, row.switch_id)
+        async with faults.step("undo.shut"):
+            await set_fence(env, attempt, row.to_side, closed=True, primary=row.from_side, number=row.from_epoch)
     outcome = SwitchOutcome(
         result="undone",
         switch_id=row.switch_id,
@@ -59,21 +64,25 @@ async def complete(env: SwitchEnvironment, attempt: Attempt) -> SwitchOutcome:
     pause_ms = await flags.pause_age(env.control, row.migration, row.service, row.switch_id)
     if row.state == "journaled":
         stream = env.stream(direction_from(row.from_side))
-        await stream.await_marker_on(
-            await attempt.session(row.to_side), Marker(row.detail["marker"]), _DURABILITY_SECONDS
-        )
+        async with faults.step("complete.marker"):
+            await stream.await_marker_on(
+                await attempt.session(row.to_side), Marker(row.detail["marker"]), _DURABILITY_SECONDS
+            )
         # the old primary's fence was committed before the journal, so the new side does not wait for it
-        await set_fence(env, attempt, row.to_side, closed=False, primary=row.to_side, number=row.to_epoch)
-        await flags.flip(
-            env.control,
-            row.migration,
-            row.service,
-            primary_side=row.to_side,
-            epoch=row.to_epoch,
-            actor="cutover",
-            pause_id=row.switch_id,
-        )
-        await set_fence(env, attempt, row.from_side, closed=True, primary=row.to_side, number=row.to_epoch)
+        async with faults.step("complete.open"):
+            await set_fence(env, attempt, row.to_side, closed=False, primary=row.to_side, number=row.to_epoch)
+        async with faults.step("complete.flip"):
+            await flags.flip(
+                env.control,
+                row.migration,
+                row.service,
+                primary_side=row.to_side,
+                epoch=row.to_epoch,
+                actor="cutover",
+                pause_id=row.switch_id,
+            )
+        async with faults.step("complete.shut"):
+            await set_fence(env, attempt, row.from_side, closed=True, primary=row.to_side, number=row.to_epoch)
     outcome = SwitchOutcome(
         result="done",
         switch_id=row.switch_id,
@@ -91,9 +100,10 @@ async def _ended(env: SwitchEnvironment, attempt: Attempt, outcome: SwitchOutcom
     """State and outcome in one commit; of a switch that had ended already, what was recorded then, with its pauses."""
     row = attempt.row
     if row.state in ("journaled", "undoing"):
-        attempt.row = await switches.advance(
-            env.control, row, outcome.result, only_from=(row.state,), outcome=outcome.model_dump(mode="json")
-        )
+        async with faults.step("recovery.done"):
+            attempt.row = await switches.advance(
+                env.control, row, outcome.result, only_from=(row.state,), outcome=outcome.model_dump(mode="json")
+            )
         return outcome
     recorded = await switches.outcome(env.control, row.switch_id)
     return SwitchOutcome.model_validate(recorded) if recorded else outcome
@@ -106,7 +116,8 @@ async def reopen(env: SwitchEnvironment, attempt: Attempt) -> None:
     is not journaled is never carried on by another attempt), so the old primary may open. The notes follow later.
     """
     row = attempt.row
-    await set_fence(env, attempt, row.from_side, closed=False, primary=row.from_side, number=row.from_epoch)
+    async with faults.step("undo.reopen"):
+        await set_fence(env, attempt, row.from_side, closed=False, primary=row.from_side, number=row.from_epoch)
 
 
 async def _require_not_switched(attempt: Attempt) -> None:

@@ -7,6 +7,7 @@ directions exist at once, kept apart by `origin = none` (both servers 16 or newe
 import asyncio
 import time
 
+from cutover import faults
 from cutover.errors import Conflict, NotYet
 from cutover.flags import store as flags
 from cutover.postgres.databases import Side, direction_from
@@ -26,15 +27,20 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     if route.primary_side == to_side:
         raise Conflict(f"{env.pair.service} is writable at the {to_side} already; its {direction} stream is left alone")
     # what a marker of the way forward tells has to be all that was written
-    await env.stream(direction_from(route.primary_side)).give_up_nothing()
+    async with faults.step("ready.keep"):
+        await env.stream(direction_from(route.primary_side)).give_up_nothing()
     stream = env.stream(direction)
     if (await stream.health()).lost:
         # its source has taken no write of an application since it was made, so nothing of it is missed
-        await stream.drop()
-    # the record of changed keys begins before the first write on the new side can happen
-    await stream.prepare()
-    await env.changed(direction).prepare()
-    await stream.start(copy=False)
+        async with faults.step("ready.drop"):
+            await stream.drop()
+    async with faults.step("ready.prepare"):
+        await stream.prepare()
+    # it begins before the first write on the new side can happen
+    async with faults.step("ready.changed"):
+        await env.changed(direction).prepare()
+    async with faults.step("ready.start"):
+        await stream.start(copy=False)
     deadline = time.monotonic() + _READY_SECONDS
     # both, as the switch will ask for both: a stream may be ready and still tell of what went wrong a moment ago
     while not (await stream.ready() and (await stream.health()).ok):
@@ -43,7 +49,8 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
             why = health.detail or "no reason known"
             raise NotYet(f"{env.pair.service}: the {direction} stream is not ready: {why}")
         await asyncio.sleep(0.05)
-    return await stream.await_marker(await stream.put_marker(), _READY_SECONDS)
+    async with faults.step("ready.prove"):
+        return await stream.await_marker(await stream.put_marker(), _READY_SECONDS)
 
 
 async def take_back(env: SwitchEnvironment, to_side: Side) -> None:
@@ -55,5 +62,7 @@ async def take_back(env: SwitchEnvironment, to_side: Side) -> None:
     if route.primary_side == to_side:
         return
     direction = direction_from(to_side)
-    await env.changed(direction).drop()
-    await env.stream(direction).drop()
+    async with faults.step("take-back.changed"):
+        await env.changed(direction).drop()
+    async with faults.step("take-back.stream"):
+        await env.stream(direction).drop()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
+from cutover import faults
 from cutover.control import switches
 from cutover.errors import Conflict, CutoverError, NotYet, StaleAttempt, Unreachable
 from cutover.flags import store as flags
@@ -85,21 +86,23 @@ async def _attempt(
     async with env.changed(direction_from(route.primary_side)) as changed:
         forward = Forward(env, request, attempt, changed, said)
         try:
-            await forward.clear_the_way()
+            async with faults.step("switch.clear"):
+                await forward.clear_the_way()
         except NotYet as error:
             # nothing has begun: the run may try again, or hear a person
             return _not_begun(request, route.epoch, str(error))
         if permitted is not None:
             await permitted()
-        attempt.row = await switches.begin(
-            env.control,
-            row,
-            switch_id=request.switch_id,
-            to_side=request.to_side,
-            from_side=other(request.to_side),
-            from_epoch=route.epoch,
-            plan_hash=request.plan_hash,
-        )
+        async with faults.step("switch.begin"):
+            attempt.row = await switches.begin(
+                env.control,
+                row,
+                switch_id=request.switch_id,
+                to_side=request.to_side,
+                from_side=other(request.to_side),
+                from_epoch=route.epoch,
+                plan_hash=request.plan_hash,
+            )
         try:
             return await forward.run()
         except CutoverError as error:

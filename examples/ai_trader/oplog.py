@@ -19,7 +19,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -49,19 +49,14 @@ class Write:
 
 
 @dataclass
-class OpLog:
-    """Appends lines; outcomes of concurrent tasks share one fsync, which each of them waits for.
-
-    An invoke is handed to the system before its statement is sent, so a killed process cannot take it along; it
-    reaches the disk no later than the outcome does.
-    """
+class SyncedLines:
+    """A file of JSON lines that is only appended to; concurrent tasks share one fsync, which each of them waits for."""
 
     path: Path
     #: Prefix of every op; unique for each life of each client.
     run: str
-    #: Seconds in which outcomes gather for one fsync.
+    #: Seconds in which lines gather for one fsync.
     gather: float = 0.015
-    counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,51 +68,26 @@ class OpLog:
         self._synced: asyncio.Future[None] | None = None
         self._flusher: asyncio.Task[None] | None = None
 
-    def invoke(self, writes: Sequence[Write]) -> str:
-        """Name the writes and note them; gives the transaction's name."""
-        tx = self.name(writes)
-        self._append("invoke", tx, writes)
-        return tx
-
-    def name(self, writes: Sequence[Write]) -> str:
-        """A name for a transaction that is not noted yet."""
+    def next_name(self) -> str:
+        """A name that no other operation has."""
         self._number += 1
-        tx = f"{self.run}-{self._number}"
-        for index, write in enumerate(writes):
-            write.op = f"{tx}.{index}"
-        return tx
+        return f"{self.run}-{self._number}"
 
-    async def outcome(self, event: Event, tx: str, writes: Sequence[Write], reason: str = "") -> None:
-        """Note how the writes ended; returns once that is on the disk."""
-        self._append(event, tx, writes, reason)
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Hands the lines to the system: a killed process does not take them along, a machine that fails may."""
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+        os.write(self._file, text.encode())
+
+    async def synced(self) -> None:
+        """Returns once all that was appended is on the disk. Raises OSError."""
         if self._synced is None:
             self._synced = asyncio.get_running_loop().create_future()
             self._flusher = asyncio.create_task(self._sync(self._synced))
         await asyncio.shield(self._synced)
 
-    def outcome_now(self, event: Event, tx: str, writes: Sequence[Write], reason: str = "") -> None:
+    def sync_now(self) -> None:
         """The same for a process without an event loop."""
-        self._append(event, tx, writes, reason)
         os.fsync(self._file)
-
-    def _append(self, event: Event, tx: str, writes: Iterable[Write], reason: str = "") -> None:
-        at = time.time()
-        lines = []
-        for write in writes:
-            line: dict[str, Any] = {"op": write.op, "tx": tx, "at": at, "event": event}
-            line |= {"service": OWNERS[write.table], "table": write.table, "action": write.action}
-            line |= {"key": write.key, "revision": write.revision}
-            if write.token:
-                line["token"] = write.token
-            if event == "invoke" and write.cascade:
-                line["cascade"] = list(write.cascade)
-            if event == "invoke" and write.may_cascade:
-                line["may_cascade"] = list(write.may_cascade)
-            if reason:
-                line["reason"] = reason
-            lines.append(json.dumps(line, separators=(",", ":")))
-            self.counts[event] = self.counts.get(event, 0) + 1
-        os.write(self._file, ("\n".join(lines) + "\n").encode())
 
     async def _sync(self, waiting: asyncio.Future[None]) -> None:
         await asyncio.sleep(self.gather)
@@ -143,3 +113,56 @@ class OpLog:
     ) -> None:
         os.fsync(self._file)
         os.close(self._file)
+
+
+@dataclass
+class OpLog(SyncedLines):
+    """A client's log of its writes.
+
+    An invoke is handed to the system before its statement is sent, so a killed process cannot take it along; it
+    reaches the disk no later than the outcome does.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def invoke(self, writes: Sequence[Write]) -> str:
+        """Name the writes and note them; gives the transaction's name."""
+        tx = self.name(writes)
+        self._append("invoke", tx, writes)
+        return tx
+
+    def name(self, writes: Sequence[Write]) -> str:
+        """A name for a transaction that is not noted yet."""
+        tx = self.next_name()
+        for index, write in enumerate(writes):
+            write.op = f"{tx}.{index}"
+        return tx
+
+    async def outcome(self, event: Event, tx: str, writes: Sequence[Write], reason: str = "") -> None:
+        """Note how the writes ended; returns once that is on the disk."""
+        self._append(event, tx, writes, reason)
+        await self.synced()
+
+    def outcome_now(self, event: Event, tx: str, writes: Sequence[Write], reason: str = "") -> None:
+        """The same for a process without an event loop."""
+        self._append(event, tx, writes, reason)
+        self.sync_now()
+
+    def _append(self, event: Event, tx: str, writes: Iterable[Write], reason: str = "") -> None:
+        at = time.time()
+        lines = []
+        for write in writes:
+            line: dict[str, Any] = {"op": write.op, "tx": tx, "at": at, "event": event}
+            line |= {"service": OWNERS[write.table], "table": write.table, "action": write.action}
+            line |= {"key": write.key, "revision": write.revision}
+            if write.token:
+                line["token"] = write.token
+            if event == "invoke" and write.cascade:
+                line["cascade"] = list(write.cascade)
+            if event == "invoke" and write.may_cascade:
+                line["may_cascade"] = list(write.may_cascade)
+            if reason:
+                line["reason"] = reason
+            lines.append(line)
+            self.counts[event] = self.counts.get(event, 0) + 1
+        self.append(lines)

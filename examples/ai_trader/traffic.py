@@ -115,7 +115,7 @@ async def run(
                 for index in range(options.tasks):
                     group.create_task(task(options.client * options.tasks + index))
                 if options.seconds:
-                    group.create_task(_stop_after(stop, options.seconds))
+                    group.create_task(stop_after(stop, options.seconds))
             waits = pool.stats()
     finally:
         await log.close()
@@ -135,7 +135,8 @@ async def run(
     }
 
 
-async def _stop_after(stop: asyncio.Event, seconds: float) -> None:
+async def stop_after(stop: asyncio.Event, seconds: float) -> None:
+    """Sets `stop` after so many seconds; returns once it is set by anybody."""
     try:
         async with asyncio.timeout(seconds):
             await stop.wait()

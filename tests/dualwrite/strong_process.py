@@ -1,7 +1,7 @@
 """A process to be killed in a strong write: `python -m tests.dualwrite.strong_process ID`, DSNs in its environment.
 
-It writes two rows of two tables in one transaction, and prints `done` after the answer. With BOTH_LEVEL=eventual
-nothing of it is strong, and it ends itself as soon as it has its answer.
+It writes two rows of two tables in one transaction, and prints `done` after the answer. It ends itself at the fault
+point that BOTH_KILL_AT names. With BOTH_LEVEL=eventual nothing of it is strong, and it ends itself when it is answered.
 """
 
 import asyncio
@@ -9,9 +9,15 @@ import os
 import signal
 import sys
 
+from cutover import faults
 from cutover.dualwrite import RoutedPool
 from cutover.postgres.databases import Database
 from tests.dualwrite.both_sides import MIGRATION, SERVICE
+
+
+async def die_there(point: str) -> None:
+    if point == os.environ["BOTH_KILL_AT"]:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def main(number: int) -> None:
@@ -37,4 +43,5 @@ async def main(number: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    with faults.armed(die_there):
+        asyncio.run(main(int(sys.argv[1])))

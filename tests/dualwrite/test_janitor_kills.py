@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from cutover.dualwrite import SecondaryAway, ServicePool, failpoints
+from cutover import faults
+from cutover.dualwrite import SecondaryAway, ServicePool
 from cutover.postgres import two_phase
 from tests.dualwrite.both_sides import Both, add
 from tests.dualwrite.janitor_process import STEPS
@@ -23,15 +24,14 @@ async def leave_in_doubt(
     async def gone(*_: object) -> bool:
         raise ConnectionResetError
 
-    def dies_before(step: str) -> None:
-        if step == "prepared":
+    async def dies_before(point: str) -> None:
+        if point == "strong.prepare.after":
             raise SecondaryAway("the test ends this write here")
 
     with monkeypatch.context() as patched:
         patched.setattr(two_phase, "end", gone)
         if not decided:
-            patched.setattr(failpoints, "reached", dies_before)
-            with pytest.raises(SecondaryAway):
+            with faults.armed(dies_before), pytest.raises(SecondaryAway):
                 await trading.run_in_transaction(lambda c: add(c, number), attempts=1)
         else:
             await trading.run_in_transaction(lambda c: add(c, number))

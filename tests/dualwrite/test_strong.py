@@ -10,9 +10,10 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from cutover import faults
 from cutover.control.database import Control
 from cutover.devstack.cluster import Cluster, free_port
-from cutover.dualwrite import SecondaryAway, SecondaryRefused, ServicePool, TransactionAborted, failpoints
+from cutover.dualwrite import SecondaryAway, SecondaryRefused, ServicePool, TransactionAborted
 from cutover.errors import ConfigError
 from cutover.postgres.databases import SIDES, Database, Side
 from cutover.streams.outbox import OutboxStream
@@ -200,18 +201,16 @@ async def test_transactions_that_touch_keys_in_unlike_order_all_succeed_in_the_e
     await both.require_equal()
 
 
-@pytest.mark.parametrize("step", failpoints.STEPS)
-async def test_a_cancelled_caller_leaves_both_sides_equal(
-    both: Both, trading: ServicePool, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    def reached(at: str) -> None:
-        if at == step:
+@pytest.mark.parametrize("point", [point for point in faults.points() if point.startswith("strong.")])
+async def test_a_cancelled_caller_leaves_both_sides_equal(both: Both, trading: ServicePool, point: str) -> None:
+    async def cancel_there(at: str) -> None:
+        if at == point:
             writing.cancel()
 
-    monkeypatch.setattr(failpoints, "reached", reached)
-    writing = asyncio.create_task(trading.run_in_transaction(lambda c: add(c, 1)))
-    with pytest.raises(asyncio.CancelledError):
-        await writing
+    with faults.armed(cancel_there):
+        writing = asyncio.create_task(trading.run_in_transaction(lambda c: add(c, 1)))
+        with pytest.raises(asyncio.CancelledError):
+            await writing
     assert await both.branches() == []
     assert await both.ids("monolith") == [1], "what has begun is ended"
     await both.require_equal()

@@ -7,8 +7,8 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
+from cutover import faults
 from cutover.alerts.store import recent
-from cutover.dualwrite import failpoints
 from cutover.dualwrite.branch import Branch
 from cutover.errors import NotYet
 from cutover.postgres import two_phase
@@ -16,8 +16,18 @@ from cutover.streams.outbox import OutboxStream, janitor
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, until_true
 from tests.relay import Relay
 
+POINTS = [point for point in faults.points() if point.startswith("strong.")]
+#: Where a killed write leaves a branch, and what it is ended by.
+IN_DOUBT = {
+    "strong.prepare.after": "abort",
+    "strong.commit.before": "abort",
+    "strong.commit.after": "commit",
+    "strong.end.before": "commit",
+}
+COMMITTED = ("strong.commit.after", "strong.end.before", "strong.end.after")
 
-async def write_and_die(both: Both, number: int, step: str, level: str = "strong") -> bool:
+
+async def write_and_die(both: Both, number: int, point: str, level: str = "strong") -> bool:
     """Whether it had its answer before it died."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.dualwrite.strong_process", str(number), stdout=PIPE,
@@ -26,30 +36,30 @@ async def write_and_die(both: Both, number: int, step: str, level: str = "strong
             "BOTH_MONOLITH": both.databases["monolith"].dsn,
             "BOTH_SERVICE": both.databases["service"].dsn,
             "BOTH_CONTROL": both.control_db.dsn,
-            "CUTOVER_DUALWRITE_KILL_AT": step,
+            "BOTH_KILL_AT": point,
             "BOTH_LEVEL": level,
         },
     )  # fmt: skip
     output, _ = await process.communicate()
-    assert process.returncode == -9, f"{step} was reached"
+    assert process.returncode == -9, f"{point} was reached"
     return b"done" in output
 
 
-@pytest.mark.parametrize("step", failpoints.STEPS)
-async def test_a_process_killed_at_any_step_leaves_both_sides_or_neither(both: Both, step: str) -> None:
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_process_killed_at_any_step_leaves_both_sides_or_neither(both: Both, point: str) -> None:
     trading = await both.service()
     await trading.execute("INSERT INTO positions VALUES ('a', 'X', 0)")
-    answered = await write_and_die(both, 1, step)
+    answered = await write_and_die(both, 1, point)
     assert not answered
     doubtful = await both.branches()
-    assert len(doubtful) == (1 if step in ("prepared", "decided") else 0)
+    assert len(doubtful) == (1 if point in IN_DOUBT else 0)
     # its own business for a while, then anybody's
     assert await both.janitor().resolve() == []
     found = await both.janitor().resolve(older_than=0)
-    assert [one.decision for one in found] == {"prepared": ["abort"], "decided": ["commit"]}.get(step, [])
+    assert [one.decision for one in found] == ([IN_DOUBT[point]] if point in IN_DOUBT else [])
     assert await both.branches() == []
     await both.require_equal()
-    assert await both.ids("monolith") == ([1] if step in ("decided", "ended") else [])
+    assert await both.ids("monolith") == ([1] if point in COMMITTED else [])
     # and the stream carries what stayed in the outbox, to no effect
     await both.drained()
     await both.require_equal()
@@ -71,7 +81,7 @@ async def test_no_marker_passes_a_branch_in_doubt(both: Both) -> None:
     stream = OutboxStream(both.pair, "forward")
     async with both.relay():
         await stream.await_marker(await stream.put_marker(), 20)
-        await write_and_die(both, 1, "decided")
+        await write_and_die(both, 1, "strong.commit.after")
         marker = await stream.put_marker()
         with pytest.raises(NotYet, match="did not carry a marker"):
             await stream.await_marker(marker, 1.0)
@@ -159,7 +169,7 @@ async def test_a_janitor_at_work_ends_what_it_finds_and_tells_of_what_stood_too_
     monkeypatch.setattr(janitor, "TOO_OLD", 0.0)
     monkeypatch.setattr(janitor, "EVERY", 0.05)
     await both.on("monolith", "INSERT INTO positions VALUES ('a', 'X', 0)")
-    await write_and_die(both, 1, "prepared")
+    await write_and_die(both, 1, "strong.prepare.after")
     one = janitor.Janitor(both.pair, both.control)
     monkeypatch.setattr(one, "resolve", lambda: janitor.Janitor.resolve(one, older_than=0))
     running = asyncio.create_task(one.run())

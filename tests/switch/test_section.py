@@ -13,7 +13,7 @@ from cutover.flags import store as flags
 from cutover.monitor import catalogs
 from cutover.postgres import epoch, fence
 from cutover.postgres.applier import applier_session
-from cutover.postgres.databases import Side, other
+from cutover.postgres.databases import CONNECTION_ERRORS, Side, other
 from cutover.switch import finish, forward, gates, reverse, section
 from cutover.switch.attempt import open_attempt
 from cutover.switch.environment import SwitchEnvironment
@@ -173,7 +173,7 @@ async def test_an_overtaken_attempt_has_no_further_effect(env: SwitchEnvironment
     async with open_attempt(env) as old, open_attempt(env) as new:
         await old.seize("monolith")
         await new.seize("monolith")
-        with pytest.raises((StaleAttempt, asyncpg.PostgresError, ConnectionError, asyncpg.InterfaceError)):
+        with pytest.raises((StaleAttempt, asyncpg.PostgresError, *CONNECTION_ERRORS)):
             async with old.effect("monolith") as connection:
                 await epoch.set_epoch(connection, env.pair.service, "service", 99)
     async with env.pair.monolith.session() as connection:

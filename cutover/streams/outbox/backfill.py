@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
+from cutover import faults
 from cutover.postgres import outbox_checksum, outbox_copy, outbox_schema
 from cutover.postgres.databases import Direction, Pair
 from cutover.streams.outbox.sessions import open_ends
@@ -46,11 +47,15 @@ class Backfill:
             while True:
                 began = time.monotonic()
                 try:
-                    if await outbox_copy.copy_next(ends.source, ends.sink, job):
+                    async with faults.step("backfill.range"):
+                        copied = await outbox_copy.copy_next(ends.source, ends.sink, job)
+                    if copied:
                         if rest is not None:
                             await rest(time.monotonic() - began)
                         continue
-                    if await outbox_copy.sweep_next(ends.sink, service, self.direction, ends.flows):
+                    async with faults.step("backfill.sweep"):
+                        swept = await outbox_copy.sweep_next(ends.sink, service, self.direction, ends.flows)
+                    if swept:
                         continue
                 except _CROSSED:
                     continue

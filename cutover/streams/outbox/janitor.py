@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cutover import faults
 from cutover.alerts.store import Alert, Severity, raise_alert
 from cutover.control.database import Control
 from cutover.postgres import two_phase
@@ -73,10 +74,13 @@ async def _resolve(
     source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction, branch: Branch
 ) -> Resolved:
     try:
-        decision = await two_phase.decide(source, branch.gid, service, LOCK_TIMEOUT)
+        async with faults.step("janitor.decide"):
+            decision = await two_phase.decide(source, branch.gid, service, LOCK_TIMEOUT)
     except asyncpg.LockNotAvailableError:
         return Resolved(branch.gid, direction, branch.age, None)
-    if await two_phase.end(sink, branch.gid, decision):
+    async with faults.step("janitor.end"):
+        ended = await two_phase.end(sink, branch.gid, decision)
+    if ended:
         _log.info("%s: branch %s, %.1f s old, was ended by %s", service, branch.gid, branch.age, decision)
     return Resolved(branch.gid, direction, branch.age, decision)
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import asyncpg
 
+from cutover import faults
 from cutover.errors import CutoverError, NotYet, StaleAttempt
 from cutover.postgres import outbox_lease, outbox_quarantine, outbox_sink, outbox_source
 from cutover.postgres.databases import FAILURES, Direction, Pair
@@ -218,8 +219,10 @@ class Relay:
         batch = await outbox_source.read(ends.source, service, ends.flows, ends.source_definition, turned, self.batch)
         if not batch.shards:
             return False
-        outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})
-        await outbox_source.forget(ends.source, service, outcome.done)
+        async with faults.step("relay.apply"):
+            outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})
+        async with faults.step("relay.forget"):
+            await outbox_source.forget(ends.source, service, outcome.done)
         self.applied += outcome.applied
         if outcome.refused or applier.strikes:
             await self._refused(applier, batch, outcome)
@@ -238,7 +241,8 @@ class Relay:
         if self.gives_up and not patient:
             self.failures += len(outcome.refused)
             given_up = [intent for refusal in outcome.refused for intent in refusal.change.intents]
-            await outbox_source.forget(ends.source, service, given_up)
+            async with faults.step("relay.forget"):
+                await outbox_source.forget(ends.source, service, given_up)
             strikes.clear()
             return
         for refusal in outcome.refused:
@@ -249,10 +253,11 @@ class Relay:
             if refusal.may_pass and (patient or strikes[place] < _STRIKES):
                 continue
             del strikes[place]
-            await outbox_quarantine.hold(
-                ends.source, service, self.direction, change.flow, change.key, change.version,
-                refusal.sqlstate, refusal.reason,
-            )  # fmt: skip
+            async with faults.step("relay.hold"):
+                await outbox_quarantine.hold(
+                    ends.source, service, self.direction, change.flow, change.key, change.version,
+                    refusal.sqlstate, refusal.reason,
+                )  # fmt: skip
         if strikes:
             await asyncio.sleep(_STRIKE_PAUSE)
 
@@ -263,9 +268,10 @@ class Relay:
         if not tokens:
             return 0
         least = await outbox_source.least_versions(ends.source, self.pair.service, list(tokens))
-        return await outbox_sink.prune(
-            ends.sink, self.pair.service, self.direction, tokens, least, keep_seconds=keep_seconds
-        )
+        async with faults.step("relay.tidy"):
+            return await outbox_sink.prune(
+                ends.sink, self.pair.service, self.direction, tokens, least, keep_seconds=keep_seconds
+            )
 
 
 async def _rest(event: asyncio.Event, seconds: float) -> None:

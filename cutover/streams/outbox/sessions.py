@@ -10,7 +10,7 @@ import asyncpg
 from cutover.errors import NotYet
 from cutover.postgres import compare, outbox_tables
 from cutover.postgres.applier import applier_session
-from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.databases import FAILURES, Direction, Pair
 from cutover.postgres.outbox_tables import Flow
 
 #: Writers of one kind and service that may be at work at once; each has a replication origin of its own.
@@ -81,5 +81,5 @@ async def _close(connection: asyncpg.Connection) -> None:
     try:
         async with asyncio.timeout(2):
             await connection.close()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except FAILURES:
         connection.terminate()
