@@ -2,7 +2,7 @@
 
 Level strong has a write at both sides before it is answered. What this process writes otherwise (another level, a block
 of `acquire`, a branch left to the janitor) is there once the stream has carried it: until that is seen, such reads stay
-at the primary. So they do at the beginning, for what was written before.
+at the primary. So they do from the moment the stream is there, for what was written before.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Mirror:
     #: Writes that run and will not be at both sides when they are answered.
     _running: int = 0
     #: Whether there may be such ones among those that have ended.
-    _left: bool = True
+    _left: bool = False
     #: Rises with each that begins or ends.
     _turn: int = 0
     #: A snapshot that sees all up to a turn, while it is not known to be carried over.
