@@ -246,6 +246,11 @@ async def put_marker(connection: asyncpg.Connection, service: str, marker: str) 
     return str(await connection.fetchval("SELECT pg_current_snapshot()::text"))
 
 
+async def snapshot(connection: asyncpg.Connection) -> str:
+    """What has been committed by now, for `undone`."""
+    return str(await connection.fetchval("SELECT pg_current_snapshot()::text"))
+
+
 async def undone(connection: asyncpg.Connection, service: str, snapshot: str) -> bool:
     """Whether an intent that was visible in that snapshot is still to be carried over."""
     return bool(
