@@ -14,6 +14,7 @@ from chaos.model.state import (
     Attempt,
     Broken,
     Failed,
+    Label,
     Library,
     Row,
     Run,
@@ -27,8 +28,6 @@ from chaos.model.state import (
     shown,
 )
 
-#: Actor and deed; formatted where somebody reads it.
-Label = tuple[str | int, ...]
 Move = tuple[Label, bool, State]
 MOST_ATTEMPTS = 2
 
@@ -42,7 +41,9 @@ def attempts(state: State, program: Program) -> Iterator[Move]:
         if attempt.pc in program.undoable:
             given_up = _recover(state, place, program)
             yield (*who, "gives up at", attempt.pc), False, given_up
-        if state.left.crashes:
+        overtaken = program.rules.tokens and state.row.token != attempt.token
+        if state.left.crashes and not (overtaken and attempt.pc in program.undoable):
+            # (one that was overtaken may as well give up)
             fewer = state._replace(left=state.left._replace(crashes=state.left.crashes - 1))
             yield (*who, "is killed before", attempt.pc), True, _settle_crashes(_without(fewer, place))
             if attempt.pc in program.undoable and (opened := _reopen(fewer, place, program)) is not None:
@@ -59,9 +60,9 @@ def _step(state: State, place: int, program: Program) -> State | None:
         if attempt.pc == END:
             return _without(advance(state, attempt, "done", only_from=("journaled",), rules=program.rules), place)
         then = program.parts[attempt.pc](state, attempt, program.rules)
-    except Stale:
-        return _recover(state, place, program)
-    except Failed:
+    except Broken as broken:
+        raise broken.by(("attempt", attempt.token, attempt.pc)) from None
+    except (Stale, Failed):
         return _recover(state, place, program)
     if then is None:
         return None
@@ -141,6 +142,7 @@ def _reopen(state: State, place: int, program: Program) -> State | None:
 def run(state: State, program: Program) -> Iterator[Move]:
     """The workflow: steps before, one attempt after the other until there is an outcome, steps after."""
     now, row, left = state.run, state.row, state.left
+    yield from _late_drops(state, program)
     if now.pc == IDLE:
         if left.switches:
             begun = Run(program.first_before, now.switch + 1, 1 - state.route.side)
@@ -149,7 +151,10 @@ def run(state: State, program: Program) -> Iterator[Move]:
         return
     if now.pc != SECTION:
         pretended = Attempt(0, now.pc, now.switch, now.to, 0, 0)
-        then = program.parts[now.pc](state, pretended, program.rules)
+        try:
+            then = program.parts[now.pc](state, pretended, program.rules)
+        except Broken as broken:
+            raise broken.by(("run", now.pc)) from None
         if then is not None:
             yield ("run", now.pc), False, then._replace(run=now._replace(pc=program.after[now.pc]))
         return
@@ -172,6 +177,26 @@ def run(state: State, program: Program) -> Iterator[Move]:
             yield ("run", "starts another attempt while one sleeps"), True, _opened(fewer, program)
 
 
+def _late_drops(state: State, program: Program) -> Iterator[Move]:
+    """An activity that has looked whether a stream may be dropped sleeps, and drops it when it wakes up."""
+    now, left = state.run, state.left
+    if program.rules.drop_at_once:
+        return
+    going = 1 - now.to if now.pc.startswith("finish") else now.to
+    undone = now.pc == SECTION and (state.row.switch, state.row.state) == (now.switch, "undone")
+    if left.sleeps and (now.pc == "finish (drop_old)" or undone):
+        fewer = left._replace(sleeps=left.sleeps - 1)
+        asleep = state._replace(late_drop=put(state.late_drop, going, True), left=fewer)
+        yield ("run", "is about to drop the stream from what is written at", going, "and sleeps"), True, asleep
+    for source in (0, 1):
+        if state.late_drop[source]:
+            yield ("sleeper", "drops the stream from what is written at", source), False, state._replace(
+                late_drop=put(state.late_drop, source, False),
+                queue=put(state.queue, source, None),
+                visible=put(state.visible, source, 0),
+            )
+
+
 def _opened(state: State, program: Program) -> State:
     """The token is raised in the control database; a switch that was begun is recovered."""
     row = state.row._replace(token=state.row.token + 1)
@@ -186,7 +211,7 @@ def library(state: State, writes: int) -> Iterator[Move]:
     """A writer through the library; late, it goes on by the route that it knew."""
     who, paused = state.library, state.route.pause
     if who.open is not None:
-        yield ("library", "commits"), False, _committed(state, who.open)._replace(library=who._replace(open=None))
+        yield ("library", "commits"), False, _committed(state, "library", who.open)._replace(library=who._replace(open=None))
     elif who.mode != "held":
         for label, tx, then in _begun(state, "library", who.knows, writes):
             yield label, False, then._replace(library=who._replace(open=tx))
@@ -204,7 +229,7 @@ def library(state: State, writes: int) -> Iterator[Move]:
 def bypass(state: State, writes: int) -> Iterator[Move]:
     """A writer that knows no route: it tries either side at any time."""
     if state.bypass is not None:
-        yield ("bypass", "commits"), False, _committed(state, state.bypass)._replace(bypass=None)
+        yield ("bypass", "commits"), False, _committed(state, "bypass", state.bypass)._replace(bypass=None)
         return
     for side in (0, 1):
         for label, tx, then in _begun(state, "bypass", side, writes):
@@ -224,17 +249,18 @@ def _begun(state: State, who: str, side: int, writes: int) -> Iterator[tuple[Lab
         yield (who, "begins at", side, "key", key), (side, key), fewer
 
 
-def _committed(state: State, open_: Transaction) -> State:
+def _committed(state: State, who: str, open_: Transaction) -> State:
     """The write is acknowledged: from now on it must not be lost."""
     side, key = open_
+    during = (who, "commits at", side, "key", key)
     version = state.sequence[side] + 1
     queue = state.queue[side]
     if side != state.truth[0]:
-        raise Broken("one writable side: a write was accepted by a side that no journal names")
+        raise Broken("one writable side: a write was accepted by a side that no journal names").by(during)
     if version <= max(state.acked):
-        raise Broken(f"no acknowledged write is lost: the sequence gives number {version} a second time")
+        raise Broken(f"no acknowledged write is lost: the sequence gives number {version} a second time").by(during)
     if queue is None:
-        raise Broken("the way back exists: a write was accepted that no stream carries to the other side")
+        raise Broken("the way back exists: a write was accepted that no stream carries to the other side").by(during)
     state = flushed(state, side)
     return state._replace(
         sequence=put(state.sequence, side, version),
@@ -252,12 +278,16 @@ def streams(state: State, program: Program) -> Iterator[Move]:
             change = queue[count]
             if change > 0 and locked(state, sink):
                 continue
-            applied(shown(state, sink), (change,), sink)
+            label: Label = ("stream", "applies at", sink)
+            try:
+                applied(shown(state, sink), (change,), sink)
+            except Broken as broken:
+                raise broken.by(label) from None
             then = state._replace(visible=put(state.visible, source, count + 1))
             back = then.queue[sink]
             if not program.rules.origin_none and change > 0 and back is not None:
                 then = then._replace(queue=put(then.queue, sink, (*back, change)))
-            yield ("stream", "applies at", sink), False, _settle_crashes(then)
+            yield label, False, _settle_crashes(then)
         if count:
             yield ("server", "writes to disk at", sink), False, flushed(state, sink)
 

@@ -13,18 +13,26 @@ from chaos.model.state import Attempt, Broken, Failed, Library, Route, Stale, St
 class Rules:
     """What every effect keeps to; the mutants take one away."""
 
+    #: Effects ask whether a newer attempt has raised the token.
     tokens: bool = True
+    #: A flip to an epoch of the past is refused.
     epochs: bool = True
     #: The streams carry `origin = none`: what was applied is not sent back.
     origin_none: bool = True
-    #: A marker that is awaited is made durable; so is what the sequences' transaction found visible.
-    durable: bool = True
+    #: A marker that is seen is made durable before it counts.
+    durable_marker: bool = True
+    #: The transaction that raises the sequences is flushed, and with it all that was visible before.
+    durable_sequences: bool = True
     #: The comparison inside the fence looks. The mutants are tried without it, or it would catch most of them.
     compare: bool = True
     #: The section does not begin without the stream of the way back.
     way_back: bool = True
     #: Recovery asks the row whether there was a journal.
     decides: bool = True
+    #: Look and drop are one. Off, the activity that drops a stream may sleep in between (see docs/model.md).
+    drop_at_once: bool = True
+    #: The invariants of the journal's own moment are asserted; off, a mutant has to do real harm to be caught.
+    at_journal: bool = True
 
 
 def seize(state: State, attempt: Attempt, side: int, rules: Rules) -> State:

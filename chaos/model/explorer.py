@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chaos.model import actors, invariants
-from chaos.model.actors import Label, Move
+from chaos.model.actors import Move
 from chaos.model.program import Program
-from chaos.model.state import SIDES, Broken, Left, State, start
+from chaos.model.simplest import simplest
+from chaos.model.state import SIDES, Broken, Label, Left, State, start
 
 Check = Callable[[State], None]
 _FAULT = 1 << 31
@@ -44,7 +45,7 @@ def moves(state: State, program: Program, writes: int) -> Iterator[Move]:
     yield from actors.servers(state)
 
 
-def explore(program: Program, left: Left, check: Check = invariants.check, *, liveness: bool = True) -> Result:
+def explore(program: Program, left: Left, check: Check = invariants.check, *, liveness: bool = True, reduced: bool = True) -> Result:
     """Every state within these bounds; ends at the first violation.
 
     `liveness`: from each state a good one can be reached without another fault, looked for backwards at the end.
@@ -54,7 +55,7 @@ def explore(program: Program, left: Left, check: Check = invariants.check, *, li
     number = {first: 0}
     states = [first]
     parents = array("q", [-1])
-    edges, offsets = array("L"), array("Q", [0])
+    edges, offsets = array("I"), array("Q", [0])
     level_end, depth = 1, 0
 
     def result(violation: Violation | None, good: int = 0) -> Result:
@@ -71,6 +72,8 @@ def explore(program: Program, left: Left, check: Check = invariants.check, *, li
             return result(Violation(str(broken), trace(states, parents, at, program, left)))
         try:
             for _, fault, then in moves(state, program, left.writes):
+                if reduced:
+                    then = simplest(then, program)
                 known = number.get(then)
                 if known is None:
                     known = number[then] = len(states)
@@ -79,7 +82,7 @@ def explore(program: Program, left: Left, check: Check = invariants.check, *, li
                 edges.append(known | _FAULT if fault else known)
         except Broken as broken:
             lines = trace(states, parents, at, program, left)
-            return result(Violation(str(broken), (*lines, "and the next move breaks it")))
+            return result(Violation(str(broken), (*lines, _words(broken.during))))
         offsets.append(len(edges))
         at += 1
     if not liveness:
@@ -119,13 +122,15 @@ def trace(states: list[State], parents: "array[int]", at: int, program: Program,
 
 def _between(state: State, then: State, program: Program, left: Left) -> Label:
     for label, _, found in moves(state, program, left.writes):
-        if found == then:
+        if found == then or simplest(found, program) == then:
             return label
     raise LookupError("no move leads from a state to the one that it led to")
 
 
 def _words(label: Label) -> str:
-    sides = [f"the {SIDES[word]}" if label[at - 1] in ("at", "to") or str(label[at - 1]).endswith((" at", " to"))
-             else str(word) for at, word in enumerate(label) if isinstance(word, int)]  # fmt: skip
-    found = iter(sides)
-    return " ".join(next(found) if isinstance(word, int) else word for word in label)
+    """Numbers after "at" and "to" are sides."""
+    words: list[str] = []
+    for word in label:
+        side = isinstance(word, int) and words and words[-1].split()[-1] in ("at", "to")
+        words.append(f"the {SIDES[word]}" if side and isinstance(word, int) else str(word))
+    return " ".join(words)

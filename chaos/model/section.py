@@ -53,16 +53,17 @@ def note_fenced(state: State, attempt: Attempt, rules: Rules) -> State | None:
 def put_marker(state: State, attempt: Attempt, rules: Rules) -> State | None:
     """No token is asked for: a marker does no harm."""
     source = 1 - attempt.to
+    state = flushed(state, source)
     queue = state.queue[source]
     if queue is None:
         return None
-    return flushed(state, source)._replace(queue=put(state.queue, source, (*queue, -attempt.switch)))
+    return state._replace(queue=put(state.queue, source, (*queue, -attempt.switch)))
 
 
 def await_marker(state: State, attempt: Attempt, rules: Rules) -> State | None:
     if not marker_shown(state, attempt.to, attempt.switch):
         return None
-    return flushed(state, attempt.to) if rules.durable else state
+    return flushed(state, attempt.to) if rules.durable_marker else state
 
 
 def sequences(state: State, attempt: Attempt, rules: Rules) -> State | None:
@@ -70,7 +71,7 @@ def sequences(state: State, attempt: Attempt, rules: Rules) -> State | None:
     state = seize(state, attempt, attempt.to, rules)
     highest = max(state.sequence)
     state = state._replace(sequence=put(state.sequence, attempt.to, highest))
-    return flushed(state, attempt.to) if rules.durable else state
+    return flushed(state, attempt.to) if rules.durable_sequences else state
 
 
 def compare(state: State, attempt: Attempt, rules: Rules) -> State | None:
@@ -89,7 +90,8 @@ def unfence(state: State, attempt: Attempt, rules: Rules) -> State | None:
 def journal(state: State, attempt: Attempt, rules: Rules) -> State | None:
     """The point of no return: the new side is the truth from here on, whatever crashes."""
     state = advance(state, attempt, "journaled", only_from=("fenced",), rules=rules)
-    require_nothing_left_to_do(state, attempt)
+    if rules.at_journal:
+        require_nothing_left_to_do(state, attempt)
     return state._replace(truth=(attempt.to, attempt.new))
 
 

@@ -16,8 +16,19 @@ SIDES = ("monolith", "service")
 SETTLED = frozenset({"idle", "undone", "done"})
 
 
+#: Actor and deed, sides as numbers; formatted where somebody reads it.
+Label = tuple[str | int, ...]
+
+
 class Broken(Exception):
-    """An invariant does not hold; the text says which one and how."""
+    """An invariant does not hold; the text says which one and how, `during` which move broke it."""
+
+    during: Label = ()
+
+    def by(self, label: Label) -> "Broken":
+        """The same, with the move that broke it."""
+        self.during = label
+        return self
 
 
 class Stale(Exception):
@@ -108,6 +119,8 @@ class State(NamedTuple):
     bypass: Transaction | None
     attempts: tuple[Attempt, ...]
     run: Run
+    #: By source: an activity that has seen that this stream may be dropped, and sleeps before it drops it.
+    late_drop: Pair[bool]
     left: Left
     #: What no database holds, and the invariants speak of: the newest version of each key whose write was
     #: acknowledged, and the side and epoch of the newest journal.
@@ -132,6 +145,7 @@ def start(left: Left) -> State:
         bypass=None,
         attempts=(),
         run=Run("idle", 0, 0),
+        late_drop=(False, False),
         left=left,
         acked=(0, 0),
         truth=(0, 0),
