@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite bench-reconcile bench-final-compare bench-dualwrite
+.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite model bench-reconcile bench-final-compare bench-dualwrite
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -39,6 +39,9 @@ prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and f
 
 prove-dualwrite: bootstrap ## takes each remedy of dual-write out and requires its test to fail, some minutes
 	@$(PYTHON) -m scripts.mutants_dualwrite
+
+model: bootstrap ## every state of a small model of the switch, then its mutants, a minute (TRACES=1 prints counterexamples)
+	@$(PYTHON) -m chaos.model $(if $(TRACES),--traces)
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 LIMIT = 400
-FOLDERS = ("cutover", "activities", "workflows", "workers", "examples", "bench", "deploy", "scripts", "tests")
+FOLDERS = ("cutover", "activities", "workflows", "workers", "examples", "bench", "chaos", "deploy", "scripts", "tests")
 
 
 def main() -> int:

@@ -88,7 +88,10 @@ def _clear_the_way(state: State, place: int, program: Program) -> State:
     """Both streams are there, else nothing begins; the token is raised on both sides."""
     attempt = state.attempts[place]
     if None in state.queue and program.rules.way_back:
-        return _without(state._replace(run=Run(IDLE, state.run.switch, state.run.to)), place)
+        state, heard = _without(state, place), state.run
+        if heard.pc == SECTION and attempt.token == state.row.token:
+            state = state._replace(run=heard._replace(pc=IDLE))
+        return state
     for side in (0, 1):
         state = seize(state, attempt, side, program.rules)
     return _with(state, place, attempt._replace(pc=program.after[SEIZE]))
@@ -112,13 +115,9 @@ def _recover(state: State, place: int, program: Program) -> State:
     overtaken = program.rules.tokens and row.token != attempt.token
     if overtaken or row.switch != attempt.switch or row.state in SETTLED:
         return _without(state, place)
-    if attempt.pc not in program.undoable and attempt.pc not in _AFTER_JOURNAL:
+    if attempt.pc not in program.section:
         return _without(state, place)  # recovery itself was refused; the next attempt looks
     return _with(state, place, attempt._replace(pc=_way_out(row, program), unfencing=False))
-
-
-#: Parts of the section behind the journal whose error leads to recovery too.
-_AFTER_JOURNAL = frozenset({"commit", "flip"})
 
 
 def _way_out(row: Row, program: Program) -> str:
@@ -164,8 +163,10 @@ def run(state: State, program: Program) -> Iterator[Move]:
             return
         idle = state._replace(run=now._replace(pc=IDLE))
         yield ("run", "hears that it is undone"), False, idle
-        yield ("run", "takes the unused stream down"), False, idle._replace(
-            queue=put(idle.queue, now.to, None), visible=put(idle.visible, now.to, 0)
+        yield (
+            ("run", "takes the unused stream down"),
+            False,
+            idle._replace(queue=put(idle.queue, now.to, None), visible=put(idle.visible, now.to, 0)),
         )
         return
     if len(state.attempts) < MOST_ATTEMPTS:
@@ -173,8 +174,8 @@ def run(state: State, program: Program) -> Iterator[Move]:
         if not asleep:
             yield ("run", "starts an attempt"), False, _opened(state, program)
         elif left.sleeps:
-            fewer = state._replace(left=left._replace(sleeps=left.sleeps - 1))
-            yield ("run", "starts another attempt while one sleeps"), True, _opened(fewer, program)
+            later = state._replace(left=left._replace(sleeps=left.sleeps - 1))
+            yield ("run", "starts another attempt while one sleeps"), True, _opened(later, program)
 
 
 def _late_drops(state: State, program: Program) -> Iterator[Move]:
@@ -190,10 +191,14 @@ def _late_drops(state: State, program: Program) -> Iterator[Move]:
         yield ("run", "is about to drop the stream from what is written at", going, "and sleeps"), True, asleep
     for source in (0, 1):
         if state.late_drop[source]:
-            yield ("sleeper", "drops the stream from what is written at", source), False, state._replace(
-                late_drop=put(state.late_drop, source, False),
-                queue=put(state.queue, source, None),
-                visible=put(state.visible, source, 0),
+            yield (
+                ("sleeper", "drops the stream from what is written at", source),
+                False,
+                state._replace(
+                    late_drop=put(state.late_drop, source, False),
+                    queue=put(state.queue, source, None),
+                    visible=put(state.visible, source, 0),
+                ),
             )
 
 
@@ -211,7 +216,11 @@ def library(state: State, writes: int) -> Iterator[Move]:
     """A writer through the library; late, it goes on by the route that it knew."""
     who, paused = state.library, state.route.pause
     if who.open is not None:
-        yield ("library", "commits"), False, _committed(state, "library", who.open)._replace(library=who._replace(open=None))
+        yield (
+            ("library", "commits"),
+            False,
+            _committed(state, "library", who.open)._replace(library=who._replace(open=None)),
+        )
     elif who.mode != "held":
         for label, tx, then in _begun(state, "library", who.knows, writes):
             yield label, False, then._replace(library=who._replace(open=tx))

@@ -44,7 +44,9 @@ def seize(state: State, attempt: Attempt, side: int, rules: Rules) -> State:
     if state.token[side] == attempt.token:
         return state
     ended = tuple(
-        other._replace(unfencing=False) if other.unfencing and other.to == side and other.token < attempt.token else other
+        other._replace(unfencing=False)
+        if other.unfencing and other.to == side and other.token < attempt.token
+        else other
         for other in state.attempts
     )
     return flushed(state._replace(token=put(state.token, side, attempt.token), attempts=ended), side)

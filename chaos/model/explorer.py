@@ -45,10 +45,13 @@ def moves(state: State, program: Program, writes: int) -> Iterator[Move]:
     yield from actors.servers(state)
 
 
-def explore(program: Program, left: Left, check: Check = invariants.check, *, liveness: bool = True, reduced: bool = True) -> Result:
+def explore(
+    program: Program, left: Left, check: Check = invariants.check, *, liveness: bool = True, reduced: bool = True
+) -> Result:
     """Every state within these bounds; ends at the first violation.
 
     `liveness`: from each state a good one can be reached without another fault, looked for backwards at the end.
+    `reduced`: by `simplest`.
     """
     begun = time.process_time()
     first = start(left)

@@ -94,7 +94,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("no token is asked for", _rules(tokens=False), _SLEEPER),
     Mutant("a flip that does not ask for the epoch", _rules(epochs=False), _SLEEPER),
     Mutant(
-        "no stream of the way back", lambda: build(actions={**ACTIONS, "make-ready": ()}, rules=replace(_HARM, way_back=False))
+        "no stream of the way back",
+        lambda: build(actions={**ACTIONS, "make-ready": ()}, rules=replace(_HARM, way_back=False)),
     ),
     Mutant(
         "the stream of the way back made after the unfence",
@@ -134,7 +135,9 @@ LAYERS: tuple[Mutant, ...] = (
         Left(2, 1, 0, 1),
     ),
     Mutant("the flush of the sequences", _rules(durable_sequences=False), Left(2, 2, 0, 1)),
-    Mutant("the second await of the marker in recovery", lambda: build(complete=_NO_AWAIT, rules=_BLIND), Left(2, 2, 0, 1)),
+    Mutant(
+        "the second await of the marker in recovery", lambda: build(complete=_NO_AWAIT, rules=_BLIND), Left(2, 2, 0, 1)
+    ),
     Mutant(
         "the fence that undo puts back at the other side",
         lambda: build(undo=without(UNDO, "shut the other side"), rules=_BLIND),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from chaos.model.effects import Rules
 from chaos.model.recovery import COMPLETE, UNDO
@@ -15,11 +16,12 @@ IDLE, SECTION = "idle", "section"
 
 @dataclass(frozen=True)
 class Program:
-    """Parts by label, and what follows what. `undoable`: labels at which an error leads to undo."""
+    """Parts by label, and what follows what. `undoable`: parts of the section whose error leads to undo."""
 
     parts: Mapping[str, Part]
     after: Mapping[str, str]
     undoable: frozenset[str]
+    section: frozenset[str]
     #: The labels at which the unfence is executed and left open, and committed.
     unfences: str
     first_undo: str
@@ -30,14 +32,14 @@ class Program:
 
 
 def build(
-    steps: Iterable[Step] = STEPS,
+    steps: Iterable[Step] | None = None,
     actions: Mapping[str, tuple[Part, ...]] = ACTIONS,
     undo: Mapping[str, Part] = UNDO,
     complete: Mapping[str, Part] = COMPLETE,
     rules: Rules = Rules(),  # noqa: B008 (frozen)
 ) -> Program:
-    """The program of that list. Raises ValueError where list and actions do not know the same names."""
-    steps = tuple(steps)
+    """The program of that list, by default the code's own. Raises ValueError where names differ."""
+    steps = tuple(STEPS if steps is None else steps)
     require_same_names([step.name for step in steps], actions)
     parts: dict[str, Part] = {**undo, **complete}
     labels: dict[str, list[str]] = {"before": [], "section": [], "after": []}
@@ -45,10 +47,10 @@ def build(
     for phase in labels:
         may_be_undone = True
         for step in (step for step in steps if step.phase == phase):
-            for number, part in enumerate(actions[step.name]):
+            for part in actions[step.name]:
                 label = step.name if len(actions[step.name]) == 1 else f"{step.name} ({part.__name__})"
                 if label in parts:
-                    raise ValueError(f"two parts of the model are called {label!r}; name them apart (part {number})")
+                    raise ValueError(f"two parts of the model are called {label!r}: name them apart")
                 parts[label] = part
                 labels[phase].append(label)
                 if phase == "section" and may_be_undone:
@@ -62,11 +64,12 @@ def build(
         [*undo, ""],
         [*complete, ""],
     ):
-        after.update(zip(chain, chain[1:], strict=False))
+        after.update(pairwise(chain))
     return Program(
         parts=parts,
         after=after,
         undoable=frozenset(undoable),
+        section=frozenset(labels["section"]),
         unfences="unfence",
         first_undo=next(iter(undo)),
         first_complete=next(iter(complete)),

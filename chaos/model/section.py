@@ -1,4 +1,4 @@
-"""The steps of `cutover.switch.steps`, by name: what each of them does in the model, in parts that a crash may separate.
+"""The steps of `cutover.switch.steps`, by name: what each does in the model, in parts that a crash may separate.
 
 The order is not here. It is the list's: `Program` takes it from there, and refuses a name that only one of both knows.
 """
