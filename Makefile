@@ -4,8 +4,8 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos chaos-matrix bench-reconcile bench-final-compare bench-dualwrite
-.PHONY: bench-switch
+.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos chaos-matrix model
+.PHONY: bench-reconcile bench-final-compare bench-dualwrite bench-switch
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -49,6 +49,9 @@ chaos: bootstrap ## faults of all kinds over repeated switches under load, until
 
 chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches under traffic (SEED CELLS=500 FULL=1 RUN PARALLEL=2)
 	@$(PYTHON) -m chaos.matrix
+
+model: bootstrap ## every state of a small model of the switch, then its mutants, a minute (TRACES=1 prints counterexamples)
+	@$(PYTHON) -m chaos.model $(if $(TRACES),--traces)
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint
