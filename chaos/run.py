@@ -23,8 +23,10 @@ from chaos.processes import Child
 from chaos.traffic_set import Traffic
 from chaos.turns import Driver, Turn, Violation, count, fault, sequence, where
 from cutover.control import audit
-from cutover.errors import CutoverError
+from cutover.errors import CutoverError, NotYet
+from cutover.postgres import replication
 from cutover.postgres.databases import FAILURES, Direction, Side, direction_from, other
+from cutover.streams.logical import LogicalStream
 from cutover.switch.environment import SwitchEnvironment
 
 #: Seconds in which a fault that is armed beside the switch has to happen.
@@ -137,6 +139,8 @@ class Run:
         try:
             match at:
                 case "attempt":
+                    if cell is not None and cell.point.startswith("ready.drop"):
+                        await self._lose_the_way_back(to_side)
                     await self.driver.switch(turn, folder)
                 case "relay":
                     await self._relay_faults(turn, folder)
@@ -230,6 +234,18 @@ class Run:
         async with self.env.changed(direction):
             if differing := await ground.verify(self.env, direction):
                 raise Violation(f"{differing} rows differ after their repair")
+
+    async def _lose_the_way_back(self, to_side: Side) -> None:
+        """It is made ready before its time, and its slot goes as an administrator's mistake would have it."""
+        await self.driver.activity("ready", Turn(None, to_side), "", self.driver.faults_folder())
+        direction = direction_from(to_side)
+        name = LogicalStream(self.env.pair, direction).subscription
+        await ground.execute(self.env.pair.sink(direction), f"ALTER SUBSCRIPTION {name} DISABLE")
+        async with asyncio.timeout(_HAPPENS), self.env.pair.source(direction).session("chaos-admin") as source:
+            while await replication.has_slot(source, name):
+                with suppress(NotYet):
+                    await replication.drop_slot(source, name)
+                await asyncio.sleep(0.05)
 
     async def _poison(self, turn: Turn) -> None:
         """A row that the other side refuses for good."""
