@@ -37,7 +37,7 @@ _CAPTURE, _SINK = "cutover/postgres/outbox_capture.py", "cutover/postgres/outbox
 _SOURCE, _TWO_PHASE = "cutover/postgres/outbox_source.py", "cutover/postgres/two_phase.py"
 _RELAY, _APPLY = "cutover/streams/outbox/relay.py", "cutover/streams/outbox/apply.py"
 _GUARD = '"deleted = excluded.deleted, applied_at = excluded.applied_at WHERE r.version < excluded.version "'
-_CARRY = "        outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})"
+_CARRY = "            outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})"
 _VERSION = 'version = f"nextval({quote_literal(version_sequence(service).sql)}::regclass)"'
 _ROWS_READ = "        rows = await connection.fetch(sql, *arguments)\n        batch = "
 
@@ -51,17 +51,17 @@ MUTANTS = (
     ),
     Mutant(
         "the branch of a strong write is not prepared before the commit",
-        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_at_any_step_leaves_both_sides_or_neither[decided]",
+        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_at_any_step_leaves_both_sides_or_neither[strong.commit.after]",
         "cutover/dualwrite/strong.py",
-        "                await self._branch.prepare()\n",
-        "",
+        "                    await self._branch.prepare()\n",
+        "                    pass\n",
     ),
     Mutant(
         "intents are forgotten before they are applied",
         "tests/streams/test_outbox_order.py::test_what_was_read_and_not_applied_stays_in_the_outbox",
         _RELAY,
         _CARRY,
-        "        await outbox_source.forget(ends.source, service, [i for c in batch.changes for i in c.intents])\n"
+        "            await outbox_source.forget(ends.source, service, [i for c in batch.changes for i in c.intents])\n"
         + _CARRY,
     ),
     Mutant(
@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     Mutant(
         "the other side commits first",
-        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_at_any_step_leaves_both_sides_or_neither[prepared]",
+        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_at_any_step_leaves_both_sides_or_neither[strong.prepare.after]",
         _TWO_PHASE,
         'f"PREPARE TRANSACTION {quote_literal(gid)}"',
         '"COMMIT"',

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from cutover.dualwrite.errors import HeldTooLong
+from cutover.dualwrite.mirror import Mirror
 from cutover.dualwrite.routing import Access, side_for
 from cutover.flags.store import Route
 from cutover.postgres.databases import Side
@@ -64,6 +65,12 @@ class Slot:
     side: Side
     transaction: bool
     running: bool = True
+    #: What it writes is not at both sides when it is answered.
+    behind: bool = False
+
+    @property
+    def at_primary(self) -> bool:
+        return self.side == self.route.primary_side
 
 
 @dataclass
@@ -109,6 +116,8 @@ class Gate:
     drained: Callable[[], None] = lambda: None
     max_held: int = MAX_HELD
     counters: Counters = field(default_factory=Counters)
+    #: What the other side has of this process's writes; None where the service has no such stream.
+    mirror: Mirror | None = None
 
     def __post_init__(self) -> None:
         self._running: set[Slot] = set()
@@ -186,6 +195,22 @@ class Gate:
             return False
         return True
 
+    def side(self, access: Access, inside: Slot | None = None) -> Side:
+        """Where the operation goes now; what runs inside a slot at the primary stays with it.
+
+        Without a valid lease nobody says whether the other side still follows, so then the primary answers.
+        """
+        if inside is not None and inside.at_primary:
+            return inside.side
+        mirrored = self.mirror is not None and self.lease.valid and self.mirror.complete
+        return side_for(self.route if inside is None else inside.route, access, mirrored=mirrored)
+
+    def falls_behind(self, slot: Slot | None) -> None:
+        """The slot's writes will not be at both sides when they are answered; said before the first of them."""
+        if self.mirror is not None and slot is not None and slot.side == "monolith" and not slot.behind:
+            slot.behind = True
+            self.mirror.begin()
+
     async def admitted(self, since: float | None) -> float | None:
         """Returns once nothing is held; with the moment from which this request has been held, None if it was not.
 
@@ -222,10 +247,9 @@ class Gate:
 
     def take(self, access: Access, side: Side, *, transaction: bool, inside: Slot | None) -> Slot | None:
         """A slot at that side; None if the gate has closed or the route has turned since `side` was chosen."""
-        route = self.route if inside is None else inside.route
-        if inside is None and (self.holding or side_for(route, access) != side):
+        if (inside is None and self.holding) or self.side(access, inside) != side:
             return None
-        slot = Slot(self.service, route, side, transaction)
+        slot = Slot(self.service, self.route if inside is None else inside.route, side, transaction)
         self._running.add(slot)
         return slot
 
@@ -237,6 +261,9 @@ class Gate:
         """Ends the slot, in whatever order and task: sessions of an engine need not be nested."""
         _slots.set(tuple(other for other in _slots.get() if other is not slot))
         slot.running = False
+        if slot.behind and self.mirror is not None:
+            slot.behind = False
+            self.mirror.end()
         self._running.discard(slot)
         if self.route.paused and not self._running:
             self.drained()

@@ -12,7 +12,7 @@ from cutover.dualwrite.epochs import find_writable
 from cutover.dualwrite.errors import SpansServices
 from cutover.dualwrite.gate import Gate, Slot, running_slots
 from cutover.dualwrite.measure import Trial
-from cutover.dualwrite.routing import Access, side_for
+from cutover.dualwrite.routing import Access
 from cutover.errors import Unreachable
 from cutover.postgres.databases import Database, Side
 
@@ -92,7 +92,7 @@ class Lender:
                 waited = clock() - asked
                 trial.held_seconds += waited
                 deadline += waited
-            side = inside.side if inside else side_for(self.gate.route, access)
+            side = self.gate.side(access, inside)
             database = self._databases[side]
             try:
                 connection = await pools.acquire(database, deadline - clock())

@@ -142,6 +142,8 @@ class RoutedPool:
         except BaseException:
             await opened.close()
             raise
+        for s, both in sides.items():
+            gates[s].mirror = both.mirror
         watcher = Watcher(opened, control, migration, instance, gates, lease)
         pools = Pools(application=application, min_size=min_size, max_size=max_size, options=options)
         around = Surroundings(pools, lookup, dict(tables or {}), patience, watcher.wake)

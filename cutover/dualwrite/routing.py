@@ -9,7 +9,7 @@ from cutover.flags.store import Route
 from cutover.monitor import statistics
 from cutover.postgres.databases import Side
 
-#: `read_your_writes` goes where writes go; `stale_ok` may be answered by the side that only follows.
+#: `read_your_writes` goes where writes are; `stale_ok` may be answered by the side that only follows.
 ReadClass = Literal["read_your_writes", "stale_ok"]
 Operation = Literal["read", "write"]
 
@@ -22,6 +22,8 @@ class Access:
     read: ReadClass = "read_your_writes"
     #: Of a `stale_ok` read, 0 to 99: it goes to the new side at every percentage above.
     bucket: int = 99
+    #: Of a read: it asked for more than rows (draws from a sequence, locks), which only the primary can give.
+    pinned: bool = False
 
     @property
     def measured(self) -> statistics.Operation:
@@ -43,10 +45,15 @@ def reading(service: str, read: ReadClass, key: object = None) -> Access:
     return READ if read == "read_your_writes" else Access("read", read, bucket(service, key))
 
 
-def side_for(route: Route, access: Access) -> Side:
-    """Writes and the reads that must see them: the primary. Others: the service, for the share that the flag names."""
+def side_for(route: Route, access: Access, *, mirrored: bool = False) -> Side:
+    """Writes and the reads that must see them: the primary. Others: the service, for the share that the flag names.
+
+    `mirrored`: the other side has all that this process has written. Then reads that must see it follow the read flag.
+    """
     if access.stale_ok:
         return "service" if access.bucket < route.percentage else "monolith"
+    if mirrored and route.read_from_new and access.operation == "read" and not access.pinned:
+        return "service"
     return route.primary_side
 
 

@@ -16,6 +16,7 @@ from cutover.dualwrite.lending import Lender, Lent, Surroundings
 from cutover.dualwrite.measure import Recorder, Trial, verb_of
 from cutover.dualwrite.routing import WRITE, Access, ReadClass, reading
 from cutover.dualwrite.statements import writes
+from cutover.dualwrite.strong import Strong
 from cutover.dualwrite.transactions import lent_transaction
 from cutover.dualwrite.two_sides import TwoSides
 from cutover.dualwrite.verifying import Verifier
@@ -32,6 +33,10 @@ Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 #: Tries of one transaction before `run_in_transaction` gives up.
 ATTEMPTS = 20
 _AGAIN = (HeldTooLong, Fenced, SecondaryAway, Unreachable)
+
+
+class _OnlyAtPrimary(Exception):
+    """A read at the side that is not the primary turned out to need the primary itself; nothing was done."""
 
 
 class ServicePool(Lender):
@@ -186,7 +191,11 @@ class ServicePool(Lender):
         access = WRITE if write else reading(self.service, read, key)
         verb = verb_of(call.sql)
         with self._recorder.operation(access, table, verb) as trial:
-            return await self._until_answered(lambda: self._once(call, access, verb, trial, level), trial)
+            try:
+                return await self._until_answered(lambda: self._once(call, access, verb, trial, level), trial)
+            except _OnlyAtPrimary:
+                pinned = replace(access, pinned=True)
+                return await self._until_answered(lambda: self._once(call, pinned, verb, trial, level), trial)
 
     async def _once(self, call: Call[T], access: Access, verb: str, trial: Trial, level: Consistency | None) -> T:
         async with self._lend(access, trial) as lent:
@@ -195,9 +204,11 @@ class ServicePool(Lender):
             if access.operation == "write":
                 return await write_once(self.gate, self._sides, call, lent, verb, level)
             try:
-                if not access.stale_ok:
-                    return await self._read_primary(call.on, lent)
-                return await call.on(lent.connection)
+                if lent.slot is None:
+                    return await call.on(lent.connection)
+                if not lent.slot.at_primary:
+                    return await self._read_mirror(call.on, lent)
+                return await self._read_primary(call.on, lent)
             except BaseException as error:
                 if gone(lent.connection) and outcome.is_lost(error):
                     raise Unreachable(
@@ -222,6 +233,21 @@ class ServicePool(Lender):
         async with lent.connection.transaction(isolation="repeatable_read"):
             await writable_here(lent.connection, self.gate.route, lent.side)
             return await call(lent.connection)
+
+    async def _read_mirror(self, call: Callable[["Connection"], Awaitable[T]], lent: Lent) -> T:
+        """A read that must see this process's writes, at the side that has all of them but is not the primary.
+
+        In a read-only transaction: a statement that draws from a sequence or locks rows does so at the primary.
+        """
+        generation = self.gate.lease.generation
+        try:
+            async with lent.connection.transaction(readonly=True):
+                result = await call(lent.connection)
+        except asyncpg.ReadOnlySQLTransactionError:
+            raise _OnlyAtPrimary from None
+        if not self.gate.lease.unbroken(generation):
+            raise Moved(f"{self.service}: the lease ran out during a read at {lent.side}")
+        return result
 
     async def _until_answered(self, once: Callable[[], Awaitable[T]], trial: Trial) -> T:
         """Tries again for as long as nothing was done and the pool's patience lasts."""
@@ -273,6 +299,7 @@ class ServicePool(Lender):
         self._same_service(table, writing=True)
         with self._recorder.operation(WRITE, table, "SESSION") as trial:
             async with self._lend(WRITE, trial, transaction=True) as lent:
+                self.gate.falls_behind(lent.slot)
                 try:
                     if not self.gate.lease.valid:
                         await writable_here(lent.connection, self.gate.route, lent.side)
@@ -327,6 +354,8 @@ class ServicePool(Lender):
         self._same_service(table, writing=access.operation == "write")
         async with self._lend(access, trial, transaction=True) as lent:
             ending = ALONE if access.operation == "read" else await ending_of(self.gate, self._sides, lent.side, level)
+            if access.operation == "write" and not isinstance(ending, Strong):
+                self.gate.falls_behind(lent.slot)
             async with lent_transaction(
                 self.gate, lent.connection, lent.side, lent.database, access, isolation, ending
             ) as connection:

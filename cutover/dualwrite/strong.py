@@ -103,7 +103,11 @@ class Strong:
         if ended:
             self.sides.carried(self.side, [intent for change in self._changes for intent in change.intents])
         else:
-            self.counters.in_doubt += 1
+            self._leave_to_the_janitor()
+
+    def _leave_to_the_janitor(self) -> None:
+        self.counters.in_doubt += 1
+        self.sides.mirror.left_behind()
 
     async def decided(self) -> Decision | None:
         return await uninterrupted(self._decided())
@@ -117,7 +121,7 @@ class Strong:
         elif decision == "abort":
             await self._branch.end("abort")
         else:
-            self.counters.in_doubt += 1
+            self._leave_to_the_janitor()
         return decision
 
 

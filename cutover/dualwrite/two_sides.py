@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from cutover import pairs
+from cutover.dualwrite.mirror import Mirror
 from cutover.dualwrite.sessions import Sessions
 from cutover.errors import ConfigError, Unreachable
 from cutover.plan.models import Consistency, Plan
@@ -48,6 +49,8 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY = 2.0
 #: Seconds between two rounds that forget intents which have been carried over.
 FORGET_EVERY = 0.1
+#: Seconds between two looks whether what was not written strongly has been carried over.
+SETTLE_EVERY = 0.25
 #: Seconds for which a decision in flight is waited for, and after which nobody is asked any more.
 DECIDE_WITHIN = 10.0
 ASKED_FOR = 0.6 * 60 * KNOWN_MINUTES
@@ -67,9 +70,12 @@ class Route:
 class TwoSides:
     """One service's databases as its writes see them."""
 
-    def __init__(self, pair: Pair, level: Consistency, *, limit: int) -> None:
+    def __init__(self, pair: Pair, level: Consistency, *, limit: int, planned: Consistency | None = None) -> None:
+        """`planned`: the plan's level, where another one is used."""
         self.pair = pair
         self.level = level
+        strong = level == (planned or level) == "strong"
+        self.mirror = Mirror(lambda: strong and self.in_force("strong", "monolith") == "strong")
         label = f"cutover-dualwrite/{pair.service}"
         self._own = {side: Sessions(pair.at(side), label, 2, behind_the_fence=False) for side in SIDES}
         self._writers = {side: Sessions(pair.at(side), label, limit, behind_the_fence=True) for side in SIDES}
@@ -110,6 +116,8 @@ class TwoSides:
             except FAILURES as error:
                 _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
                 continue
+            if streaming and direction not in self.streaming:
+                self.mirror.left_behind()  # what was written while there was no stream
             (self.streaming.add if streaming else self.streaming.discard)(direction)
             if not streaming:
                 self._routes.pop(direction, None)
@@ -200,6 +208,7 @@ class TwoSides:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_looking())
             tasks.create_task(self._keep_forgetting())
+            tasks.create_task(self._keep_settling())
 
     async def _keep_looking(self) -> None:
         while True:
@@ -217,6 +226,15 @@ class TwoSides:
                             await outbox_source.forget(session, self.service, intents)
                             # the stream's failures are judged against all that was carried over
                             await outbox_lease.count(there, self.service, direction_from(side), len(intents))
+
+    async def _keep_settling(self) -> None:
+        while True:
+            await asyncio.sleep(SETTLE_EVERY * random.uniform(0.8, 1.2))
+            if self.mirror.unsettled and self.mirror.strong():
+                # what cannot be asked now is asked again; reads stay at the primary meanwhile
+                with suppress(*FAILURES):
+                    async with self._own["monolith"].one() as session:
+                        await self.mirror.settle(session, self.service)
 
     async def close(self) -> None:
         for sessions in (*self._own.values(), *self._writers.values()):
@@ -236,4 +254,4 @@ def sides_of(
             )
         return None
     pair = pairs.between(plan, service, databases["monolith"], databases["service"])
-    return TwoSides(pair, level or chosen.consistency, limit=limit)
+    return TwoSides(pair, level or chosen.consistency, limit=limit, planned=chosen.consistency)

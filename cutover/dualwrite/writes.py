@@ -87,6 +87,8 @@ async def write_once(
     nobody can say; what a transaction's ending raises.
     """
     ending = ALONE if verb in _UTILITY else await ending_of(gate, sides, lent.side, level)
+    if not isinstance(ending, Strong):
+        gate.falls_behind(lent.slot)
     if isinstance(ending, Noted) and not call.many:
         part = two_phase.noted_sql(gate.service, len(call.args) + 1)
         if sql := with_part(call.sql, part, arguments=len(call.args)):

@@ -50,9 +50,6 @@ async def sample(
     limits = plan.thresholds
     direction = direction_from(primary)
     tables = plan.service(service).tables
-    # reads that must see their writes follow the writes; before the write switch only the others have moved
-    moved: tuple[Operation, ...] = ("stale_read",) if primary == "monolith" else ("read", "stale_read")
-
     asked_fleet: list[Fleet] = []
 
     async def fleet() -> Fleet:
@@ -97,10 +94,10 @@ async def sample(
         return reconciliation_lag(late, list(tables), limits.reconciliation_lag.total_seconds(), due=await due(late))
 
     async def read_errors() -> Reading:
-        return read_error_rate(await fleet(), moved, READ_ERROR_RATE)
+        return read_error_rate(await fleet(), moved(await fleet(), primary), READ_ERROR_RATE)
 
     async def read_latency() -> Reading:
-        return latency(await fleet(), moved, "service", limits.write_latency_increase)
+        return latency(await fleet(), moved(await fleet(), primary), "service", limits.write_latency_increase)
 
     asked: dict[str, tuple[float, Callable[[], Awaitable[Reading]]]] = {
         "write_latency_increase": (limits.write_latency_increase, write_latency),
@@ -153,6 +150,15 @@ async def _fleet(control: Control, pair: Pair, window: timedelta) -> Fleet:
     )
     tallies = await statistics.window(control, pair.migration, pair.service, window)
     return Fleet(tallies, await baseline.load(control, pair.migration, pair.service), live)
+
+
+def moved(fleet: Fleet, primary: Side) -> Operations:
+    """Reads that are answered at the service's side: before the write switch the `stale_ok` ones, on level strong all.
+
+    Whether reads that must see their writes have moved is each application's to know; they are judged where they have.
+    """
+    both = primary == "service" or fleet.at(("read",), "service")
+    return ("read", "stale_read") if both else ("stale_read",)
 
 
 def unreadable(limit: float, why: str) -> Reading:

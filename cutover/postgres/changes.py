@@ -16,6 +16,7 @@ import asyncpg
 
 from cutover.errors import Conflict, GateClosed, NotYet, Refused
 from cutover.postgres import replication
+from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import Key
 
@@ -181,6 +182,11 @@ def _key(relation: _Relation, row: list[object], old: Key | None) -> Key | None:
         else:
             return None
     return tuple(values) or None
+
+
+def slot_name(service: str, direction: Direction) -> str:
+    """The slot that a service's changed keys are read from, in that direction."""
+    return f"cutover_{service}_changes{'' if direction == 'forward' else '_rev'}"
 
 
 async def slot_whole(connection: asyncpg.Connection, slot: str) -> bool:

@@ -12,16 +12,19 @@ has an intent, and what intents bring wins:
   seeing the copied row) and every row that has a tombstone is deleted. Until then tombstones are not pruned.
 
 A range is locked in `backfill_chunk` while it is copied and noted as done in the transaction that brings its rows: a
-killed copy leaves it as it was, and no late one can follow.
+killed copy leaves it as it was, and no late one can follow. That transaction first compares the checksum of what it has
+written with that of what was read (`outbox_checksum`); rows that it passed over are left out of both.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import asyncpg
 
 from cutover.errors import Conflict
-from cutover.postgres import catalog, epoch, outbox_sink
+from cutover.postgres import catalog, epoch, outbox_checksum, outbox_sink
+from cutover.postgres.compare import Hashed
 from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import columns_sql
 from cutover.postgres.keys import Key
@@ -33,6 +36,8 @@ CHUNK_BYTES = 16 << 20
 _MOST_CHUNKS = 10_000
 #: Types up to this OID are the server's own: their binary form is the same everywhere.
 _BUILT_IN = 10_000
+_THIS = "service = $1 AND direction = $2 AND tbl = $3 AND chunk = $4"
+_STAGED = "cutover_copy"
 
 
 async def plan(
@@ -82,99 +87,153 @@ class Copied:
     bytes: int
 
 
-async def copy_next(
-    source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction, flows: dict[str, Flow]
-) -> Copied | None:
+@dataclass(frozen=True)
+class Job:
+    """The first copy of a direction, for one pair of sessions."""
+
+    service: str
+    direction: Direction
+    flows: Mapping[str, Flow]
+    #: See `outbox_checksum.row_hashes`.
+    row_hashes: Mapping[str, str]
+    #: Whose turn it is to write a table, of the sessions of one process. Rows of one range after the other reach the
+    #: end of the key's index, rows of two at once split its pages in the middle; the others read and compare meanwhile.
+    turns: Mapping[str, asyncio.Lock]
+
+
+async def copy_next(source: asyncpg.Connection, sink: asyncpg.Connection, job: Job) -> Copied | None:
     """Copies one range that nobody else works on; None where none is left to begin.
 
-    `sink` is a session that may write behind the fence.
+    `sink` is a session that may write behind the fence. Raises GateClosed where the target does not hold what was read.
     """
     async with sink.transaction():
         chunk = await sink.fetchrow(
             "SELECT tbl, chunk, low, high FROM cutover.backfill_chunk WHERE service = $1 AND direction = $2 "
             "AND NOT done ORDER BY tbl, chunk LIMIT 1 FOR UPDATE SKIP LOCKED",
-            service,
-            direction,
+            job.service,
+            job.direction,
         )
         if chunk is None:
             return None
-        flow = flows[chunk["tbl"]]
         low, high = (tuple(bound) if bound else None for bound in (chunk["low"], chunk["high"]))
-        binary = _binary(flow)
-        data = await _read(source, flow, low, high, binary)
+        part = Range(job, job.flows[chunk["tbl"]], chunk["chunk"], low, high)
+        data, read = await _read(source, part)
+        written = await _write(sink, part, data, read)
         size = sum(map(len, data))
-        rows = await _write(sink, flow, data, binary)
         await sink.execute(
-            "UPDATE cutover.backfill_chunk SET done = true, rows = $5, bytes = $6 "
-            "WHERE service = $1 AND direction = $2 AND tbl = $3 AND chunk = $4",
-            service,
-            direction,
-            flow.name,
-            chunk["chunk"],
-            rows,
+            "UPDATE cutover.backfill_chunk SET rows = $5, bytes = $6, passed_over = $7, checksum = $8::text::numeric "
+            f"WHERE {_THIS}",
+            *part.names,
+            written.rows,
             size,
+            read.rows - written.rows,
+            str(written.total),
         )
-    return Copied(flow.name, rows, size)
+    return Copied(part.flow.name, written.rows, size)
 
 
-def _binary(flow: Flow) -> bool:
-    types = {c.name: c.column.type_oid for c in flow.source.columns}
-    return all(types[name] < _BUILT_IN for name in flow.source.stored)
+@dataclass(frozen=True)
+class Range:
+    """Rows of a table with `low < key <= high`."""
+
+    job: Job
+    flow: Flow
+    number: int
+    low: Key | None
+    high: Key | None
+
+    @property
+    def names(self) -> tuple[str, Direction, str, int]:
+        return self.job.service, self.job.direction, self.flow.name, self.number
+
+    @property
+    def row_hash(self) -> str:
+        return self.job.row_hashes[self.flow.name]
+
+    @property
+    def binary(self) -> bool:
+        types = {c.name: c.column.type_oid for c in self.flow.source.columns}
+        return all(types[name] < _BUILT_IN for name in self.flow.source.stored)
 
 
-async def _read(source: asyncpg.Connection, flow: Flow, low: Key | None, high: Key | None, binary: bool) -> list[bytes]:
-    """A range's rows in COPY format, from one snapshot that a crash of the source cannot take back."""
+async def _read(source: asyncpg.Connection, part: Range) -> tuple[list[bytes], Hashed]:
+    """A range's rows in COPY format and their checksum, of one snapshot that a crash of the source cannot take back."""
     data: list[bytes] = []
 
-    async def take(part: bytes) -> None:
-        data.append(part)
+    async def take(piece: bytes) -> None:
+        data.append(piece)
 
-    condition, values = flow.source.within(low, high)
-    async with source.transaction():
+    flow = part.flow
+    condition, values = flow.source.within(part.low, part.high)
+    async with source.transaction(isolation="repeatable_read", readonly=True):
         # before the snapshot: a table that is rewritten reads as empty in an older one (manual, 13.6)
         await source.execute(f"LOCK TABLE {flow.table.sql} IN ACCESS SHARE MODE")
         await source.copy_from_query(
             f"SELECT {columns_sql(flow.source.stored)} FROM {flow.source.relation} AS t WHERE {condition}",
             *values,
             output=take,
-            format="binary" if binary else "text",
+            format="binary" if part.binary else "text",
         )
+        read = await outbox_checksum.as_read(source, flow, part.row_hash, part.low, part.high)
     await epoch.make_durable(source)
-    return data
+    return data, read
 
 
-async def _write(sink: asyncpg.Connection, flow: Flow, data: list[bytes], binary: bool) -> int:
-    """Straight into the table; by way of a temporary one where some rows are there already."""
+async def _write(sink: asyncpg.Connection, part: Range, data: list[bytes], read: Hashed) -> Hashed:
+    """Straight into the table; by way of a temporary one where some rows are there already. Returns what it wrote."""
     try:
         async with sink.transaction():
-            return await _copy(sink, flow.table.schema, flow.table.name, flow, data, binary)
+            xid = await _note_done(sink, part)
+            async with part.job.turns[part.flow.name]:
+                await _copy(sink, part.flow.table.schema, part.flow.table.name, part, data)
+            written = await outbox_checksum.as_written(sink, part.flow, part.row_hash, part.low, part.high, xid)
+            outbox_checksum.require_same(part.flow, part.number, read, written)
+            return written
     except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError):
-        columns = columns_sql(flow.source.stored)
-        await sink.execute(
-            f"CREATE TEMPORARY TABLE cutover_copy ON COMMIT DROP AS SELECT {columns} FROM {flow.table.sql} WITH NO DATA"
-        )
-        await _copy(sink, "pg_temp", "cutover_copy", flow, data, binary)
-        status = await sink.execute(
-            f"INSERT INTO {flow.table.sql} ({columns}) OVERRIDING SYSTEM VALUE "
-            f"SELECT {columns} FROM pg_temp.cutover_copy AS t ORDER BY {flow.sink.order} ON CONFLICT DO NOTHING"
-        )
-        await sink.execute("DROP TABLE pg_temp.cutover_copy")
-        return int(status.rpartition(" ")[2])
+        return await _write_missing(sink, part, data, read)
 
 
-async def _copy(sink: asyncpg.Connection, schema: str, table: str, flow: Flow, data: list[bytes], binary: bool) -> int:
+async def _write_missing(sink: asyncpg.Connection, part: Range, data: list[bytes], read: Hashed) -> Hashed:
+    flow, columns, staged = part.flow, columns_sql(part.flow.source.stored), f"pg_temp.{_STAGED}"
+    xid = await _note_done(sink, part)
+    await sink.execute(
+        f"CREATE TEMPORARY TABLE {_STAGED} ON COMMIT DROP AS SELECT {columns} FROM {flow.table.sql} WITH NO DATA"
+    )
+    await _copy(sink, "pg_temp", _STAGED, part, data)
+    status = await sink.execute(
+        f"INSERT INTO {flow.table.sql} ({columns}) OVERRIDING SYSTEM VALUE "
+        f"SELECT {columns} FROM {staged} AS t ORDER BY {flow.sink.order} ON CONFLICT DO NOTHING"
+    )
+    arrived, wanted = await outbox_checksum.of_staged(sink, staged, flow, part.row_hash, xid)
+    written = await outbox_checksum.as_written(sink, flow, part.row_hash, part.low, part.high, xid)
+    await sink.execute(f"DROP TABLE {staged}")
+    outbox_checksum.require_same(flow, part.number, read, arrived)
+    # a row that was written under another key than it was sent with is among neither
+    outbox_checksum.require_same(flow, part.number, replace(wanted, rows=int(status.rpartition(" ")[2])), written)
+    return written
+
+
+async def _note_done(sink: asyncpg.Connection, part: Range) -> str:
+    """Notes the range as done; the id of the transaction (or subtransaction) that does it, and writes its rows."""
+    return str(
+        await sink.fetchval(
+            f"UPDATE cutover.backfill_chunk SET done = true WHERE {_THIS} RETURNING xmin::text", *part.names
+        )
+    )
+
+
+async def _copy(sink: asyncpg.Connection, schema: str, table: str, part: Range, data: list[bytes]) -> None:
     async def parts() -> AsyncIterator[bytes]:
-        for part in data:
-            yield part
+        for piece in data:
+            yield piece
 
-    status = await sink.copy_to_table(
+    await sink.copy_to_table(
         table,
         schema_name=schema,
         source=parts(),
-        columns=list(flow.source.stored),
-        format="binary" if binary else "text",
+        columns=list(part.flow.source.stored),
+        format="binary" if part.binary else "text",
     )
-    return int(status.rpartition(" ")[2])
 
 
 async def sweep_next(

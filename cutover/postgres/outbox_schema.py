@@ -94,6 +94,8 @@ CREATE TABLE IF NOT EXISTS cutover.backfill_chunk (
     done boolean NOT NULL DEFAULT false,
     rows bigint NOT NULL DEFAULT 0,
     bytes bigint NOT NULL DEFAULT 0,
+    passed_over bigint NOT NULL DEFAULT 0,
+    checksum numeric,
     PRIMARY KEY (service, direction, tbl, chunk)
 );
 CREATE TABLE IF NOT EXISTS cutover.decision (
@@ -105,6 +107,16 @@ CREATE TABLE IF NOT EXISTS cutover.decision (
         autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
 COMMENT ON TABLE cutover.decision IS 'cutover: what became of writes, by the id that each of them carries';
 GRANT SELECT, INSERT ON cutover.decision TO PUBLIC;
+"""
+#: Columns that tables made by an earlier version lack. Looked for first: adding one waits for all who use the table.
+_ADDED = """
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'cutover.backfill_chunk'::regclass
+                   AND attname = 'checksum') THEN
+        ALTER TABLE cutover.backfill_chunk ADD COLUMN IF NOT EXISTS passed_over bigint NOT NULL DEFAULT 0,
+            ADD COLUMN IF NOT EXISTS checksum numeric;
+    END IF;
+END $$;
 """
 _SINK_TABLES = ("relay_lease", "relay_member", "outbox_stream", "backfill_table", "backfill_chunk")
 
@@ -148,6 +160,7 @@ async def install(connection: asyncpg.Connection, service: str) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
         await connection.execute(_SHARED)
+        await connection.execute(_ADDED)
         await connection.execute(_PRUNE)
         await connection.execute(
             f"""
@@ -176,6 +189,11 @@ async def install(connection: asyncpg.Connection, service: str) -> None:
             END $$;
             """
         )
+
+
+async def carry_over(connection: asyncpg.Connection) -> None:
+    """Gives tables that an earlier version has made what this one needs, for work that goes on with them."""
+    await connection.execute(_ADDED)
 
 
 async def installed(connection: asyncpg.Connection, service: str) -> bool:

@@ -319,6 +319,39 @@ async def slot_health(connection: asyncpg.Connection, name: str) -> SlotHealth:
     return SlotHealth(True, row["active"], row["wal_status"], row["behind"])
 
 
+@dataclass(frozen=True)
+class SlotFacts:
+    """A slot with what tells it from one that was made anew under its name.
+
+    `decoded`: transactions that it has given out, which begins at 0 for a new slot; `since` changes where the server
+    began all of its counters anew (a crash, a reset). Source: pg_stat_replication_slots (manual, 27.2.5).
+    """
+
+    wal_status: str
+    invalidated: str
+    decoded: int
+    since: str
+
+
+async def slot_facts(connection: asyncpg.Connection, name: str) -> SlotFacts | None:
+    """None where there is no such slot. Later versions say why a slot was invalidated; all say that it was."""
+    row = await connection.fetchrow(
+        """
+        SELECT coalesce(s.wal_status, 'lost') AS wal_status, coalesce(t.total_txns, 0)::bigint AS decoded,
+               coalesce(to_jsonb(s) ->> 'invalidation_reason', '') AS invalidated,
+               concat_ws(' ', pg_postmaster_start_time(), t.stats_reset, (SELECT stats_reset FROM pg_stat_wal)) AS since
+        FROM pg_replication_slots s LEFT JOIN pg_stat_replication_slots t USING (slot_name) WHERE s.slot_name = $1
+        """,
+        name,
+    )
+    return SlotFacts(**row) if row else None
+
+
+def enable_sql(subscription: str) -> str:
+    """A statement for a person that lets a disabled subscription go on."""
+    return f"ALTER SUBSCRIPTION {quote(subscription)} ENABLE"
+
+
 async def estimated_rows(connection: asyncpg.Connection, tables: Sequence[TableName]) -> dict[TableName, int]:
     """The planner's row counts; a partitioned table counts its partitions. -1 (never analysed) reads as 0."""
     rows = await connection.fetch(

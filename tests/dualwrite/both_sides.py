@@ -126,7 +126,7 @@ class Both:
             )
         )
 
-    async def switch_to(self, side: Side, number: int) -> None:
+    async def switch_to(self, side: Side, number: int, pause: str | None = None) -> None:
         """What a switch does to the databases and the flags; the reverse stream is made first."""
         await OutboxStream(self.pair, "reverse" if side == "service" else "forward").start(copy=False)
         for place, closed in ((other(side), True), (side, False)):
@@ -134,7 +134,9 @@ class Both:
                 members = await fence.relations(connection, self.pair.tables)
                 await fence.ensure(connection, SERVICE, members, closed=closed)
                 await epoch.set_epoch(connection, SERVICE, side, number)
-        await store.flip(self.control, MIGRATION, SERVICE, primary_side=side, epoch=number, actor="test", pause_id=None)
+        await store.flip(
+            self.control, MIGRATION, SERVICE, primary_side=side, epoch=number, actor="test", pause_id=pause
+        )
 
 
 @asynccontextmanager

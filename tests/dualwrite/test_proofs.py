@@ -1,5 +1,6 @@
 """The page of proofs, its mutants and its tests belong together; `make prove-dualwrite` runs them."""
 
+import ast
 import re
 
 import pytest
@@ -13,6 +14,7 @@ PAGE = ROOT / "docs/dual-write-proofs.md"
 def test_each_mutant_still_finds_its_line_and_its_test_and_is_on_the_page(mutant: Mutant) -> None:
     source = (ROOT / mutant.file).read_text()
     assert mutated(source, mutant) != source
+    ast.parse(mutated(source, mutant))
     path, _, name = mutant.test.partition("::")
     function = name.partition("[")[0]
     assert f"async def {function}(" in (ROOT / path).read_text()

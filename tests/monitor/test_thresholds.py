@@ -14,7 +14,7 @@ from cutover.monitor import baseline, statistics, thresholds
 from cutover.monitor.baseline import Baseline
 from cutover.monitor.samples import Sample, StreamFacts
 from cutover.monitor.statistics import Collector, Key, Operation, Tally
-from cutover.monitor.thresholds import Fleet, latency, read_error_rate, secondary_failures
+from cutover.monitor.thresholds import Fleet, latency, moved, read_error_rate, secondary_failures
 from cutover.plan.load import load_text
 from cutover.postgres.databases import Database, Pair, Side
 from cutover.postgres.identifiers import TableName
@@ -259,3 +259,17 @@ def test_a_careless_caller_costs_no_memory() -> None:
     for number in range(statistics.MAX_TABLES + 50):
         collector.record(SERVICE, "monolith", f"t{number}", "read", 0.01)
     assert len(collector._tallies) == statistics.MAX_TABLES + 1
+
+
+def test_a_soak_judges_the_reads_that_have_moved() -> None:
+    """On level strong those that must see their writes are answered at the new side before the switch."""
+    stale: dict[tuple[str, Operation, Side], Tally] = {
+        ("trades", "stale_read", "service"): tally(0.010),
+        ("trades", "read", "monolith"): tally(0.010),
+    }
+    assert moved(fleet(stale, {}), "monolith") == ("stale_read",)
+    assert moved(fleet({**stale, ("trades", "read", "service"): tally(0.010)}, {}), "monolith") == (
+        "read",
+        "stale_read",
+    )
+    assert moved(fleet(stale, {}), "service") == ("read", "stale_read")

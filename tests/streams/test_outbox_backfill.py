@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cutover.postgres import outbox_copy, outbox_sink
+from cutover.postgres import outbox_checksum, outbox_copy, outbox_sink
 from cutover.streams.outbox import Backfill
 from cutover.streams.outbox.sessions import open_ends
 from tests.streams.outbox_world import World
@@ -30,14 +30,14 @@ async def copying(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[World,
     write = outbox_copy._write
 
     def around(before: Callable[[], Awaitable[None]] | None, after: Callable[[], Awaitable[None]] | None) -> None:
-        async def held_up(sink: Any, flow: Any, *arguments: Any) -> int:
-            mine = flow.name == "items"
+        async def held_up(sink: Any, part: outbox_copy.Range, *arguments: Any) -> Any:
+            mine = part.flow.name == "items"
             if before and mine:
                 await before()
-            rows = await write(sink, flow, *arguments)
+            written = await write(sink, part, *arguments)
             if after and mine:
                 await after()
-            return rows
+            return written
 
         monkeypatch.setattr(outbox_copy, "_write", held_up)
 
@@ -166,7 +166,10 @@ async def test_a_copy_of_many_ranges_that_is_ended_in_the_middle_goes_on_where_i
     # a range that has been done is not copied by anybody again
     async with open_ends(world.pair, "forward", "copy", copy=True) as ends:
         before = await world.service.fetchval("SELECT count(*) FROM cutover.backfill_chunk WHERE done")
-        await outbox_copy.copy_next(ends.source, ends.sink, world.pair.service, "forward", ends.flows)
+        hashes = await outbox_checksum.row_hashes(ends.source, ends.sink, ends.flows)
+        turns = {name: asyncio.Lock() for name in ends.flows}
+        job = outbox_copy.Job(world.pair.service, "forward", ends.flows, hashes, turns)
+        await outbox_copy.copy_next(ends.source, ends.sink, job)
         assert await world.service.fetchval("SELECT count(*) FROM cutover.backfill_chunk WHERE done") == before + 1
     await Backfill(world.pair, "forward").run()
     assert {p.stage for p in await world.stream().progress()} == {"ready"}

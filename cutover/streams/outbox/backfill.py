@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
 import asyncpg
 
 from cutover import faults
-from cutover.postgres import outbox_copy
+from cutover.postgres import outbox_checksum, outbox_copy, outbox_schema
 from cutover.postgres.databases import Direction, Pair
 from cutover.streams.outbox.sessions import open_ends
 
@@ -22,11 +23,13 @@ class Backfill:
     def __init__(self, pair: Pair, direction: Direction) -> None:
         self.pair = pair
         self.direction = direction
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, *, workers: int = 2, rest: Callable[[float], Awaitable[None]] | None = None) -> None:
         """Returns once every table is copied; `rest` is awaited after each range, with the seconds that it took.
 
-        Raises Unreachable and the servers' own errors: run it again, it goes on where it stood.
+        Raises GateClosed where the target does not hold what was read of a range, Unreachable and the servers' own
+        errors: run it again, it goes on where it stood.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -38,13 +41,14 @@ class Backfill:
     async def _work(self, rest: Callable[[float], Awaitable[None]] | None) -> None:
         service = self.pair.service
         async with open_ends(self.pair, self.direction, "copy", copy=True) as ends:
+            await outbox_schema.carry_over(ends.sink)
+            row_hashes = await outbox_checksum.row_hashes(ends.source, ends.sink, ends.flows)
+            job = outbox_copy.Job(service, self.direction, ends.flows, row_hashes, self._turns)
             while True:
                 began = time.monotonic()
                 try:
                     async with faults.step("backfill.range"):
-                        copied = await outbox_copy.copy_next(
-                            ends.source, ends.sink, service, self.direction, ends.flows
-                        )
+                        copied = await outbox_copy.copy_next(ends.source, ends.sink, job)
                     if copied:
                         if rest is not None:
                             await rest(time.monotonic() - began)

@@ -28,7 +28,13 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": "30s",
     "synchronous_commit": "on",
 }
-_COPY_SETTINGS = {"jit": "off", "statement_timeout": "30min", "idle_in_transaction_session_timeout": "10min"}
+_COPY_SETTINGS = {
+    "jit": "off",
+    # ranges are read side by side as it is; a checksum by several processes would take the application's CPU
+    "max_parallel_workers_per_gather": "0",
+    "statement_timeout": "30min",
+    "idle_in_transaction_session_timeout": "10min",
+}
 
 
 @dataclass(frozen=True)

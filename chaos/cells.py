@@ -1,0 +1,156 @@
+"""The cells of the crash matrix: a fault point, what happens there, once or again on recovery, a stream, a direction.
+
+`chosen` draws cells from a seed so that every reachable pair (point, fault), (point, stream) and (point, direction)
+occurs; `every` lists them all. What cannot be reached is in `unreachable`, with the reason.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from chaos.injection import KINDS, Kind
+from cutover import faults
+
+Level = Literal["logical", "strong", "eventual", "best_effort"]
+Direction = Literal["switch", "rollback", "second switch"]
+LEVELS: tuple[Level, ...] = ("logical", "strong", "eventual", "best_effort")
+#: Groups of points that are passed once a service has been switched for good.
+AT_THE_END = ("archive", "retire", "cleanup")
+DIRECTIONS: tuple[Direction, ...] = ("switch", "rollback", "second switch")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One fault in one switch. `again`: another one of the same kind hits the recovery."""
+
+    point: str
+    kind: Kind
+    again: bool
+    level: Level
+    direction: Direction
+
+    def __str__(self) -> str:
+        return f"{self.kind}{' twice' if self.again else ''} at {self.point}, {self.level}, {self.direction}"
+
+    @property
+    def group(self) -> str:
+        return self.point.partition(".")[0]
+
+    @property
+    def pairs(self) -> set[tuple[str, str]]:
+        return {(self.point, self.kind), (self.point, self.level), (self.point, self.direction)}
+
+
+#: Why cells of a group (or of one step) do not exist; asked in this order, the first answer counts.
+def unreachable(cell: Cell) -> str:
+    """In words why there is no such cell; "" where there is."""
+    step = cell.point.rpartition(".")[0]
+    if cell.group in ("relay", "backfill", "janitor", "strong") and cell.level == "logical":
+        return "a logical stream has no outbox, so no relay, copy, branch or janitor of ours"
+    if step == "relay.hold" and cell.level == "best_effort":
+        return "best_effort gives a refused change up and holds no key"
+    if cell.group in ("strong", "janitor") and cell.level != "strong":
+        return "only strong writes prepare branches"
+    if cell.group == "backfill" and cell.direction != "switch":
+        return "the first copy is made before the first switch, and never again"
+    if cell.group in AT_THE_END and cell.direction != "second switch":
+        return "cleanup comes once, when the service has been switched for good"
+    if cell.group == "keys":
+        return "the tables of the matrix have no foreign key that crosses services (tests/switch/test_crossing.py)"
+    if cell.group == "turn" or step == "ready.arm":
+        return "directions take turns only with a server below 16 (tests/switch/test_versions.py)"
+    if step == "undo.reopen":
+        return "needs the control database away, which all runs of the matrix share (tests/switch/test_interrupted.py)"
+    if step == "ready.drop" and cell.level != "logical":
+        return "an outbox stream has no slot that could be lost"
+    if step.startswith("strong.") and cell.kind == "error":
+        return "an error of these statements is the server's own: a lost connection is `reset`"
+    return ""
+
+
+def every() -> Iterator[Cell]:
+    """All cells that can be reached."""
+    for point in faults.points():
+        for level in LEVELS:
+            for direction in DIRECTIONS:
+                for kind in KINDS:
+                    for again in (False, True):
+                        cell = Cell(point, kind, again, level, direction)
+                        if not unreachable(cell):
+                            yield cell
+
+
+def left_out() -> dict[str, int]:
+    """Reasons why cells cannot be reached, with how many each takes away."""
+    found: dict[str, int] = {}
+    for point in faults.points():
+        for level in LEVELS:
+            for direction in DIRECTIONS:
+                for kind in KINDS:
+                    if reason := unreachable(Cell(point, kind, False, level, direction)):
+                        found[reason] = found.get(reason, 0) + 2
+    return found
+
+
+def pairs() -> set[tuple[str, str]]:
+    """Every reachable pair of a point and a fault, a stream or a direction."""
+    return {pair for cell in every() for pair in cell.pairs}
+
+
+def chosen(seed: str, least: int) -> list[Cell]:
+    """At least so many cells, every pair among them; the same for the same seed."""
+    rng = random.Random(seed)
+    by_point: dict[str, list[Cell]] = {}
+    for cell in every():
+        by_point.setdefault(cell.point, []).append(cell)
+    found: list[Cell] = []
+    for cells in by_point.values():
+        missing = {pair for cell in cells for pair in cell.pairs}
+        rng.shuffle(cells)
+        while missing:
+            best = max(cells, key=lambda cell: len(cell.pairs & missing))
+            missing -= best.pairs
+            cells.remove(best)
+            found.append(best)
+    rest = [cell for cells in by_point.values() for cell in cells]
+    rng.shuffle(rest)
+    return found + rest[: max(0, least - len(found))]
+
+
+#: The turns of a run, in their order.
+TURNS: tuple[Direction, ...] = ("switch", "rollback", "second switch", "rollback", "second switch")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: a service of its own from its first copy on. A turn without a cell is made without a fault."""
+
+    number: int
+    level: Level
+    turns: tuple[Cell | None, ...]
+    seed: str
+
+    def __str__(self) -> str:
+        return f"run {self.number} ({self.level}): " + "; ".join(str(cell or "no fault") for cell in self.turns)
+
+
+def runs(cells: Sequence[Cell], seed: str) -> list[Plan]:
+    """The cells in runs, as full as they can be; the same for the same seed."""
+    rng = random.Random(seed)
+    found: list[tuple[Level, list[Cell | None]]] = []
+    for level in LEVELS:
+        waiting = {d: [c for c in cells if c.level == level and c.direction == d] for d in DIRECTIONS}
+        for of_direction in waiting.values():
+            rng.shuffle(of_direction)
+        while any(waiting.values()):
+            turns: list[Cell | None] = []
+            for direction in TURNS:
+                turns.append(waiting[direction].pop() if waiting[direction] else None)
+                if (last := turns[-1]) is not None and last.group in AT_THE_END:
+                    break
+            while turns[-1] is None:
+                turns.pop()
+            found.append((level, turns))
+    rng.shuffle(found)
+    return [Plan(n, level, tuple(turns), f"{seed}/{n}") for n, (level, turns) in enumerate(found)]

@@ -1,0 +1,194 @@
+"""`make chaos-matrix`: a fault at every point of every protocol, in real switches under traffic; then the invariants.
+
+    SEED=…      draws the cells (default: the commit's hash)
+    CELLS=500   at least so many, among them every reachable pair of a point and a fault, a stream, a direction
+    FULL=1      every reachable cell; goes on where an earlier FULL run of the same commit was stopped
+    RUN=17      only that run of the seed, to see it again
+    PARALLEL=2  runs at once; never two of one stream
+
+Prints each run, and as the last line one JSON object. Exit status 1 where an invariant was violated or a fault did not
+happen. What a failed run leaves stands under .cutover/chaos.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+
+from bench import ground as servers
+from chaos import cells, ground
+from chaos.cells import Cell, Plan
+from chaos.ground import Place
+from chaos.run import Result, Run, remove
+from chaos.storm import Storm
+from cutover.control.database import Control
+from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
+from cutover.errors import CutoverError
+from cutover.postgres.databases import Database
+
+FOLDER = Path(".cutover/chaos")
+#: fsync off: what is killed here are processes, never the machine.
+SETTINGS = {"fsync": "off", "max_connections": "400", "max_prepared_transactions": "100", "shared_buffers": "128MB"}
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def administered(cluster: Cluster) -> Database:
+    return Database("postgres", cluster.superuser_dsn("postgres"))
+
+
+class Matrix:
+    """Executes runs, as many at once as there are slots, never two of one level."""
+
+    def __init__(
+        self, clusters: Sequence[Cluster], control: Database, folder: Path, storm: Storm | None = None
+    ) -> None:
+        self.storm = storm
+        self.databases = list(zip(("monolith", "service"), clusters, strict=True))
+        self.control = control
+        self.folder = folder
+        self.results: list[Result] = []
+        self._levels = {level: asyncio.Lock() for level in cells.LEVELS}
+
+    async def execute(self, plans: Sequence[Plan], parallel: int) -> None:
+        slots = asyncio.Semaphore(parallel)
+
+        async def one(level: str) -> None:
+            for plan in plans:
+                if plan.level == level:
+                    async with slots:
+                        await self.run(plan)
+
+        await asyncio.gather(*(one(level) for level in cells.LEVELS))
+
+    async def run(self, plan: Plan) -> None:
+        """One run, in databases of its own; told, counted, and cleaned away where it found nothing."""
+        name = f"chaos_{os.getpid()}_{plan.level}_{plan.number}"
+        folder = self.folder / f"{plan.level}-{plan.number}"
+        remove(folder)
+        folder.mkdir(parents=True)
+        monolith, target = [
+            Database(title, cluster.superuser_dsn(f"{title}_{name}")) for title, cluster in self.databases
+        ]
+        async with self._calm():
+            for title, cluster in self.databases:
+                await ground.execute(administered(cluster), f"CREATE DATABASE {title}_{name}")
+        migration = f"m{plan.number}-{plan.level}".replace("_", "-")
+        place = Place(migration, plan.level, self.control, monolith, target, str(folder / "archive"))
+        async with place.opened() as env:
+            result = await Run(plan, place, folder, env, self._calm).execute()
+        self.results.append(result)
+        self._tell(result)
+        async with self._calm():
+            await self._drop(place)
+            if not result.violations:
+                for title, cluster in self.databases:
+                    await ground.execute(administered(cluster), f"DROP DATABASE IF EXISTS {title}_{name} WITH (FORCE)")
+                remove(folder)
+
+    def _calm(self) -> AbstractAsyncContextManager[None]:
+        return self.storm.calm() if self.storm is not None else nullcontext()
+
+    async def _drop(self, place: Place) -> None:
+        """A run that failed may not leave slots behind, for the next one of its level has the same names."""
+        try:
+            await ground.drop(place)
+        except (CutoverError, asyncpg.PostgresError) as error:
+            say(f"    what run {place.migration} leaves could not be dropped: {error}")
+
+    def _tell(self, result: Result) -> None:
+        happened = sum(turn.happened > 0 for turn in result.turns)
+        said = f"{happened} of {len(result.turns)} cells in {result.seconds:.0f} s"
+        say(f"{len(self.results)}: run {result.plan.number} ({result.plan.level}): {said}")
+        for turn in result.turns:
+            if turn.cell is not None and not turn.happened:
+                say(f"    did not happen: {turn.cell} ({'; '.join(map(str, turn.sequence))})")
+        for violation in result.violations:
+            say(f"    VIOLATED: {violation}\n      {result.plan}\n      see {result.folder}")
+        with (self.folder / "results.jsonl").open("a") as file:
+            file.write(json.dumps(result.as_json()) + "\n")
+
+
+def report(results: Sequence[Result], wanted: set[tuple[str, str]]) -> int:
+    """Prints what was tried and what was found; the exit status."""
+    turns = [turn for result in results for turn in result.turns]
+    reached: list[Cell] = [turn.cell for turn in turns if turn.cell is not None and turn.happened]
+    missing = wanted - {pair for cell in reached for pair in cell.pairs}
+    kinds = Counter(cell.kind for cell in reached)
+    print(f"{len(results)} runs, {len(turns)} cells, {len(reached)} of them happened; "
+          f"{sum(turn.happened for turn in turns)} faults: {dict(kinds)}")  # fmt: skip
+    for reason, number in sorted(cells.left_out().items()):
+        print(f"not reachable: {number} cells: {reason}")
+    for point, what in sorted(missing):
+        print(f"NOT REACHED: {point} × {what}")
+    violations = [text for result in results for text in result.violations]
+    for text in violations:
+        print(f"VIOLATED: {text}")
+    counts: Counter[str] = Counter()
+    for result in results:
+        counts.update(result.counts)
+    last = {
+        "runs": len(results),
+        "cells": len(reached),
+        "faults": sum(turn.happened for turn in turns),
+        "pairs_missing": len(missing),
+        "violations": len(violations),
+        "operations": dict(counts),
+    }
+    print(json.dumps(last))
+    return 1 if violations or missing else 0
+
+
+async def prepared(cluster: Cluster) -> Database:
+    """A control database there."""
+    name = f"control_{os.getpid()}_{uuid4().hex[:6]}"
+    await ground.execute(administered(cluster), f"CREATE DATABASE {name}")
+    database = Database("control", cluster.superuser_dsn(name))
+    control = await Control.open(database)
+    await control.migrate()
+    await control.close()
+    return database
+
+
+async def measure(clusters: list[Cluster]) -> int:
+    environment = os.environ
+    full, only = environment.get("FULL") == "1", environment.get("RUN")
+    head = commit()
+    seed = environment.get("SEED") or head[:12]
+    drawn = list(cells.every()) if full else cells.chosen(seed, int(environment.get("CELLS") or 500))
+    plans = cells.runs(drawn, seed)
+    wanted = {pair for cell in drawn for pair in cell.pairs}
+    folder = FOLDER / (f"full-{head[:12]}" if full else f"matrix-{seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if only:
+        plans = [plan for plan in plans if str(plan.number) in only.split(",")]
+        wanted = set()
+    say(f"seed {seed}: {len(drawn)} cells in {len(plans)} runs")
+    matrix = Matrix(clusters, await prepared(clusters[1]), folder)
+    await matrix.execute(plans, int(environment.get("PARALLEL") or 2))
+    return report(matrix.results, wanted)
+
+
+def main() -> None:
+    with servers.clusters(("monolith", "services"), {**REPLICATION_SETTINGS, **SETTINGS}) as both:
+        status = asyncio.run(measure(both))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""One turn of a run: a switch of the writable side with faults in it, driven to its end as Temporal would drive it.
+
+What did not return is called again; when heartbeats stop, a second attempt begins while the first one sleeps. After the
+turn everything has to be in order by `cutover doctor`'s own word, on the side that was asked for.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+
+from chaos import actors
+from chaos.actors import Stage
+from chaos.cells import AT_THE_END, Cell
+from chaos.ground import MAX_PAUSE, Place
+from chaos.injection import Fault, Injector
+from chaos.processes import Child, Main
+from cutover import doctor
+from cutover.flags import store as flags
+from cutover.postgres.databases import FAILURES, Side, direction_from
+from cutover.switch.environment import SwitchEnvironment
+
+T = TypeVar("T")
+
+#: As the fenced section's activity has it (workflows/timeouts.py).
+HEARTBEAT_TIMEOUT = 2.0
+#: Seconds for an activity without heartbeats.
+PATIENCE = 60.0
+#: Seconds for one activity with all its calls, and switches begun, before a turn counts as one that does not end.
+CALLING, MOST_SWITCHES = 120.0, 8
+#: Seconds in which all has to be in order after a turn.
+IN_ORDER = 60.0
+
+#: How often a killed section is left to `cutover doctor --mend` and not called again, and what its outcome is called.
+BY_DOCTOR, MENDED = 0.34, "mended"
+
+BEFORE_JOURNAL = ("fence", "marker", "sequences", "compare", "unfence")
+AFTER_JOURNAL = ("switch.journal.after", "switch.commit.before", "switch.commit.after", "switch.flip.before")
+UNDO = ("undo.decide", "undo.open", "undo.resume", "undo.shut", "recovery.done")
+COMPLETE = ("complete.marker", "complete.open", "complete.flip", "complete.shut", "recovery.done")
+
+
+class Violation(Exception):
+    """What must not be; its text says what, and in which turn."""
+
+
+async def patiently(look: Callable[[], Awaitable[T]]) -> T:
+    """What `look` gives, once the servers that it needs are up."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await look()
+        except FAILURES:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+
+
+@dataclass
+class Turn:
+    """A switch to one side, and the faults that are to happen in it."""
+
+    cell: Cell | None
+    to_side: Side
+    sequence: tuple[Fault, ...] = ()
+    #: Faults of the sequence that have happened, and how often an activity was called.
+    happened: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fault(point: str, kind: str, rng: random.Random) -> Fault:
+    seconds = round(rng.uniform(MAX_PAUSE + 0.5, MAX_PAUSE + 2.0), 2) if kind == "delay" else 0.0
+    return Fault(point, kind, seconds, hard=rng.random() < 0.5)  # type: ignore[arg-type]
+
+
+def sequence(cell: Cell, rng: random.Random) -> tuple[Fault, ...]:
+    """The faults of a cell: what has to happen first, its own, and another one on recovery."""
+    found: list[Fault] = []
+    places = (".before", ".after")
+    if cell.group == "undo" or (cell.group == "recovery" and rng.random() < 0.5):
+        lead = f"switch.{rng.choice(BEFORE_JOURNAL)}.after"
+        found.append(fault(lead, rng.choice(("error", "kill")), rng))
+    elif cell.group in ("complete", "recovery"):
+        found.append(fault(rng.choice(AFTER_JOURNAL), "kill", rng))
+    elif cell.group == "take-back":
+        found.append(fault("switch.fence.after", "error", rng))
+    found.append(fault(cell.point, cell.kind, rng))
+    if cell.again:
+        again = cell.point
+        if cell.group == "switch" and rng.random() < 0.5:
+            done = cell.point in AFTER_JOURNAL or cell.point.startswith(("switch.flip", "switch.done"))
+            again = rng.choice(COMPLETE if done else UNDO) + rng.choice(places)
+        found.append(fault(again, cell.kind, rng))
+    return tuple(found)
+
+
+class Driver:
+    """Takes the part of Temporal for one place."""
+
+    def __init__(self, place: Place, env: SwitchEnvironment, folder: Path, rng: random.Random) -> None:
+        self.rng = rng
+        self.place = place
+        self.env = env
+        self.folder = folder
+        self._sleeping: list[Child] = []
+
+    def faults_folder(self) -> Path:
+        path = self.folder / f"faults-{uuid4().hex[:8]}"
+        path.mkdir(parents=True)
+        return path
+
+    async def switch(self, turn: Turn, folder: Path) -> None:
+        """Until the service is writable at the turn's side and the old stream is gone."""
+        begun = time.monotonic()
+        for _ in range(MOST_SWITCHES):
+            switch_id = f"{self.place.service}-{uuid4().hex}"
+            await self.activity("ready", turn, switch_id, folder)
+            outcome = await self.activity("section", turn, switch_id, folder)
+            turn.outcomes.append(outcome)
+            if outcome["result"] == "done" or (outcome["result"] == MENDED and await self._writable() == turn.to_side):
+                await self.activity("finish", turn, switch_id, folder)
+                break
+            if turn.cell is not None and turn.cell.group == "take-back" and len(turn.outcomes) == 1:
+                await self.call(actors.compensation, turn, folder, "take-back", turn.to_side)
+        else:
+            reasons = "; ".join(str(one["reason"]) for one in turn.outcomes[-3:])
+            raise Violation(f"{MOST_SWITCHES} switches to the {turn.to_side} were undone: {reasons}")
+        turn.seconds = time.monotonic() - begun
+
+    async def activity(self, stage: Stage, turn: Turn, switch_id: str, folder: Path) -> Any:
+        return await self.call(actors.attempt, turn, folder, turn.to_side, switch_id, stage,
+                               silence=HEARTBEAT_TIMEOUT if stage == "section" else PATIENCE)  # fmt: skip
+
+    async def call(self, main: Main, turn: Turn, folder: Path, *arguments: Any, silence: float = PATIENCE) -> Any:
+        """Calls until it returns; its result. Raises Violation where it never does."""
+        said = ""
+        deadline = time.monotonic() + CALLING
+        while time.monotonic() < deadline:
+            turn.calls += 1
+            child = Child(main.__name__, main, self.place, *arguments, turn.sequence, folder)
+            try:
+                while (message := await child.message(silence)) is not None:
+                    match message:
+                        case ("done", result):
+                            await child.ended(5)
+                            return result
+                        case ("failed", (kind, text)):
+                            said = f"{kind}: {text}"
+                            await asyncio.sleep(0.2)
+                            break
+                await child.ended(5)
+                if child.killed and "section" in arguments and self.rng.random() < BY_DOCTOR:
+                    return await self._mended()
+            except TimeoutError:
+                # it may wake up later, and must not do any harm then
+                self._sleeping.append(child)
+                said = f"no heartbeat for {silence:g} s"
+        raise Violation(f"{main.__name__} {arguments[-1:]} did not return within {CALLING:g} s; the last said: {said}")
+
+    async def _mended(self) -> dict[str, Any]:
+        """No worker comes back: a person does what the doctor says, and nothing else."""
+        deadline = time.monotonic() + CALLING
+        while time.monotonic() < deadline:
+            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+            if not found.problems:
+                return {"result": MENDED, "reason": "by the doctor's remedy"}
+            if not found.remedy.endswith("--mend"):
+                await asyncio.sleep(0.2)  # a server is away: none of our commands can help
+                continue
+            child = Child("mend", actors.mend, self.place)
+            async with asyncio.timeout(PATIENCE):
+                while await child.message(PATIENCE) is not None:
+                    pass
+            await child.ended(5)
+        raise Violation(f"the doctor's remedy did not lead back: {found.remedy}; {'; '.join(found.problems)}")
+
+    async def _writable(self) -> Side:
+        async def look() -> Side:
+            return (await flags.get(self.env.control, self.place.migration, self.place.service)).primary_side
+
+        return await patiently(look)
+
+    async def awake(self) -> None:
+        """Waits for those that slept and were given up."""
+        for child in self._sleeping:
+            await child.ended(PATIENCE)
+        self._sleeping.clear()
+
+    async def in_order(self, side: Side) -> None:
+        """Raises Violation where the doctor finds something, or the stream of now carries no marker."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + IN_ORDER
+        while True:
+            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+            writable = found.facts.get("flags", "")
+            if not found.problems and writable.startswith(f"writes at the {side}"):
+                break
+            if clock() > deadline:
+                raise Violation(f"after a switch to the {side}: {writable}; {'; '.join(found.problems)}")
+            await asyncio.sleep(0.1)
+        stream = self.env.stream(direction_from(side))
+
+        async def carry() -> float:
+            return await stream.await_marker(await stream.put_marker(), IN_ORDER)
+
+        await patiently(carry)
+
+
+def count(turns: Sequence[Turn], folder: Path, turn: Turn) -> None:
+    """Notes how many of the turn's faults have happened."""
+    turn.happened = Injector(turn.sequence, folder).happened()
+
+
+Where = Literal["attempt", "relay", "writer", "copy", "repair", "rebuild", "end"]
+
+
+def where(cell: Cell) -> Where:
+    """Which process passes the cell's point."""
+    match cell.group:
+        case "relay" | "janitor":
+            return "relay"
+        case "strong":
+            return "writer"
+        case "backfill":
+            return "copy"
+        case "repair":
+            return "repair"
+        case "rebuild":
+            return "rebuild"
+        case group if group in AT_THE_END:
+            return "end"
+        case _:
+            return "attempt"

@@ -1,0 +1,89 @@
+"""What an armed fault point does, in processes of their own and on a real server."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from chaos.injection import Fault, Injector, resets
+from chaos.processes import Child, Say
+from cutover import faults
+from cutover.errors import Unreachable
+from cutover.postgres.databases import Database
+
+STEP = "switch.flip"
+
+
+async def passes(say: Say, sequence: tuple[Fault, ...], folder: Path) -> None:
+    """Passes the step twice and says so each time."""
+    with faults.armed(Injector(sequence, folder)):
+        for number in range(2):
+            async with faults.step(STEP):
+                pass
+            say("passed", number)
+
+
+async def test_a_kill_ends_the_process_once_and_the_next_one_passes(tmp_path: Path) -> None:
+    sequence = (Fault(f"{STEP}.after", "kill"),)
+    first = Child("first", passes, sequence, tmp_path)
+    assert await first.message(30) is None
+    await first.ended(5)
+    assert first.killed
+    second = Child("second", passes, sequence, tmp_path)
+    assert await second.said("passed", 30) == 0
+    assert await second.ended(10) == 0
+    assert Injector(sequence, tmp_path).happened() == 1
+
+
+async def test_a_sequence_happens_in_its_order(tmp_path: Path) -> None:
+    injector = Injector((Fault(f"{STEP}.after", "error"), Fault(f"{STEP}.before", "error")), tmp_path)
+    with faults.armed(injector):
+        for happened in (1, 2):
+            with pytest.raises(Unreachable, match="failed"):
+                async with faults.step(STEP):
+                    pass
+            assert injector.happened() == happened
+        async with faults.step(STEP):
+            pass
+
+
+@pytest.mark.parametrize("hard", [True, False])
+async def test_a_hard_delay_stops_the_whole_process(tmp_path: Path, hard: bool) -> None:
+    beats: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.02)
+
+    beating = asyncio.create_task(beat())
+    await asyncio.sleep(0)
+    with faults.armed(Injector((Fault(f"{STEP}.before", "delay", 0.5, hard=hard),), tmp_path)):
+        async with faults.step(STEP):
+            pass
+    beating.cancel()
+    longest = max((b - a for a, b in zip(beats, [*beats[1:], time.monotonic()], strict=True)), default=0.0)
+    assert (longest >= 0.5) == hard
+
+
+@pytest.mark.parametrize(("hard", "rows"), [(True, 0), (False, 1)])
+async def test_a_reset_cuts_the_next_commit_before_or_after_it_has_left(
+    tmp_path: Path, monolith_db: Database, hard: bool, rows: int
+) -> None:
+    async with monolith_db.session() as other:
+        await other.execute("CREATE TABLE noted (n int)")
+        connection = await asyncpg.connect(monolith_db.dsn)
+        with resets(), faults.armed(Injector((Fault(f"{STEP}.before", "reset", hard=hard),), tmp_path)):
+            with pytest.raises((asyncpg.PostgresConnectionError, ConnectionError)):
+                async with connection.transaction(), faults.step(STEP):
+                    await connection.execute("INSERT INTO noted VALUES (1)")
+            assert connection.is_closed()
+
+        async def settled() -> int:
+            while await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") > 1:
+                await asyncio.sleep(0.02)
+            return int(await other.fetchval("SELECT count(*) FROM noted"))
+
+        assert await asyncio.wait_for(settled(), 10) == rows
