@@ -34,7 +34,7 @@ bench-switch: bootstrap ## how long a switch keeps writes out, beside its floor 
 bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and at 20 M rows (ROWS_SMALL, ROWS_LARGE)
 	@$(PYTHON) -m bench.final_compare
 
-test-versions: bootstrap ## switches on every version of PostgreSQL, comparisons between every two; ten minutes
+test-versions: bootstrap ## switches on every version of PostgreSQL, comparisons between every two; half an hour
 	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest $(PYTEST_ARGS) $(addsuffix /test_versions.py,$(addprefix tests/,preflight switch reconcile))
 
 prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and full sizes, about half an hour
