@@ -170,7 +170,7 @@ async def test_a_branch_that_is_left_to_the_janitor_keeps_them_at_the_primary(
 
 async def test_a_read_that_draws_from_a_sequence_or_locks_rows_does_so_at_the_primary(strong: Both) -> None:
     for side in ("monolith", "service"):
-        await strong.on(side, "CREATE SEQUENCE numbers")  # type: ignore[arg-type]
+        await strong.on(side, "CREATE SEQUENCE numbers")
     trading = await moved(strong)
     await trading.execute(INSERT, 1)
     assert await trading.fetchval("SELECT nextval('numbers')") == 1
