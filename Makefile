@@ -4,7 +4,8 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos-matrix bench-reconcile bench-final-compare bench-dualwrite
+.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos chaos-matrix model
+.PHONY: bench-reconcile bench-final-compare bench-dualwrite bench-switch
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -27,11 +28,14 @@ bench-reconcile: bootstrap ## what a comparison costs, beside the floor and othe
 bench-dualwrite: bootstrap ## what a write costs at each level, relay and first copy (ROUNDS=5 WRITES=400 SECONDS=3 ROWS=5000000)
 	@$(PYTHON) -m bench.dualwrite
 
+bench-switch: bootstrap ## how long a switch keeps writes out, beside its floor (CYCLES=200 WRITERS=10 THINK_MS=0 ROWS=200)
+	@$(PYTHON) -m bench.switch
+
 bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and at 20 M rows (ROWS_SMALL, ROWS_LARGE)
 	@$(PYTHON) -m bench.final_compare
 
-test-versions: bootstrap ## comparisons between every two versions of PostgreSQL, some minutes
-	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest $(PYTEST_ARGS) tests/reconcile/test_versions.py
+test-versions: bootstrap ## switches on every version of PostgreSQL, comparisons between every two; ten minutes
+	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest $(PYTEST_ARGS) $(addsuffix /test_versions.py,$(addprefix tests/,preflight switch reconcile))
 
 prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and full sizes, about half an hour
 	@CUTOVER_PROVE_SEEDS=10 CUTOVER_PROVE_SIZES=full CUTOVER_PROVE_LIVE_SECONDS=60 $(PYTHON) -m pytest $(PYTEST_ARGS) \
@@ -40,8 +44,14 @@ prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and f
 prove-dualwrite: bootstrap ## takes each remedy of dual-write out and requires its test to fail, some minutes
 	@$(PYTHON) -m scripts.mutants_dualwrite
 
+chaos: bootstrap ## faults of all kinds over repeated switches under load, until the time is over (SEED MINUTES=60)
+	@$(PYTHON) -m chaos.campaign
+
 chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches under traffic (SEED CELLS=500 FULL=1 RUN PARALLEL=2)
 	@$(PYTHON) -m chaos.matrix
+
+model: bootstrap ## every state of a small model of the switch, then its mutants, a minute (TRACES=1 prints counterexamples)
+	@$(PYTHON) -m chaos.model $(if $(TRACES),--traces)
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

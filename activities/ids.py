@@ -25,6 +25,10 @@ def cleanup(plan: str) -> str:
     return f"migration/{plan}/cleanup"
 
 
+def monitor(plan: str) -> str:
+    return f"migration/{plan}/monitor"
+
+
 def schedule(plan: str, service: str, table: str) -> str:
     """Id of the Temporal Schedule that reconciles a table."""
     return f"{plan}/{service}/{table}"

@@ -265,6 +265,30 @@ class Readings(Model):
 # --- switch --------------------------------------------------------------------------------------
 
 
+class WatchRequest(Model):
+    """Watch until something else is found than what the run shows already, for a shift at most."""
+
+    ref: Ref
+    #: `key` of each finding that is shown; None before the first look, which is told whatever it finds.
+    shown: list[str] | None = None
+
+
+class Found(Model):
+    """One finding of the permanent monitor, with the deed that helps."""
+
+    key: str
+    severity: str
+    text: str
+
+
+class Watched(Model):
+    """The last look; `ended`: the migration is cleaned up, so nothing is left to watch."""
+
+    services: int = 0
+    findings: list[Found] = []
+    ended: bool = False
+
+
 class FlagChange(Model):
     """Where `stale_ok` reads (all reads under strong consistency) go from now on."""
 

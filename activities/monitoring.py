@@ -1,14 +1,18 @@
 """Samples of the thresholds, and the hourly summary row."""
 
+import logging
 from datetime import timedelta
 
 import asyncpg
+from temporalio import activity
+from temporalio.service import RPCError
 
 from activities import models as m
 from activities import signatures as s
 from activities.context import Context
 from activities.guards import guard_fences, guard_servers
 from activities.registration import implements
+from activities.watching import ensure
 from cutover.alerts.cases import escalate
 from cutover.control import reports, summaries, watching
 from cutover.errors import CutoverError
@@ -18,6 +22,8 @@ from cutover.monitor.samples import Reading, StreamFacts
 from cutover.monitor.work import stream_facts
 from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, Direction
 from cutover.telemetry.meters import instruments
+
+_log = logging.getLogger(__name__)
 
 LAG_SECONDS = 5.0
 
@@ -76,11 +82,21 @@ class MonitoringActivities:
         detail = problems[0] if problems else "both servers are the ones that are noted"
         return Reading(value=len(problems), limit=0, breached=bool(problems), detail=detail)
 
+    async def _ensure_monitor(self, ref: m.Ref) -> None:
+        """Somebody may have ended its run, or the migration is older than it; without it the sample is taken too."""
+        if self.context.client is None:
+            return
+        try:
+            await ensure(self.context.client, ref.migration, ref.plan_hash, activity.info().task_queue)
+        except RPCError as error:
+            _log.warning("%s: its monitor could not be started (%s)", ref.migration, error.status.name)
+
     @implements(s.SAMPLE)
     async def sample(self, request: m.SampleRequest) -> m.Readings:
         """One look at all thresholds and fences; what cannot be read is breached."""
         context, ref = self.context, request.ref
         await context.require_in_force(ref)
+        await self._ensure_monitor(ref)
         primary, direction = await context.primary(ref), await context.direction(ref)
         window = max(thresholds.WINDOW, timedelta(seconds=request.window_seconds))
         lag = await self._lag(ref, direction)

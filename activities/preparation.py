@@ -1,7 +1,10 @@
 """Phase 1: preflight, schemas, roles, fences, loose keys, fingerprints, the gate `prepared`."""
 
+from temporalio import activity
+
 from activities import models as m
 from activities import signatures as s
+from activities import watching
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.registration import implements
@@ -85,6 +88,9 @@ class PreparationActivities:
                 made += await fence.install(connection, pair.service, pair.tables, closed=side != primary)
                 if route is not None and route.epoch:
                     await fence.make_always(connection, pair.tables)
+        if self.context.client is not None:
+            # there is something to watch from here on
+            await watching.ensure(self.context.client, ref.migration, ref.plan_hash, activity.info().task_queue)
         return m.Facts(facts={"fences made": made})
 
     @implements(s.CAPTURE_LOOSE_KEYS)

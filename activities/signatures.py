@@ -74,6 +74,7 @@ WALK_SPAN = Signature("walk_span", m.SpanRequest, m.SpanWalked, "pass")
 FINISH_PASS = Signature("finish_pass", m.PassRequest, m.PassResult, "pass")
 RESOLVE_CONFLICTS = Signature("resolve_conflicts", m.ResolveRequest, m.Resolved, "long")
 SAMPLE = Signature("sample_thresholds", m.SampleRequest, m.Readings)
+WATCH = Signature("watch", m.WatchRequest, m.Watched, "relay")
 SUMMARISE = Signature("summarise", m.Ref, m.Facts)
 
 # switch

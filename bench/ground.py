@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,17 +110,17 @@ class Ground:
 
 
 @contextmanager
-def clusters(names: tuple[str, str], settings: Mapping[str, str]) -> Iterator[tuple[Cluster, Cluster]]:
-    """Two running clusters in a throw-away folder."""
+def clusters(names: Sequence[str], settings: Mapping[str, str]) -> Iterator[list[Cluster]]:
+    """Running clusters in a throw-away folder."""
     folder = Path(tempfile.mkdtemp(prefix=f"cutover-bench-{os.getpid()}-", dir=SHARED))
     folder.chmod(0o711)
-    left, right = (Cluster(name, folder / name, free_port(), settings) for name in names)
+    made = [Cluster(name, folder / name, free_port(), settings) for name in names]
     try:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(Cluster.start, (left, right)))
-        yield left, right
+            list(pool.map(Cluster.start, made))
+        yield made
     finally:
-        for cluster in (left, right):
+        for cluster in made:
             cluster.kill9()
         shutil.rmtree(folder, ignore_errors=True)
 

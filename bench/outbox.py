@@ -25,7 +25,7 @@ from bench import ground
 from cutover.devstack.binaries import postgres_bin
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
 from cutover.postgres import epoch, fence
-from cutover.postgres.databases import Database, Pair
+from cutover.postgres.databases import Database, Direction, Pair
 from cutover.postgres.identifiers import TableName
 from cutover.streams.outbox import Backfill, OutboxStream, Relay
 
@@ -116,15 +116,15 @@ async def capture(clusters: list[Cluster]) -> dict[str, float]:
     return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
 
-def _relay(pair: Pair) -> None:
-    asyncio.run(Relay(pair, "forward").run())
+def _relay(pair: Pair, direction: Direction) -> None:
+    asyncio.run(Relay(pair, direction).run())
 
 
 class RelayProcess:
     """A relay in a process of its own for a block; `cpu` are the seconds of CPU that it took."""
 
-    def __init__(self, pair: Pair) -> None:
-        self.process = multiprocessing.get_context("spawn").Process(target=_relay, args=(pair,), daemon=True)
+    def __init__(self, pair: Pair, direction: Direction = "forward") -> None:
+        self.process = multiprocessing.get_context("spawn").Process(target=_relay, args=(pair, direction), daemon=True)
 
     def __enter__(self) -> "RelayProcess":
         self.process.start()

@@ -31,7 +31,7 @@ from cutover.reconcile.passes import Job, run_pass
 from cutover.streams.base import settling
 from cutover.streams.outbox import Relay, relay
 from cutover.streams.outbox.janitor import Janitor
-from cutover.switch import finish, reverse, section
+from cutover.switch import finish, mending, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
 from cutover.switch.rebuild import rebuild
@@ -130,6 +130,12 @@ async def cleanup(say: Say, place: Place, step: str, sequence: Sequence[Fault], 
         activities = CleanupActivities(Context(place.settings, env.control))
         ref = Ref(migration=place.migration, plan_hash=env.plan.hash, service=place.service)
         await _telling(say, _nothing(ActivityEnvironment().run(getattr(activities, step), ref)))
+
+
+async def mend(say: Say, place: Place) -> None:
+    """`cutover doctor --mend`."""
+    async with place.opened() as env:
+        await _telling(say, mending.mend(env, lambda _: None))
 
 
 async def _nothing(work: Coroutine[Any, Any, Any]) -> None:

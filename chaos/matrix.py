@@ -18,7 +18,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 
@@ -27,6 +29,7 @@ from chaos import cells, ground
 from chaos.cells import Cell, Plan
 from chaos.ground import Place
 from chaos.run import Result, Run, remove
+from chaos.storm import Storm
 from cutover.control.database import Control
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
 from cutover.errors import CutoverError
@@ -52,7 +55,10 @@ def administered(cluster: Cluster) -> Database:
 class Matrix:
     """Executes runs, as many at once as there are slots, never two of one level."""
 
-    def __init__(self, clusters: Sequence[Cluster], control: Database, folder: Path) -> None:
+    def __init__(
+        self, clusters: Sequence[Cluster], control: Database, folder: Path, storm: Storm | None = None
+    ) -> None:
+        self.storm = storm
         self.databases = list(zip(("monolith", "service"), clusters, strict=True))
         self.control = control
         self.folder = folder
@@ -66,30 +72,37 @@ class Matrix:
             for plan in plans:
                 if plan.level == level:
                     async with slots:
-                        await self._run(plan)
+                        await self.run(plan)
 
         await asyncio.gather(*(one(level) for level in cells.LEVELS))
 
-    async def _run(self, plan: Plan) -> None:
-        name = f"chaos_{os.getpid()}_{plan.number}"
-        folder = self.folder / f"run-{plan.number}"
+    async def run(self, plan: Plan) -> None:
+        """One run, in databases of its own; told, counted, and cleaned away where it found nothing."""
+        name = f"chaos_{os.getpid()}_{plan.level}_{plan.number}"
+        folder = self.folder / f"{plan.level}-{plan.number}"
         remove(folder)
         folder.mkdir(parents=True)
         monolith, target = [
             Database(title, cluster.superuser_dsn(f"{title}_{name}")) for title, cluster in self.databases
         ]
-        for title, cluster in self.databases:
-            await ground.execute(administered(cluster), f"CREATE DATABASE {title}_{name}")
-        place = Place(f"m{plan.number}", plan.level, self.control, monolith, target, str(folder / "archive"))
+        async with self._calm():
+            for title, cluster in self.databases:
+                await ground.execute(administered(cluster), f"CREATE DATABASE {title}_{name}")
+        migration = f"m{plan.number}-{plan.level}".replace("_", "-")
+        place = Place(migration, plan.level, self.control, monolith, target, str(folder / "archive"))
         async with place.opened() as env:
-            result = await Run(plan, place, folder, env).execute()
+            result = await Run(plan, place, folder, env, self._calm).execute()
         self.results.append(result)
         self._tell(result)
-        await self._drop(place)
-        if not result.violations:
-            for title, cluster in self.databases:
-                await ground.execute(administered(cluster), f"DROP DATABASE IF EXISTS {title}_{name} WITH (FORCE)")
-            remove(folder)
+        async with self._calm():
+            await self._drop(place)
+            if not result.violations:
+                for title, cluster in self.databases:
+                    await ground.execute(administered(cluster), f"DROP DATABASE IF EXISTS {title}_{name} WITH (FORCE)")
+                remove(folder)
+
+    def _calm(self) -> AbstractAsyncContextManager[None]:
+        return self.storm.calm() if self.storm is not None else nullcontext()
 
     async def _drop(self, place: Place) -> None:
         """A run that failed may not leave slots behind, for the next one of its level has the same names."""
@@ -141,6 +154,17 @@ def report(results: Sequence[Result], wanted: set[tuple[str, str]]) -> int:
     return 1 if violations or missing else 0
 
 
+async def prepared(cluster: Cluster) -> Database:
+    """A control database there."""
+    name = f"control_{os.getpid()}_{uuid4().hex[:6]}"
+    await ground.execute(administered(cluster), f"CREATE DATABASE {name}")
+    database = Database("control", cluster.superuser_dsn(name))
+    control = await Control.open(database)
+    await control.migrate()
+    await control.close()
+    return database
+
+
 async def measure(clusters: list[Cluster]) -> int:
     environment = os.environ
     full, only = environment.get("FULL") == "1", environment.get("RUN")
@@ -155,19 +179,14 @@ async def measure(clusters: list[Cluster]) -> int:
         plans = [plan for plan in plans if str(plan.number) in only.split(",")]
         wanted = set()
     say(f"seed {seed}: {len(drawn)} cells in {len(plans)} runs")
-    control_db = Database("control", clusters[1].superuser_dsn("control"))
-    await ground.execute(administered(clusters[1]), "CREATE DATABASE control")
-    control = await Control.open(control_db)
-    await control.migrate()
-    await control.close()
-    matrix = Matrix(clusters, control_db, folder)
+    matrix = Matrix(clusters, await prepared(clusters[1]), folder)
     await matrix.execute(plans, int(environment.get("PARALLEL") or 2))
     return report(matrix.results, wanted)
 
 
 def main() -> None:
     with servers.clusters(("monolith", "services"), {**REPLICATION_SETTINGS, **SETTINGS}) as both:
-        status = asyncio.run(measure([*both]))
+        status = asyncio.run(measure(both))
     sys.exit(status)
 
 

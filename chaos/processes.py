@@ -4,13 +4,18 @@ A child is given a function and its arguments, and tells its parent what it has 
 """
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
+import sys
+import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
+
+from cutover.errors import CutoverError
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["chaos.actors"])
@@ -27,7 +32,16 @@ def _run(main: Main, pipe: Connection, arguments: tuple[Any, ...]) -> None:
 
     # Ctrl-C reaches the whole group; the parent ends its children by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(main(say, *arguments))
+    # what the driver says of each server that is away, over and over; the harness kills them itself
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+    try:
+        asyncio.run(main(say, *arguments))
+    except CutoverError as error:
+        say("failed", (type(error).__name__, str(error)))
+        sys.exit(1)
+
+
+_living: "weakref.WeakSet[Child]" = weakref.WeakSet()
 
 
 class Child:
@@ -38,10 +52,16 @@ class Child:
         self._pipe, inner = _context.Pipe(duplex=False)
         self._process = _context.Process(target=_run, args=(main, inner, arguments), daemon=True)
         self._process.start()
+        _living.add(self)
         inner.close()
         self._queue: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
         self._open = True
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)
+
+    @staticmethod
+    def living() -> "list[Child]":
+        """All that run just now."""
+        return [child for child in _living if child.alive]
 
     @property
     def pid(self) -> int:

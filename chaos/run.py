@@ -10,7 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from chaos.traffic_set import Traffic
 from chaos.turns import Driver, Turn, Violation, count, fault, sequence, where
 from cutover.control import audit
 from cutover.errors import CutoverError
-from cutover.postgres.databases import Direction, Side, direction_from, other
+from cutover.postgres.databases import FAILURES, Direction, Side, direction_from, other
 from cutover.switch.environment import SwitchEnvironment
 
 #: Seconds in which a fault that is armed beside the switch has to happen.
@@ -42,6 +42,7 @@ class Result:
     violations: list[str] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     seconds: float = 0.0
+    switches: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     folder: Path = Path()
 
@@ -59,13 +60,21 @@ class Result:
 class Run:
     """Executes one plan at one place."""
 
-    def __init__(self, plan: Plan, place: Place, folder: Path, env: SwitchEnvironment) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        place: Place,
+        folder: Path,
+        env: SwitchEnvironment,
+        calm: Callable[[], AbstractAsyncContextManager[None]],
+    ) -> None:
         self.plan = plan
+        self.calm = calm
         self.place = place
         self.folder = folder
         self.env = env
         self.rng = random.Random(plan.seed)
-        self.driver = Driver(place, env, folder)
+        self.driver = Driver(place, env, folder, self.rng)
         self.traffic = Traffic(place, folder, plan.seed)
         self.result = Result(plan, folder=folder)
         self._relays: Child | None = None
@@ -75,13 +84,17 @@ class Run:
         """Never raises for what it finds."""
         begun = time.monotonic()
         try:
+            async with self.calm():
+                await self._install()
             await self._begin()
             for number, cell in enumerate(self.plan.turns):
                 await self._turn(cell, "service" if number % 2 == 0 else "monolith")
-            await self._end()
+                self.result.switches += 1
+            async with self.calm():
+                await self._end()
         except Violation as found:
             self.result.violations.append(str(found))
-        except (CutoverError, ChildProcessError, TimeoutError, OSError) as error:
+        except (*FAILURES, ChildProcessError) as error:
             self.result.violations.append(f"{type(error).__name__}: {error}")
         finally:
             await self.traffic.kill()
@@ -95,9 +108,11 @@ class Run:
 
     # ------------------------------------------------------------------ the run
 
-    async def _begin(self) -> None:
+    async def _install(self) -> None:
         await ground.install(self.place)
         await ground.start(self.env)
+
+    async def _begin(self) -> None:
         await self._arm_relays((), self.driver.faults_folder())
         await self.traffic.start()
         first = self.plan.turns[0]

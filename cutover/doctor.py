@@ -23,6 +23,8 @@ class Examination:
     service: str
     facts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    #: The one command that leads back to a good state; "" where none is needed, or none of ours can help.
+    remedy: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -31,6 +33,7 @@ class Examination:
         lines = [f"{self.service}: {'in order' if not self.problems else f'{len(self.problems)} problems'}"]
         lines += [f"  {name}: {value}" for name, value in self.facts.items()]
         lines += [f"  ! {problem}" for problem in self.problems]
+        lines += [f"  → {self.remedy}"] if self.remedy else []
         return "\n".join(lines)
 
 
@@ -47,6 +50,10 @@ async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
         except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             found.problems.append(f"a database did not answer ({type(error).__name__}); look again")
     return found
+
+
+def _mends(pair: Pair, found: Examination) -> None:
+    found.remedy = f"cutover doctor {pair.migration} --service {pair.service} --mend"
 
 
 async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
@@ -71,7 +78,9 @@ async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -
     if any("missing" in found.facts[f"fence at the {side}"] for side in ("monolith", "service")):
         remedy = f"cutover start preparation {pair.migration}"
         found.problems.append(f"fences are missing: a worker makes them with its next sample, or {remedy}")
-    found.problems += (await fences.look(control, pair, mend=False)).problems
+    if wrong := (await fences.look(control, pair, mend=False)).problems:
+        found.problems += wrong
+        _mends(pair, found)
     if len(open_sides) == 2:
         found.problems.append("BOTH sides are writable: stop the writers of the side that is not the primary now")
     if not open_sides:
@@ -92,14 +101,17 @@ async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) 
         return
     found.facts["switch"] = f"{row.state}, to the {row.to_side}, epoch {row.to_epoch}"
     if row.state not in switches.SETTLED:
-        found.problems.append(f"a switch is {row.state}: a running worker finishes or undoes it (cutover worker)")
+        found.problems.append(
+            f"a switch is {row.state}: a running worker finishes or undoes it (cutover worker), and so does --mend"
+        )
+        _mends(pair, found)
         return
     route = await flags.get(control, pair.migration, pair.service)
     if route.pause_id:
         found.problems.append(
-            f"pause {route.pause_id!r} stands though its switch has ended, and holds the clients' requests: the next "
-            "attempt of a switch replaces it"
+            f"pause {route.pause_id!r} stands though its switch has ended, and holds the clients' requests"
         )
+        _mends(pair, found)
 
 
 async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
@@ -109,8 +121,11 @@ async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) 
         found.facts["stream"] = f"{stream.direction}: not started"
         if route.primary_side == "service":
             found.problems.append("the reverse stream is missing: there is no lossless way back")
+            _mends(pair, found)
         return
     health = await stream.health()
     found.facts["stream"] = f"{stream.direction}: {'runs' if health.ok else health.detail}"
     if not health.ok:
         found.problems.append(health.detail)
+    if health.lost:
+        _mends(pair, found)

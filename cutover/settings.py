@@ -87,6 +87,11 @@ class Settings:
             self._databases[name] = made
         return made
 
+    def end_sessions(self) -> None:
+        """Ends the sessions that `reuse_sessions` has kept."""
+        for database in self._databases.values():
+            database.end_idle()
+
     @property
     def temporal_address(self) -> str:
         return self.get("TEMPORAL_ADDRESS", "127.0.0.1:7233")

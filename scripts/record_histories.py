@@ -42,6 +42,7 @@ SCENARIOS: dict[str, tuple[Scenario, ...]] = {
     "replication": (scenarios.replication,),
     "preparation": (scenarios.preparation,),
     "reconciliation": (scenarios.reconciliation,),
+    "monitor": (scenarios.monitor,),
 }
 
 

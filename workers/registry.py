@@ -2,6 +2,7 @@
 
 from workflows.cleanup import CleanupWorkflow
 from workflows.migration import MigrationWorkflow
+from workflows.monitor import MonitorWorkflow
 from workflows.preparation import PreparationWorkflow
 from workflows.reconciliation import ReconciliationWorkflow
 from workflows.replication import ReplicationWorkflow
@@ -14,6 +15,7 @@ WORKFLOWS: list[type] = [
     ReconciliationWorkflow,
     SwitchoverWorkflow,
     CleanupWorkflow,
+    MonitorWorkflow,
 ]
 
 PASSED_THROUGH = ("activities", "cutover")

@@ -25,6 +25,7 @@ from activities.registration import activities_of
 from activities.relaying import RelayActivities
 from activities.replication import ReplicationActivities
 from activities.switching import SwitchActivities
+from activities.watching import WatchActivities
 from cutover import __version__
 from cutover.alerts.webhook import Webhook
 from cutover.control.database import Control
@@ -116,6 +117,7 @@ def activity_objects(context: Context, webhook: Webhook | None) -> tuple[object,
         RelayActivities(context),
         ReconciliationActivities(context, webhook),
         MonitoringActivities(context),
+        WatchActivities(context, webhook),
         SwitchActivities(context, webhook),
         CleanupActivities(context),
     )

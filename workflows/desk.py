@@ -168,12 +168,16 @@ class Desk(Inbox):
             rollback_note=self.rollback_note(),
             gates=[one.status() for one in self.gates.values()],
             evidence=next((one.code for one in self.gates.values() if one.gate.needs_evidence), ""),
-            attention=f"{self.parked.step}: {self.parked.text}" if self.parked else "",
+            attention=self.attention(),
             approvals=self.approvals[-APPROVALS_KEPT:],
             refused=self.refused,
             progress=self.progress,
             deadlines=self.deadlines,
         )
+
+    def attention(self) -> str:
+        """What a person has to look at; "" where nothing is wrong."""
+        return f"{self.parked.step}: {self.parked.text}" if self.parked else ""
 
     def command(self, action: Action, does: str, **fields: str) -> Command:
         """How to send that message to this run."""

@@ -16,7 +16,7 @@ from cutover.monitor import catalogs
 from cutover.pairs import pair
 from cutover.postgres.databases import other
 from cutover.settings import Settings
-from cutover.switch import servers
+from cutover.switch import mending, servers
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.rebuild import rebuild
 from cutover.switch.steps import STEPS
@@ -35,7 +35,15 @@ def doctor(
     rebuild_stream: Annotated[
         bool, typer.Option("--rebuild-stream", help="Build the service's lost stream anew and mend what it missed.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --rebuild-stream.")] = False,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--mend",
+            help="End a switch that stopped, lift a pause that was left, set the fences by the flags, build a lost "
+            "stream anew: the way back to a good state, without a worker.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --mend or --rebuild-stream.")] = False,
     accept_ddl: Annotated[
         bool, typer.Option("--accept-ddl", help="Take the service's schema as it is now, both sides being alike.")
     ] = False,
@@ -49,8 +57,8 @@ def doctor(
 ) -> None:
     """Look at fences, streams, switches and gates of every service, and say what to do.
 
-    Changes nothing, but with --rebuild-stream, --accept-ddl and --accept-server. Exit status 1 where something is not
-    in order.
+    Changes nothing, but with --mend, --rebuild-stream, --accept-ddl and --accept-server. Exit status 1 where something
+    is not in order.
     """
     if steps:
         if as_json:
@@ -74,6 +82,9 @@ def doctor(
         run(_rebuild(plan, service, yes, as_json))
         return
 
+    if mend:
+        raise typer.Exit(run(_mend(plan, service, yes, as_json)))
+
     if accept_ddl or accept_server:
         run((_accept_ddl if accept_ddl else _accept_server)(plan, service, login(by), reason))
         return
@@ -94,6 +105,29 @@ def doctor(
         return Exit.REFUSED if any(one.problems for one in found) else Exit.DONE
 
     raise typer.Exit(run(work()))
+
+
+async def _mend(plan: str, service: str, yes: bool, as_json: bool) -> int:
+    if not service:
+        raise typer.BadParameter("--mend needs --service")
+    settings = Settings.from_environment()
+    async with control(settings) as opened:
+        chosen = await plans.load(opened, plan)
+        env = SwitchEnvironment(chosen, pair(chosen, service, settings.database), opened)
+        before = await examine(chosen, env.pair, opened)
+        if before.problems and not yes:
+            typer.echo(str(before), err=as_json)
+            typer.confirm(
+                "Ends a switch that stopped, lifts its pause, sets the fences by the flags, builds a lost stream anew. "
+                "Go on?", abort=True, err=True,
+            )  # fmt: skip
+        done = await mending.mend(env, lambda text: typer.echo(f"  {text}", err=as_json))
+        after = await examine(chosen, env.pair, opened)
+    if as_json:
+        print_json({"done": done, **after.as_json()})
+    else:
+        typer.echo(str(after))
+    return Exit.REFUSED if after.problems else Exit.DONE
 
 
 async def _accept_server(plan: str, service: str, by: str, reason: str) -> None:

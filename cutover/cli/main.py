@@ -17,6 +17,7 @@ from cutover.cli import (
     reconcile,
     runs,
     status,
+    watch,
 )
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ for command in (
     operations.worker,
     runs.start,
     status.status,
+    watch.watch,
     runs.approve,
     runs.reject,
     runs.pause,

@@ -29,6 +29,7 @@ class What(StrEnum):
     REPLICATION = "replication"
     SWITCHOVER = "switchover"
     CLEANUP = "cleanup"
+    MONITOR = "monitor"
 
 
 _OF_A_SERVICE = {What.REPLICATION, What.SWITCHOVER}
@@ -51,6 +52,7 @@ def start(
         What.REPLICATION: lambda: ids.replication(plan, service),
         What.SWITCHOVER: lambda: ids.switchover(plan, service),
         What.CLEANUP: lambda: ids.cleanup(plan),
+        What.MONITOR: lambda: ids.monitor(plan),
     }[what]()
     name = f"{what.value.capitalize()}Workflow"
     payload = {"plan": plan, **({"service": service} if service else {})}

@@ -173,7 +173,7 @@ def status(
                 print_json(found.as_json())
             else:
                 Console().print(render(found))
-        attention = any(one.state == "NEEDS_ATTENTION" for one in found.runs)
+        attention = any(one.attention for one in found.runs)
         return Exit.REFUSED if found.silent or attention else Exit.DONE
 
     raise typer.Exit(run(work()))

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import asyncpg
 
-from cutover.control import audit, plans
+from cutover.control import audit, documents, plans
 from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
 from cutover.errors import StaleAttempt
@@ -41,8 +41,23 @@ _COLUMNS = (
 )
 
 
+#: One statement, so that state, audit row and outcome cost the write pause one round trip and one flush.
+_ADVANCE = f"""
+WITH moved AS (
+    UPDATE control.switch SET state = $4, detail = detail || $5::text::jsonb, changed_at = clock_timestamp()
+    WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $6 AND state = ANY ($7::text[])
+    RETURNING {_COLUMNS}
+), ended AS (
+    INSERT INTO control.switch_outcome (switch_id, migration, service, outcome)
+    SELECT switch_id, migration, service, $8::text::jsonb FROM moved WHERE $8::text IS NOT NULL
+    ON CONFLICT DO NOTHING
+)
+SELECT moved.*, control.append_audit('cutover', 'switch.' || $4, $1, $2, $9::text::jsonb, $10) AS audited FROM moved
+"""  # noqa: S608
+
+
 def _row(record: asyncpg.Record) -> SwitchRow:
-    values = dict(record)
+    values = {name: value for name, value in record.items() if name != "audited"}
     values["detail"] = json.loads(values["detail"])
     return SwitchRow(**values)
 
@@ -95,19 +110,27 @@ async def settled(control: Control, migration: str, service: str) -> SwitchRow:
     return _row(record)
 
 
+#: True where the switch is as `held_by` says; it stays so until the transaction ends.
+HELD = (
+    "SELECT true FROM control.switch WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $4 "
+    "AND state = $5 FOR SHARE"
+)
+
+
+def held_by(row: SwitchRow) -> tuple[str, str, int, str, SwitchState]:
+    """The parameters of `HELD`."""
+    return row.migration, row.service, row.token, row.switch_id, row.state
+
+
+def overtaken(row: SwitchRow) -> StaleAttempt:
+    """The error for a switch that is not held."""
+    return StaleAttempt(f"{row.service}: switch {row.switch_id} is no longer {row.state} under token {row.token}")
+
+
 async def hold(connection: Connection, row: SwitchRow) -> None:
     """Keeps the switch as it is until the caller's transaction ends. Raises StaleAttempt where it is so no longer."""
-    same = await connection.fetchval(
-        "SELECT true FROM control.switch WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $4 "
-        "AND state = $5 FOR SHARE",
-        row.migration,
-        row.service,
-        row.token,
-        row.switch_id,
-        row.state,
-    )
-    if not same:
-        raise StaleAttempt(f"{row.service}: switch {row.switch_id} is no longer {row.state} under token {row.token}")
+    if not await connection.fetchval(HELD, *held_by(row)):
+        raise overtaken(row)
 
 
 @dataclass(frozen=True)
@@ -142,6 +165,18 @@ async def still(control: Control, migration: str, service: str) -> Still | None:
         service,
     )
     return Still(**row) if row else None
+
+
+async def unsettled_seconds(control: Control, migration: str, service: str) -> float | None:
+    """For how long the switch that is under way stands where it stands; None where none is."""
+    age: float | None = await control.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - changed_at)::float8 FROM control.switch"
+        " WHERE migration = $1 AND service = $2 AND NOT state = ANY ($3::text[])",
+        migration,
+        service,
+        sorted(SETTLED),
+    )
+    return age
 
 
 async def begin(
@@ -197,44 +232,28 @@ async def advance(
     detail: dict[str, Any] | None = None,
     outcome: dict[str, Any] | None = None,
 ) -> SwitchRow:
-    """Compare-and-set of the state, audited in the same transaction. Raises StaleAttempt when it lost.
+    """Compare-and-set of the state, audited in the same statement. Raises StaleAttempt when it lost.
 
     `outcome`: how the switch ended, for a state that ends it; no kill leaves the one without the other.
     """
     assert to_state in get_args(SwitchState)
-    async with control.acting(
-        "cutover",
-        f"switch.{to_state}",
-        migration=row.migration,
-        service=row.service,
-        detail={"switch_id": row.switch_id, "token": row.token, "epoch": row.to_epoch},
-    ) as connection:
-        record = await connection.fetchrow(
-            "UPDATE control.switch SET state = $4, detail = detail || $5::text::jsonb, "  # noqa: S608
-            "changed_at = clock_timestamp() "
-            "WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $6 AND state = ANY ($7::text[]) "
-            f"RETURNING {_COLUMNS}",
-            row.migration,
-            row.service,
-            row.token,
-            to_state,
-            json.dumps(detail or {}),
-            row.switch_id,
-            list(only_from),
+    record = await control.fetchrow(
+        _ADVANCE,
+        row.migration,
+        row.service,
+        row.token,
+        to_state,
+        json.dumps(detail or {}),
+        row.switch_id,
+        list(only_from),
+        None if outcome is None else json.dumps(outcome),
+        documents.dumps({"switch_id": row.switch_id, "token": row.token, "epoch": row.to_epoch}),
+        audit.trace_id(),
+    )
+    if record is None:
+        raise StaleAttempt(
+            f"{row.service}: switch {row.switch_id} is no longer {' or '.join(only_from)} under token {row.token}"
         )
-        if record is None:
-            raise StaleAttempt(
-                f"{row.service}: switch {row.switch_id} is no longer {' or '.join(only_from)} under token {row.token}"
-            )
-        if outcome is not None:
-            await connection.execute(
-                "INSERT INTO control.switch_outcome (switch_id, migration, service, outcome) "
-                "VALUES ($1, $2, $3, $4::text::jsonb) ON CONFLICT DO NOTHING",
-                row.switch_id,
-                row.migration,
-                row.service,
-                json.dumps(outcome),
-            )
     return _row(record)
 
 

@@ -53,6 +53,19 @@ async def watched(control: Control, migration: str, service: str) -> Watched:
     return Watched(row["soak_samples"], row["longest_hole"], row["newest_age"])
 
 
+async def follows_changes(control: Control, migration: str, service: str, direction: str) -> bool:
+    """Whether a record of changed keys is kept in that direction."""
+    return bool(
+        await control.fetchval(
+            "SELECT EXISTS (SELECT FROM control.changed_table"
+            " WHERE migration = $1 AND service = $2 AND direction = $3)",
+            migration,
+            service,
+            direction,
+        )
+    )
+
+
 @dataclass(frozen=True)
 class Summaries:
     """The hourly rows since the last switch to the service's side; times in seconds. None: no such switch."""

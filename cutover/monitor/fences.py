@@ -5,7 +5,8 @@ has no fence: it gets one here, open on the writable side and shut on the other,
 What somebody has changed by hand is told and left alone: a person has to know why.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import asyncpg
 
@@ -26,14 +27,20 @@ _COPYING = ""
 
 @dataclass(frozen=True)
 class Wrong:
-    """One table at one side whose fence is not as it has to be. `text` says what to do."""
+    """One table at one side whose fence is not as it has to be: `what` is wrong, and `cure`, what to do."""
 
     table: TableName
     side: Side
     state: fence.FenceState
-    text: str
+    what: str
+    cure: str
     #: Was without a fence and has one now.
     mended: bool = False
+
+    @property
+    def text(self) -> str:
+        """Both, in a sentence."""
+        return f"{self.what}: {self.cure}" if self.cure else self.what
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,9 @@ class Look:
     primary: Side = "monolith"
     wrong: list[Wrong] = field(default_factory=list)
     tables: int = 0
+    #: What was read: each table's fence, and the epoch row, by side.
+    states: Mapping[Side, Mapping[TableName, fence.FenceState]] = field(default_factory=dict)
+    epochs: Mapping[Side, epoch.Epoch | None] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -84,7 +94,7 @@ async def look(control: Control, pair: Pair, *, mend: bool = True) -> Look:
                 wrong = await _mend(pair, before, wrong, rows[side])
             if wrong is not None:
                 found.append(wrong)
-    return Look(True, before.primary_side, found, sum(len(tables) for tables in states.values()))
+    return Look(True, before.primary_side, found, sum(len(tables) for tables in states.values()), states, rows)
 
 
 def _judge(pair: Pair, now: Still, table: TableName, side: Side, state: fence.FenceState) -> Wrong | None:
@@ -93,28 +103,30 @@ def _judge(pair: Pair, now: Still, table: TableName, side: Side, state: fence.Fe
     if side == primary:
         if state == "open":
             return None
-        cure = fence.open_sql([table])
         if state == "missing":
-            text = f"{table} at the {side} has no fence, so a switch could not stop its writers"
-        else:
-            text = (
-                f"the fence of {table} at the {side}, the writable side, is {state} and no switch is under way: {cure}"
-            )
-        return Wrong(table, side, state, text)
+            what = f"{table} at the {side} has no fence, so a switch could not stop its writers"
+            return Wrong(table, side, state, what, "")
+        what = f"the fence of {table} at the {side}, the writable side, is {state} and no switch is under way"
+        altered = state == "altered"
+        made = fence.create_sql(pair.service, table, closed=False, always=False)
+        return Wrong(table, side, state, what, made if altered else fence.open_sql([table]))
     if state == "fenced-always" or (state == "fenced" and now.stage == _COPYING):
         return None
-    cure = fence.close_sql([table], always=now.stage != _COPYING)
+    always = now.stage != _COPYING
+    shut = fence.close_sql([table], always=always)
     if state == "missing":
-        text = f"{table} at the {side} has no fence, so it takes writes though the {primary} is the writable side"
-    elif state == "fenced":
-        text = f"the fence of {table} at the {side} lets sessions in replica mode pass: {cure}"
-    else:
-        text = (
-            f"the fence of {table} at the {side} is {state}, so both sides take writes; somebody has changed it. "
-            f"Shut it: {cure} — then look for rows written there: "
-            f"cutover reconcile {pair.migration} --service {pair.service} --now"
-        )
-    return Wrong(table, side, state, text)
+        what = f"{table} at the {side} has no fence, so it takes writes though the {primary} is the writable side"
+        return Wrong(table, side, state, what, "")
+    if state == "fenced":
+        return Wrong(table, side, state, f"the fence of {table} at the {side} lets sessions in replica mode pass", shut)
+    if state == "altered":
+        shut = fence.create_sql(pair.service, table, closed=True, always=always)
+    what = f"the fence of {table} at the {side} is {state}, so both sides take writes; somebody has changed it"
+    return Wrong(table, side, state, what, f"Shut it: {shut} — then {_look_for_rows(pair)}")
+
+
+def _look_for_rows(pair: Pair) -> str:
+    return f"look for rows written there: cutover reconcile {pair.migration} --service {pair.service} --now"
 
 
 async def _mend(pair: Pair, now: Still, wrong: Wrong, seen: epoch.Epoch | None) -> Wrong:
@@ -134,7 +146,5 @@ async def _mend(pair: Pair, now: Still, wrong: Wrong, seen: epoch.Epoch | None) 
                 await connection.execute(fence.create_sql(pair.service, wrong.table, closed=closed, always=always))
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.UndefinedTableError):
             return wrong  # busy, or gone again; the next look sees
-    told = f"{wrong.text}; it has one now"
-    if closed:
-        told += f"; look for rows written there: cutover reconcile {pair.migration} --service {pair.service} --now"
-    return Wrong(wrong.table, wrong.side, wrong.state, told, mended=True)
+    cure = _look_for_rows(pair) if closed else ""
+    return replace(wrong, what=f"{wrong.what}; it has one now", cure=cure, mended=True)

@@ -1,7 +1,8 @@
 """Which rows changed, from the server's own log: a logical slot read through SQL, and the pgoutput messages in it.
 
 What carries a replication origin was brought by a stream, or written by our own appliers, and is left out: only what
-the applications wrote here counts (`origin = none`, servers from 16 on). A slot gives whole committed transactions in
+the applications wrote here counts. Servers from 16 on leave it out themselves (`origin = none`); older ones say so in a
+message of its own, after the beginning of the transaction. A slot gives whole committed transactions in
 commit order; what was rolled back never shows. It is peeked first and advanced once the keys are kept elsewhere, so a
 crash in between only brings the same changes again.
 Formats: PostgreSQL manual, "Logical Replication Message Formats", protocol version 1.
@@ -15,13 +16,15 @@ import asyncpg
 
 from cutover.errors import Conflict, GateClosed, NotYet, Refused
 from cutover.postgres import replication
+from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import Key
 
 _PEEK = (
     "SELECT data FROM pg_logical_slot_peek_binary_changes("
-    "$1::text, NULL, $3::int, 'proto_version', '1', 'publication_names', $2::text, 'origin', 'none')"
+    "$1::text, NULL, $3::int, 'proto_version', '1', 'publication_names', $2::text{})"
 )
+_OWN_ONLY = ", 'origin', 'none'"
 #: Messages fetched from the server at once; the rest waits there.
 _PREFETCH = 500
 
@@ -105,13 +108,17 @@ class Parser:
         self.tables = tables
         self.changes = Changes()
         self._relations: dict[int, _Relation] = {}
+        #: Whether the transaction that is being read was brought here from elsewhere.
+        self._brought = False
 
     def take(self, data: bytes) -> None:
         """One message. Raises Refused for one that this version of the protocol does not have."""
         self.changes.messages += 1
         reader = _Reader(data)
         kind = chr(reader.number("B"))
-        if kind == "R":
+        if kind in "BO":
+            self._brought = kind == "O"
+        elif kind == "R":
             self._relation(reader)
         elif kind in "IUD":
             self._row(kind, reader)
@@ -120,13 +127,13 @@ class Parser:
             reader.number("B")
             for _ in range(count):
                 target = self._relations[reader.number("I")].target
-                if target:
+                if target and not self._brought:
                     self.changes.whole.add(target.table)
         elif kind == "C":
             reader.at += 1 + 8
             end = reader.number("Q")
             self.changes.end = f"{end >> 32:X}/{end & 0xFFFFFFFF:X}"
-        elif kind not in "BOYM":
+        elif kind not in "YM":
             raise Refused(f"a replication message of unknown kind {kind!r}: this server speaks a newer protocol")
 
     def _relation(self, reader: _Reader) -> None:
@@ -146,7 +153,7 @@ class Parser:
 
     def _row(self, kind: str, reader: _Reader) -> None:
         relation = self._relations[reader.number("I")]
-        if relation.target is None:
+        if relation.target is None or self._brought:
             return
         table = relation.target.table
         old: Key | None = None
@@ -175,6 +182,11 @@ def _key(relation: _Relation, row: list[object], old: Key | None) -> Key | None:
         else:
             return None
     return tuple(values) or None
+
+
+def slot_name(service: str, direction: Direction) -> str:
+    """The slot that a service's changed keys are read from, in that direction."""
+    return f"cutover_{service}_changes{'' if direction == 'forward' else '_rev'}"
 
 
 async def slot_whole(connection: asyncpg.Connection, slot: str) -> bool:
@@ -226,9 +238,10 @@ async def peek(
     Raises NotYet while another session reads the slot, GateClosed where the slot is gone or lost.
     """
     parser = Parser(tables)
+    sql = _PEEK.format(_OWN_ONLY if replication.tells_origins_apart(connection) else "")
     try:
         async with connection.transaction():
-            async for row in connection.cursor(_PEEK, slot, publication, limit, prefetch=_PREFETCH):
+            async for row in connection.cursor(sql, slot, publication, limit, prefetch=_PREFETCH):
                 parser.take(row["data"])
                 if parser.changes.count >= _PREFETCH * 10:
                     part, parser.changes = parser.changes, Changes()

@@ -150,6 +150,12 @@ class Database:
             except (*CONNECTION_ERRORS, asyncpg.PostgresError):
                 connection.terminate()
 
+    def end_idle(self) -> None:
+        """Ends the sessions that were kept for a next one."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().connection.terminate()
+
     def _take(self, kind: tuple[str, ...]) -> asyncpg.Connection | None:
         """A kept session of that kind; those that idled too long are ended."""
         now = time.monotonic()

@@ -11,7 +11,7 @@ import asyncpg
 
 from cutover.errors import Refused, StaleAttempt
 from cutover.postgres.databases import Side
-from cutover.postgres.identifiers import TableName
+from cutover.postgres.identifiers import TableName, quote_literal
 from cutover.postgres.outbox_versions import EPOCH_VERSIONS, raise_versions, version_sequence
 
 SCHEMA = "cutover"
@@ -19,6 +19,28 @@ FENCED_SQLSTATE = "CU001"
 #: How the ids of markers begin that a switch has put.
 SWITCH_MARKER = "switch-"
 
+#: The body of the fence's function. A refused statement is counted in a sequence, which no rollback takes back.
+_REFUSE = f"""
+DECLARE
+    known cutover.epoch;
+    counter regclass := to_regclass(format('cutover.%I', 'refused_' || TG_ARGV[0]));
+BEGIN
+    -- our own writer in replica mode: the setting alone is not enough, the role must own this function
+    IF current_setting('cutover.applier', true) = 'on'
+       AND pg_has_role(session_user, current_user, 'USAGE') THEN
+        RETURN NULL;
+    END IF;
+    IF counter IS NOT NULL THEN
+        PERFORM nextval(counter);
+    END IF;
+    SELECT * INTO known FROM cutover.epoch WHERE service = TG_ARGV[0];
+    RAISE EXCEPTION USING
+        ERRCODE = '{FENCED_SQLSTATE}',
+        MESSAGE = format('cutover: %s is writable at %s (epoch %s), not here', TG_ARGV[0],
+            CASE WHEN known.primary_side IS DISTINCT FROM known.side THEN coalesce(known.primary_side, 'nowhere')
+                 ELSE 'no side for a moment' END, coalesce(known.epoch, 0)),
+        HINT = 'Retry through the service''s own route; during a switch both sides refuse for a moment.';
+END """
 _SCHEMA_SQL = f"""
 CREATE SCHEMA IF NOT EXISTS cutover;
 CREATE TABLE IF NOT EXISTS cutover.epoch (
@@ -33,23 +55,7 @@ COMMENT ON TABLE cutover.epoch IS 'cutover: which side of a service is writable,
 CREATE TABLE IF NOT EXISTS cutover.flush (one boolean PRIMARY KEY DEFAULT true CHECK (one), at timestamptz NOT NULL);
 COMMENT ON TABLE cutover.flush IS 'cutover: a synchronous commit here makes all earlier commits durable';
 CREATE OR REPLACE FUNCTION cutover.refuse() RETURNS trigger LANGUAGE plpgsql
-    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    known cutover.epoch;
-BEGIN
-    -- our own writer in replica mode: the setting alone is not enough, the role must own this function
-    IF current_setting('cutover.applier', true) = 'on'
-       AND pg_has_role(session_user, current_user, 'USAGE') THEN
-        RETURN NULL;
-    END IF;
-    SELECT * INTO known FROM cutover.epoch WHERE service = TG_ARGV[0];
-    RAISE EXCEPTION USING
-        ERRCODE = '{FENCED_SQLSTATE}',
-        MESSAGE = format('cutover: %s is writable at %s (epoch %s), not here', TG_ARGV[0],
-            CASE WHEN known.primary_side IS DISTINCT FROM known.side THEN coalesce(known.primary_side, 'nowhere')
-                 ELSE 'no side for a moment' END, coalesce(known.epoch, 0)),
-        HINT = 'Retry through the service''s own route; during a switch both sides refuse for a moment.';
-END $$;
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $${_REFUSE}$$;
 GRANT USAGE ON SCHEMA cutover TO PUBLIC;
 GRANT SELECT ON cutover.epoch TO PUBLIC;
 """
@@ -58,6 +64,11 @@ GRANT SELECT ON cutover.epoch TO PUBLIC;
 def marker_table(service: str) -> TableName:
     """The table that carries a service's markers; one a service, so that streams do not share it."""
     return TableName(SCHEMA, f"marker_{service}")
+
+
+def refused_sequence(service: str) -> TableName:
+    """Counts the statements that the fence of this database has refused; read as `last_value`, 0 before the first."""
+    return TableName(SCHEMA, f"refused_{service}")
 
 
 async def install(connection: asyncpg.Connection, service: str, side: Side) -> None:
@@ -70,6 +81,7 @@ async def install(connection: asyncpg.Connection, service: str, side: Side) -> N
             f"CREATE TABLE IF NOT EXISTS {marker_table(service).sql} "
             "(id text PRIMARY KEY, put_at timestamptz NOT NULL DEFAULT clock_timestamp())"
         )
+        await connection.execute(f"CREATE SEQUENCE IF NOT EXISTS {refused_sequence(service).sql} MINVALUE 0 START 1")
         await connection.execute(
             "INSERT INTO cutover.epoch (service, side, primary_side, epoch) VALUES ($1, $2, 'monolith', 0) "
             "ON CONFLICT (service) DO NOTHING",
@@ -85,6 +97,7 @@ async def remove(connection: asyncpg.Connection, service: str) -> None:
         if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
             return
         await connection.execute(f"DROP TABLE IF EXISTS {marker_table(service).sql}")
+        await connection.execute(f"DROP SEQUENCE IF EXISTS {refused_sequence(service).sql}")
         await connection.execute("DELETE FROM cutover.epoch WHERE service = $1", service)
 
 
@@ -109,12 +122,46 @@ async def read(connection: asyncpg.Connection, service: str) -> Epoch | None:
     return Epoch(**row) if row else None
 
 
+async def refused(connection: asyncpg.Connection, service: str) -> int | None:
+    """How many statements the fence has refused here so far; None where nothing counts them (an older fence)."""
+    sequence = refused_sequence(service).sql
+    if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", sequence):
+        return None
+    return int(await connection.fetchval(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}"))
+
+
+async def refuses(connection: asyncpg.Connection) -> bool:
+    """Whether the function behind every fence is the one that this version makes."""
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE oid = to_regproc('cutover.refuse') "
+            "AND prosrc = $1 AND prosecdef)",
+            _REFUSE,
+        )
+    )
+
+
+def set_sql(service: str, primary_side: Side, number: int) -> str:
+    """A statement for a person that writes the epoch row as the route has it."""
+    return (
+        f"UPDATE cutover.epoch SET primary_side = {quote_literal(primary_side)}, epoch = {number} "
+        f"WHERE service = {quote_literal(service)}"
+    )
+
+
+_HOLD_TOKEN = "SELECT token FROM cutover.epoch WHERE service = $1 FOR UPDATE"
+_SET_EPOCH = (
+    "UPDATE cutover.epoch SET primary_side = $2, epoch = $3, changed_at = clock_timestamp() WHERE service = $1 "
+    "RETURNING to_regclass($4) IS NOT NULL"
+)
+
+
 async def hold_token(connection: asyncpg.Connection, service: str, token: int) -> None:
     """Checks the fencing token under a lock that lasts until the caller's transaction ends.
 
     Raises StaleAttempt when a newer attempt has raised it.
     """
-    held = await connection.fetchval("SELECT token FROM cutover.epoch WHERE service = $1 FOR UPDATE", service)
+    held = await connection.fetchval(_HOLD_TOKEN, service)
     if held != token:
         raise StaleAttempt(f"{service}: attempt {token} was overtaken by attempt {held}; it stops here")
 
@@ -185,16 +232,21 @@ async def set_epoch(connection: asyncpg.Connection, service: str, primary_side: 
     Where an outbox captures changes, its later versions are above those of every earlier epoch. A sequence does not
     roll back with the transaction, which does no harm: versions need not be without gaps.
     """
-    versioned = await connection.fetchval(
-        "UPDATE cutover.epoch SET primary_side = $2, epoch = $3, changed_at = clock_timestamp() WHERE service = $1 "
-        "RETURNING to_regclass($4) IS NOT NULL",
-        service,
-        primary_side,
-        epoch,
-        version_sequence(service).sql,
-    )
-    if versioned:
+    if await connection.fetchval(_SET_EPOCH, service, primary_side, epoch, version_sequence(service).sql):
         await raise_versions(connection, service, epoch * EPOCH_VERSIONS)
+
+
+async def rehearse(connection: asyncpg.Connection, service: str) -> None:
+    """Runs what `hold_token` and `set_epoch` do without effect or lock: on this session their next use is a quick one.
+
+    The first use of a statement costs a round trip more, to prepare it, and fills the server's caches.
+    """
+    sequence = version_sequence(service).sql
+    nobody = ""  # no service is called so
+    await connection.fetchval(_HOLD_TOKEN, nobody)
+    await connection.fetchval(_SET_EPOCH, nobody, "monolith", 0, sequence)
+    if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", sequence):
+        await raise_versions(connection, service, 0)
 
 
 async def put_marker(connection: asyncpg.Connection, service: str, marker: str) -> None:
@@ -215,6 +267,12 @@ async def prune_markers(connection: asyncpg.Connection, service: str) -> None:
     )
 
 
+async def delete_markers(connection: asyncpg.Connection, service: str, kind: str) -> None:
+    """Deletes the markers whose ids begin so."""
+    table = marker_table(service).sql
+    await connection.execute(f"DELETE FROM {table} WHERE starts_with(id, $1)", kind)
+
+
 async def marker_seen(connection: asyncpg.Connection, service: str, marker: str) -> bool:
     """Whether the marker is visible here."""
     table = marker_table(service).sql
@@ -227,8 +285,8 @@ async def make_durable(connection: asyncpg.Connection) -> None:
     Native apply commits asynchronously by default, so a row that is seen may not be on disk yet
     (PostgreSQL manual, 28.4 "Asynchronous Commit").
     """
-    async with connection.transaction():
-        await connection.execute("SET LOCAL synchronous_commit = on")
-        await connection.execute(
-            "INSERT INTO cutover.flush (at) VALUES (clock_timestamp()) ON CONFLICT (one) DO UPDATE SET at = excluded.at"
-        )
+    # several statements in one message are one transaction (manual, 53.2.2.1 "Multiple Statements in a Simple Query")
+    await connection.execute(
+        "SET LOCAL synchronous_commit = on; "
+        "INSERT INTO cutover.flush (at) VALUES (clock_timestamp()) ON CONFLICT (one) DO UPDATE SET at = excluded.at"
+    )

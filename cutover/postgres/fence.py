@@ -21,7 +21,10 @@ from cutover.postgres.locks import with_lock_limit
 WRITES = "cutover_fence"
 TRUNCATE = "cutover_fence_truncate"
 
-FenceState = Literal["open", "fenced", "fenced-always", "missing", "broken"]
+#: `broken`: its two triggers do not agree. `altered`: one of them is not the trigger that was made.
+FenceState = Literal["open", "fenced", "fenced-always", "missing", "broken", "altered"]
+#: What has to be made anew rather than switched on or off.
+_UNWHOLE = ("missing", "broken", "altered")
 
 
 async def relations(connection: asyncpg.Connection, tables: Iterable[TableName]) -> tuple[TableName, ...]:
@@ -46,6 +49,11 @@ async def relations(connection: asyncpg.Connection, tables: Iterable[TableName])
 def lock_sql(members: Sequence[TableName]) -> str:
     """One LOCK for all tables, so that one statement_timeout limits the wait for all of them together."""
     return f"LOCK TABLE {', '.join('ONLY ' + m.sql for m in members)} IN SHARE ROW EXCLUSIVE MODE"
+
+
+def lock_within_sql(members: Sequence[TableName], milliseconds: int) -> str:
+    """The same with a limit of that wait, in one message; what comes after it in the transaction has none."""
+    return f"SET LOCAL statement_timeout = {milliseconds}; {lock_sql(members)}; SET LOCAL statement_timeout = 0"
 
 
 def close_sql(members: Sequence[TableName], *, always: bool) -> str:
@@ -74,7 +82,7 @@ async def install(connection: asyncpg.Connection, service: str, tables: Iterable
     """
     members = await relations(connection, tables)
     states = await states_of(connection, members)
-    missing = [m for m in members if states[m] in ("missing", "broken")]
+    missing = [m for m in members if states[m] in _UNWHOLE]
     for member in missing:
         made = create_sql(service, member, closed=closed, always=False)
         await with_lock_limit(connection, made, [member], f"fence of {member}")
@@ -115,7 +123,7 @@ async def ensure(
     states = await states_of(connection, members)
     wanted = "fenced-always" if closed else "open"
     different = [member for member in members if states[member] != wanted]
-    unwhole = [member for member in different if states[member] in ("missing", "broken")]
+    unwhole = [member for member in different if states[member] in _UNWHOLE]
     if unwhole:
         await connection.execute(lock_sql(unwhole))
         await connection.execute(";".join(create_sql(service, m, closed=closed, always=True) for m in unwhole))
@@ -132,14 +140,18 @@ async def remove(connection: asyncpg.Connection, tables: Iterable[TableName]) ->
 
 
 async def states_of(connection: asyncpg.Connection, members: Sequence[TableName]) -> dict[TableName, FenceState]:
-    """What pg_trigger says of each table; `broken` when its two triggers do not agree."""
+    """What pg_trigger says of each table. tgtype: before each statement, 30 of its rows, 34 of a truncate."""
     rows = await connection.fetch(
         """
-        SELECT n.nspname AS schema, c.relname AS name, t.tgname, t.tgenabled::text AS enabled
+        SELECT n.nspname AS schema, c.relname AS name, t.tgname,
+               CASE WHEN t.tgfoid = to_regproc('cutover.refuse') AND t.tgqual IS NULL AND t.tgattr = ''
+                         AND t.tgtype = CASE t.tgname WHEN $2 THEN 30 ELSE 34 END
+                    THEN t.tgenabled::text ELSE 'altered' END AS enabled
         FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE t.tgname = ANY ($1::text[])
         """,
         [WRITES, TRUNCATE],
+        WRITES,
     )
     found: dict[TableName, dict[str, str]] = {}
     for row in rows:
@@ -150,6 +162,8 @@ async def states_of(connection: asyncpg.Connection, members: Sequence[TableName]
 def _state(triggers: dict[str, str]) -> FenceState:
     if not triggers:
         return "missing"
+    if "altered" in triggers.values():
+        return "altered"
     match triggers.get(WRITES), triggers.get(TRUNCATE):
         case "D", "D":
             return "open"

@@ -19,6 +19,7 @@ import asyncpg
 from cutover.errors import Conflict
 from cutover.postgres import epoch
 from cutover.postgres.databases import FAILURES
+from cutover.postgres.identifiers import quote_literal
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_schema import SHARDS, WAKE, outbox_table
 from cutover.postgres.outbox_tables import Flow, require_definition
@@ -233,18 +234,15 @@ async def put_marker(connection: asyncpg.Connection, service: str, marker: str) 
     The intent makes a relay write at the sink, which proves that one is at work and may do so.
     """
     outbox = outbox_table(service)
-    async with connection.transaction():
-        await connection.execute("SET LOCAL synchronous_commit = on")
-        await connection.execute(
-            f"INSERT INTO {outbox.sql} (shard, version, op, tbl, key) "
-            "SELECT (hashtextextended($1, 0) & $4)::int2, nextval($2::text::regclass), $3::text::\"char\", '', "
-            "ARRAY[$1]",
-            marker,
-            version_sequence(service).sql,
-            MARKER,
-            SHARDS - 1,
-        )
-        await connection.execute("SELECT pg_notify($1, $2)", WAKE, service)
+    name = quote_literal(marker)
+    # several statements in one message are one transaction (manual, 53.2.2.1 "Multiple Statements in a Simple Query")
+    await connection.execute(
+        "SET LOCAL synchronous_commit = on; "
+        f"INSERT INTO {outbox.sql} (shard, version, op, tbl, key) "
+        f"SELECT (hashtextextended({name}, 0) & {SHARDS - 1})::int2, "
+        f"nextval({quote_literal(version_sequence(service).sql)}::regclass), '{MARKER}', '', ARRAY[{name}]; "
+        f"SELECT pg_notify({quote_literal(WAKE)}, {quote_literal(service)})"
+    )
     return str(await connection.fetchval("SELECT pg_current_snapshot()::text"))
 
 

@@ -2,7 +2,8 @@
 
 Slots are made apart from the subscription: CREATE SUBSCRIPTION makes its slot at the publisher before it
 commits here, so a kill in between would leave a slot that the next try stumbles over.
-`origin = none` on both directions needs both servers at 16 or newer (manual, CREATE SUBSCRIPTION).
+`origin = none` on both directions needs both servers at 16 or newer (manual, CREATE SUBSCRIPTION): an older subscriber
+refuses it, an older publisher drops it silently.
 """
 
 import asyncio
@@ -25,6 +26,11 @@ SELECT pid, coalesce(application_name, '') AS application, coalesce(usename, '')
        round(extract(epoch FROM clock_timestamp() - xact_start))::int AS seconds
 FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 5
 """
+
+
+def tells_origins_apart(connection: asyncpg.Connection) -> bool:
+    """Whether this server knows `origin = none`: it then sends on only what was written here."""
+    return connection.get_server_version().major >= 16
 
 
 async def ensure_publication(connection: asyncpg.Connection, name: str, tables: Sequence[TableName]) -> None:
@@ -86,17 +92,40 @@ async def drop_slot(connection: asyncpg.Connection, name: str) -> None:
         raise NotYet(f"replication slot {name!r} is still in use; its reader was told to end") from None
 
 
+async def move_slot_to_now(connection: asyncpg.Connection, name: str) -> None:
+    """Moves a slot that nobody reads past all that is flushed; what was before is not sent. Raises NotYet."""
+    try:
+        await connection.execute(
+            "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots "
+            "WHERE slot_name = $1 AND confirmed_flush_lsn < pg_current_wal_flush_lsn()",
+            name,
+        )
+    except asyncpg.ObjectInUseError:
+        raise NotYet(f"replication slot {name!r} is still being read") from None
+
+
 async def create_subscription(
-    connection: asyncpg.Connection, name: str, publisher: Database, publication: str, *, copy: bool
+    connection: asyncpg.Connection,
+    name: str,
+    publisher: Database,
+    publication: str,
+    *,
+    copy: bool,
+    enabled: bool = True,
+    origins: bool = True,
 ) -> None:
-    """An enabled subscription on a slot of the same name that exists already."""
+    """A subscription on a slot of the same name that exists already.
+
+    `origins`: whether both servers tell origins apart, so that what another stream brought is not sent on.
+    """
     try:
         async with connection.transaction():
             await silence_log(connection)  # the statement holds the publisher's password
             await connection.execute(
                 f"CREATE SUBSCRIPTION {quote(name)} CONNECTION {quote_literal(publisher.conninfo)} "
                 f"PUBLICATION {quote(publication)} WITH (create_slot = false, slot_name = {quote_literal(name)}, "
-                f"copy_data = {'true' if copy else 'false'}, enabled = true, origin = none, streaming = on)"
+                f"copy_data = {'true' if copy else 'false'}, enabled = {'true' if enabled else 'false'}, streaming = on"
+                + (", origin = none)" if origins else ")")
             )
     except asyncpg.DuplicateObjectError:
         return
@@ -125,6 +154,30 @@ async def has_subscription(connection: asyncpg.Connection, name: str) -> bool:
             name,
         )
     )
+
+
+async def is_enabled(connection: asyncpg.Connection, name: str) -> bool | None:
+    """Whether the subscription is enabled; None where it is not there."""
+    enabled: bool | None = await connection.fetchval(
+        "SELECT subenabled FROM pg_subscription WHERE subname = $1 AND subdbid = "
+        "(SELECT oid FROM pg_database WHERE datname = current_database())",
+        name,
+    )
+    return enabled
+
+
+async def end_worker(connection: asyncpg.Connection, name: str) -> bool:
+    """Tells the workers of a disabled subscription to end; whether there were any still.
+
+    An idle one would not notice before the next second (14, 15).
+    """
+    rows = await connection.fetch(
+        "SELECT pg_terminate_backend(st.pid) FROM pg_stat_subscription st JOIN pg_subscription s ON s.oid = st.subid "
+        "WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+        "AND NOT s.subenabled AND st.pid IS NOT NULL",
+        name,
+    )
+    return bool(rows)
 
 
 async def set_enabled(connection: asyncpg.Connection, name: str, enabled: bool) -> None:
@@ -169,14 +222,28 @@ class SubscriptionHealth:
     sync_errors: int
 
 
+_ERROR_COUNTS = "pg_stat_subscription_stats"
+#: 14 counts no errors. A worker does not survive one, so it has had none for as long as it lives: `since` is its birth.
+_NO_ERROR_COUNTS = """(
+    SELECT st.subid, 0::bigint AS apply_error_count, 0::bigint AS sync_error_count, a.backend_start AS stats_reset
+    FROM pg_stat_subscription st JOIN pg_stat_activity a ON a.pid = st.pid WHERE st.relid IS NULL)"""
+
+
+def counts_errors(connection: asyncpg.Connection) -> bool:
+    """Whether this server counts the errors of its subscriptions."""
+    return connection.get_server_version().major >= 15
+
+
 async def subscription_health(connection: asyncpg.Connection, name: str) -> SubscriptionHealth:
+    """The subscription as its own server sees it. Where errors are not counted there seem to be none."""
+    counts = _ERROR_COUNTS if counts_errors(connection) else _NO_ERROR_COUNTS
     row = await connection.fetchrow(
-        """
+        f"""
         SELECT s.subenabled, st.pid IS NOT NULL AS running,
                coalesce(e.apply_error_count, 0) AS apply_errors, coalesce(e.sync_error_count, 0) AS sync_errors
         FROM pg_subscription s
         LEFT JOIN pg_stat_subscription st ON st.subid = s.oid AND st.relid IS NULL AND st.pid IS NOT NULL
-        LEFT JOIN pg_stat_subscription_stats e ON e.subid = s.oid
+        LEFT JOIN {counts} e ON e.subid = s.oid
         WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
         """,
         name,
@@ -206,12 +273,14 @@ async def subscription_counts(
     """Failed attempts of apply and first copy, and rows written to the members; None without the subscription.
 
     Read one after the other, so that a later `read_at` never goes with lower counts. Sources: the views
-    pg_stat_subscription_stats and pg_stat_all_tables (manual, 27.2 "The Cumulative Statistics System").
+    pg_stat_subscription_stats and pg_stat_all_tables (manual, 27.2 "The Cumulative Statistics System"). Where errors
+    are not counted (14), counting begins anew with every worker that starts.
     """
+    counts = _ERROR_COUNTS if counts_errors(connection) else _NO_ERROR_COUNTS
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7239100007))", name)
         row = await connection.fetchrow(
-            """
+            f"""
             SELECT s.oid::bigint AS subscription,
                    concat_ws(' ', e.stats_reset, (SELECT stats_reset FROM pg_stat_database
                                                   WHERE datname = current_database())) AS since,
@@ -219,7 +288,7 @@ async def subscription_counts(
                    (SELECT coalesce(sum(t.n_tup_ins + t.n_tup_upd + t.n_tup_del), 0)::bigint
                     FROM unnest($2::text[], $3::text[]) AS wanted(schema, name)
                     JOIN pg_stat_all_tables t ON t.schemaname = wanted.schema AND t.relname = wanted.name) AS rows
-            FROM pg_subscription s JOIN pg_stat_subscription_stats e ON e.subid = s.oid
+            FROM pg_subscription s JOIN {counts} e ON e.subid = s.oid
             WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
             """,
             name,
@@ -248,6 +317,39 @@ async def slot_health(connection: asyncpg.Connection, name: str) -> SlotHealth:
     if row is None:
         return SlotHealth(False, False, "missing", 0)
     return SlotHealth(True, row["active"], row["wal_status"], row["behind"])
+
+
+@dataclass(frozen=True)
+class SlotFacts:
+    """A slot with what tells it from one that was made anew under its name.
+
+    `decoded`: transactions that it has given out, which begins at 0 for a new slot; `since` changes where the server
+    began all of its counters anew (a crash, a reset). Source: pg_stat_replication_slots (manual, 27.2.5).
+    """
+
+    wal_status: str
+    invalidated: str
+    decoded: int
+    since: str
+
+
+async def slot_facts(connection: asyncpg.Connection, name: str) -> SlotFacts | None:
+    """None where there is no such slot. Later versions say why a slot was invalidated; all say that it was."""
+    row = await connection.fetchrow(
+        """
+        SELECT coalesce(s.wal_status, 'lost') AS wal_status, coalesce(t.total_txns, 0)::bigint AS decoded,
+               coalesce(to_jsonb(s) ->> 'invalidation_reason', '') AS invalidated,
+               concat_ws(' ', pg_postmaster_start_time(), t.stats_reset, (SELECT stats_reset FROM pg_stat_wal)) AS since
+        FROM pg_replication_slots s LEFT JOIN pg_stat_replication_slots t USING (slot_name) WHERE s.slot_name = $1
+        """,
+        name,
+    )
+    return SlotFacts(**row) if row else None
+
+
+def enable_sql(subscription: str) -> str:
+    """A statement for a person that lets a disabled subscription go on."""
+    return f"ALTER SUBSCRIPTION {quote(subscription)} ENABLE"
 
 
 async def estimated_rows(connection: asyncpg.Connection, tables: Sequence[TableName]) -> dict[TableName, int]:

@@ -19,7 +19,7 @@ import asyncpg
 from cutover.errors import ConfigError
 from cutover.postgres import catalog
 from cutover.postgres.catalog import SequenceInfo
-from cutover.postgres.identifiers import TableName, quote_literal
+from cutover.postgres.identifiers import TableName, quote, quote_literal
 
 _MAY_SET = "SELECT has_sequence_privilege($1, 'SELECT') AND has_sequence_privilege($1, 'UPDATE')"
 
@@ -163,6 +163,66 @@ async def raise_planned(source: asyncpg.Connection, target: asyncpg.Connection, 
         Raised(item.target, row["last_value"], results[position]["before"], results[position]["after"])
         for position, (item, row) in enumerate(zip(plan.sequences, rows, strict=True))
     ]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A sequence that will give out a value which a row has already; `cure` is a statement that raises it."""
+
+    sequence: TableName
+    table: TableName
+    column: str
+    cure: str
+
+
+async def behind(connection: asyncpg.Connection, tables: Iterable[TableName]) -> list[Behind]:
+    """The sequences of these tables that are behind the highest value in use, looked at in one statement.
+
+    Only columns that begin an index are looked at, where that value costs nothing; sequences that cycle or that this
+    role may not read are passed over. The sequence is read after the rows: what is drawn meanwhile does not count.
+    """
+    infos = await catalog.find_tables(connection, tables)
+    found = [
+        one
+        for one in await catalog.sequences_of(connection, infos)
+        if not one.cycle and one.last_value is not None and not one.shared
+    ]
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT i.indrelid::bigint AS oid, a.attname::text AS column FROM pg_catalog.pg_index i
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = c.relam
+        WHERE i.indrelid = ANY ($1::oid[]) AND i.indisvalid AND i.indpred IS NULL AND m.amname IN ('btree')
+        """,
+        [info.oid for info in infos],
+    )
+    oids = {info.name: info.oid for info in infos}
+    indexed = {(row["oid"], row["column"]) for row in rows}
+    looked = [one for one in found if (oids.get(one.table), one.column) in indexed]
+    if not looked:
+        return []
+    parts = [_behind_sql(position, one) for position, one in enumerate(looked)]
+    late = await connection.fetch(" UNION ALL ".join(parts))
+    return [_told(looked[row["position"]]) for row in late if row["behind"]]
+
+
+def _behind_sql(position: int, one: SequenceInfo) -> str:
+    extreme, beyond = ("max", ">") if one.increment > 0 else ("min", "<")
+    column = quote(one.column)
+    return (
+        f"(WITH used AS MATERIALIZED (SELECT {extreme}({column})::numeric AS value FROM {one.table.sql}) "
+        f"SELECT {position} AS position, (SELECT coalesce(used.value {beyond} s.last_value "
+        f"OR (used.value = s.last_value AND NOT s.is_called), false) FROM {one.name.sql} s) AS behind FROM used)"
+    )
+
+
+def _told(one: SequenceInfo) -> Behind:
+    extreme = "max" if one.increment > 0 else "min"
+    cure = (
+        f"SELECT setval({quote_literal(one.name.sql)}::regclass, "
+        f"(SELECT {extreme}({quote(one.column)})::bigint FROM {one.table.sql}))"
+    )
+    return Behind(one.name, one.table, one.column, cure)
 
 
 async def raise_sequences(

@@ -213,6 +213,42 @@ async def branches(connection: asyncpg.Connection, service: str) -> list[Branch]
     return [Branch(row["gid"], row["age"]) for row in rows]
 
 
+@dataclass(frozen=True)
+class InDoubt:
+    """A prepared transaction that stands; `ours`: a branch of the service, which a janitor may end."""
+
+    gid: str
+    owner: str
+    age: float
+    ours: bool
+
+
+async def in_doubt(
+    connection: asyncpg.Connection, service: str, members: Sequence[TableName], older_than: float
+) -> list[InDoubt]:
+    """Branches of the service, and prepared transactions of others that hold a lock on one of these tables.
+
+    Oldest first, those that are at least `older_than` seconds old by this database's clock.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT p.gid, p.owner::text AS owner, extract(epoch FROM clock_timestamp() - p.prepared)::float8 AS age,
+               starts_with(p.gid, $1) AS ours
+        FROM pg_catalog.pg_prepared_xacts p
+        WHERE p.database = current_database() AND p.prepared <= clock_timestamp() - make_interval(secs => $2)
+          AND (starts_with(p.gid, $1) OR EXISTS (
+              SELECT FROM pg_catalog.pg_locks x JOIN pg_catalog.pg_locks l USING (virtualtransaction)
+              WHERE x.transactionid = p.transaction AND x.pid IS NULL AND l.pid IS NULL
+                AND l.relation = ANY (SELECT to_regclass(t) FROM unnest($3::text[]) AS t)))
+        ORDER BY p.prepared LIMIT 20
+        """,
+        f"{BRANCH}:{service}:",
+        older_than,
+        [member.sql for member in members],
+    )
+    return [InDoubt(**row) for row in rows]
+
+
 # ------------------------------------------------------------------ whoever wants to know
 
 

@@ -85,7 +85,8 @@ async def _own(opened: Opened, logical: bool, findings: Findings) -> None:
          "repairs without an origin would be sent back by the stream",
          f'GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), … TO "{role}";'),
         (own["subscribe"] or not logical, "create_subscription", "may not create subscriptions",
-         "each database is the target of one direction", f'GRANT pg_create_subscription TO "{role}";  -- 16 or newer'),
+         "each database is the target of one direction",
+         f'GRANT pg_create_subscription TO "{role}";  -- 16 or newer, else a superuser'),
         (own["stats"], "read_stats", "does not see other sessions",
          "a guard that cannot see old transactions counts as a breach", f'GRANT pg_read_all_stats TO "{role}";'),
     ]  # fmt: skip

@@ -8,6 +8,9 @@ from cutover.preflight.findings import Findings
 from cutover.preflight.subject import Opened, Subject
 
 OLDEST = 14
+#: From here on errors of a subscription are counted.
+COUNTS_ERRORS = 15
+#: From here on both directions of `logical` can run at once.
 BOTH_WAYS = 16
 
 _LOCALE = """
@@ -36,7 +39,7 @@ FROM pg_catalog.pg_available_extension_versions v GROUP BY v.name
 async def check_servers(subject: Subject, findings: Findings, bindir: Path | None) -> None:
     """Versions, standbys, two sides in one place, locale and extensions; pg_dump and pg_restore here."""
     for opened in subject.opened():
-        _version(opened, subject, findings)
+        _version(opened, findings)
     monolith = subject.monolith
     if monolith is None:
         return
@@ -51,6 +54,8 @@ async def check_servers(subject: Subject, findings: Findings, bindir: Path | Non
     for service, target in subject.targets.items():
         if target is None:
             continue
+        if subject.plan.services[service].stream == "logical":
+            _turns(service, monolith, target, findings)
         there = await target.connection.fetchrow(_LOCALE)
         assert there is not None
         where = f"{monolith.name} and {target.name}"
@@ -81,26 +86,41 @@ async def check_servers(subject: Subject, findings: Findings, bindir: Path | Non
         await _extensions(subject, monolith, service, target, findings)
 
 
-def _version(opened: Opened, subject: Subject, findings: Findings) -> None:
+def _version(opened: Opened, findings: Findings) -> None:
     if opened.facts.in_recovery:
         findings.blocking(
             "standby", opened.name, "the server is a standby",
             "it cannot be written to, and neither be the source nor the target of a migration",
             "let the DSN name the primary",
         )  # fmt: skip
-    logical = sorted(s for s, rules in subject.plan.services.items() if rules.stream == "logical")
     if opened.facts.major < OLDEST:
         findings.blocking(
             "version", opened.name, f"PostgreSQL {opened.facts.version_text} is older than {OLDEST}",
             "the triggers, locks and streams used here are not there", f"upgrade to {BOTH_WAYS} or newer",
         )  # fmt: skip
-    elif opened.facts.major < BOTH_WAYS and logical:
-        findings.blocking(
-            "version_both_ways", opened.name,
-            f"PostgreSQL {opened.facts.version_text}, and {', '.join(logical)} would use the stream `logical`",
-            "only from 16 on can both directions exist at once (origin = none); below, rows would go round in circles",
-            "upgrade both servers to 16 or newer, or choose `stream: outbox` for these services",
-        )  # fmt: skip
+
+
+def _turns(service: str, monolith: Opened, target: Opened, findings: Findings) -> None:
+    """What is otherwise with `logical` where one of the two servers is older."""
+    old = {o.name: o.facts.version_text for o in (monolith, target) if OLDEST <= o.facts.major < BOTH_WAYS}
+    if not old:
+        return
+    named = ", ".join(f"PostgreSQL {version} at {name}" for name, version in old.items())
+    findings.advice(
+        "version_takes_turns", f"{monolith.name} and {target.name}", f"{named}; {service} uses `stream: logical`",
+        f"only where both are {BOTH_WAYS} or newer can both directions run at once (origin = none). So the way back is "
+        "made before the pause and begins inside it: each pause is longer by the start of a worker. Below "
+        f"{BOTH_WAYS} only a superuser can make a subscription",
+        f"nothing; for a shorter pause upgrade both servers to {BOTH_WAYS} or newer, or choose `stream: outbox`",
+    )  # fmt: skip
+    for one in (monolith, target):
+        if OLDEST <= one.facts.major < COUNTS_ERRORS:
+            findings.advice(
+                "version_counts_no_errors", one.name,
+                f"PostgreSQL {one.facts.version_text} does not count the errors of a subscription",
+                "an apply worker that had to start again counts as a breach for a minute, whatever it was",
+                f"nothing; from {COUNTS_ERRORS} on the errors themselves are counted",
+            )  # fmt: skip
 
 
 async def _extensions(subject: Subject, monolith: Opened, service: str, target: Opened, findings: Findings) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from cutover.control import switches
+from cutover.control import notes, switches
 from cutover.control.database import Control
 from cutover.control.reports import TableReport
 from cutover.control.switches import SwitchRow
@@ -23,8 +23,9 @@ from cutover.postgres import catalog, changes, compare, replication
 from cutover.postgres.changes import Changes, TableKey
 from cutover.postgres.databases import Direction, Pair
 from cutover.postgres.identifiers import TableName
-from cutover.postgres.keys import key_from_json, key_id, key_json
+from cutover.postgres.keys import key_from_json, key_json
 from cutover.postgres.shapes import Shape, shapes
+from cutover.reconcile.marking import KEEP, columns
 from cutover.reconcile.sides import both_sides, translated
 
 #: Messages taken off the slot at once.
@@ -38,16 +39,18 @@ ROUNDS = 5
 #: Seconds for which another reader of the slot is waited out (our own background reader, mostly).
 PATIENCE = 5.0
 
-KEEP = """
-INSERT INTO control.changed_key AS k (migration, service, direction, table_name, key_id, key_json)
-SELECT $1, $2, $3, $4, * FROM unnest($5::text[], $6::text[])
-ON CONFLICT (migration, service, direction, table_name, key_id) DO UPDATE
-SET number = greatest(k.number, EXCLUDED.number)
-"""
 _WHOLE = """
 UPDATE control.changed_table SET whole_number = nextval('control.change_number')
 WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = ANY($4)
 """
+#: Where the switch is another one by now there is nothing held, and nothing changed.
+_ADOPT = f"""
+WITH held AS ({switches.HELD}), adopted AS (
+    UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp()
+    WHERE migration = $1 AND service = $2 AND direction = $6 AND EXISTS (SELECT FROM held)
+)
+SELECT EXISTS (SELECT FROM held)
+"""  # noqa: S608 (constant text)
 _RESET = """
 INSERT INTO control.changed_table (migration, service, direction, table_name, whole_number)
 SELECT $1, $2, $3, t, nextval('control.change_number') FROM unnest($4::text[]) AS t
@@ -94,7 +97,7 @@ class ChangedKeys:
         self.pair, self.direction, self.control = pair, direction, control
         forward = direction == "forward"
         self.publication = publication or f"{pair.service}_{'pub' if forward else 'reverse_pub'}"
-        self.slot = f"cutover_{pair.service}_changes{'' if forward else '_rev'}"
+        self.slot = changes.slot_name(pair.service, direction)
         self._stack = AsyncExitStack()
         self._state: _Open | None = None
         self._reading = asyncio.Lock()
@@ -173,6 +176,7 @@ class ChangedKeys:
             await self.control.execute(_RESET, *self._who, names)
             if await changes.ensure_slot(connection, self.slot, self.publication):
                 await self.control.execute(_RESET, *self._who, names)
+                await notes.forget(self.control, self.pair.migration, self.pair.service, notes.of_slot(self.slot))
 
     async def whole(self) -> bool:
         """Whether the slot is there and has lost nothing."""
@@ -209,12 +213,13 @@ class ChangedKeys:
     async def _keep(self, part: Changes) -> None:
         if not part.keys and not part.whole:
             return
+        keys = columns((table, key_json(key)) for table, found in part.keys.items() for key in found)
+        if not part.whole:
+            await self.control.execute(KEEP, *self._who, *keys)
+            return
         async with self.control.transaction() as connection:
-            for table, keys in sorted(part.keys.items()):
-                texts = sorted(map(key_json, keys))
-                await connection.execute(KEEP, *self._who, str(table), [key_id(t) for t in texts], texts)
-            if part.whole:
-                await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
+            await connection.execute(KEEP, *self._who, *keys)
+            await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
 
     async def drain(self, *, polite: bool = False) -> None:
         """Consumes until hardly anything is left; `polite` stops once a switch is under way, which reads it itself."""
@@ -307,13 +312,13 @@ class ChangedKeys:
                 mark,
             )
             rows = connection.cursor("SELECT key_json FROM control.difference WHERE report_id = $1", report.id)
-            texts: list[str] = []
+            keys: list[tuple[str, str]] = []
             async for row in rows:
-                texts.append(row["key_json"])
-                if len(texts) >= BATCH:
-                    await connection.execute(KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
-                    texts = []
-            await connection.execute(KEEP, *self._who, report.table, [key_id(t) for t in texts], texts)
+                keys.append((report.table, row["key_json"]))
+                if len(keys) >= BATCH:
+                    await connection.execute(KEEP, *self._who, *columns(keys))
+                    keys = []
+            await connection.execute(KEEP, *self._who, *columns(keys))
         return True
 
     async def adopt(self, switch: SwitchRow) -> None:
@@ -322,22 +327,18 @@ class ChangedKeys:
         For the direction that begins with a switch: its slot exists before the fence, whose verdict covers the rest.
         Raises StaleAttempt where that switch is not the one under way any more.
         """
-        async with self.control.transaction() as connection:
-            await switches.hold(connection, switch)
-            await connection.execute(
-                "UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp() "
-                "WHERE migration = $1 AND service = $2 AND direction = $3",
-                *self._who,
-            )
+        if not await self.control.fetchval(_ADOPT, *switches.held_by(switch), self.direction):
+            raise switches.overtaken(switch)
 
-    async def verify(self, *, tidy: bool = True) -> Verdict:
+    async def verify(self, *, tidy: bool = True, tail_taken: bool = False) -> Verdict:
         """Compares every dirty key on both sides; equal ones are cleared.
 
         The verdict holds for writes that were flushed before the call and applied at the other side: the caller has
         fenced, and awaited a marker. Inside the fence `tidy=False` leaves the slot and the notes as they are, for the
-        next call outside of it.
+        next call outside of it; `tail_taken` says that all since the fence was consumed already.
         """
-        await self.consume(None, advance=tidy)
+        if not tail_taken:
+            await self.consume(None, advance=tidy)
         unverified, rows = await asyncio.gather(self.unverified(), self._dirty(0))
         differing: Counter[TableName] = Counter()
         total = 0

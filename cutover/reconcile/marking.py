@@ -1,17 +1,30 @@
-"""Keys that somebody has found to differ, outside of a pass: they count as changed until they are seen equal."""
+"""Keys that count as changed until they are seen equal: how they are noted, also those found to differ elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cutover.control.database import Control
 from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import Key, key_id, key_json
-from cutover.reconcile.changed import KEEP
+
+#: Of all tables in one statement: what is noted inside the fence costs one round trip.
+KEEP = """
+INSERT INTO control.changed_key AS k (migration, service, direction, table_name, key_id, key_json)
+SELECT $1, $2, $3, * FROM unnest($4::text[], $5::text[], $6::text[])
+ON CONFLICT (migration, service, direction, table_name, key_id) DO UPDATE
+SET number = greatest(k.number, EXCLUDED.number)
+"""
+
+
+def columns(keys: Iterable[tuple[TableName | str, str]]) -> tuple[list[str], list[str], list[str]]:
+    """Tables and keys (as JSON) in the form of `KEEP`'s last parameters, in one order for all who note them."""
+    ordered = sorted((str(table), text) for table, text in keys)
+    return [table for table, _ in ordered], [key_id(text) for _, text in ordered], [text for _, text in ordered]
 
 
 async def mark(
     control: Control, migration: str, service: str, direction: Direction, table: TableName, keys: Sequence[Key]
 ) -> None:
     """The keys are compared with the next verification, and close the switch until then."""
-    texts = sorted(map(key_json, keys))
-    await control.execute(KEEP, migration, service, direction, str(table), [key_id(text) for text in texts], texts)
+    marked = columns((table, key_json(key)) for key in keys)
+    await control.execute(KEEP, migration, service, direction, *marked)

@@ -151,5 +151,12 @@ async def insert(work: Ground, writer: asyncpg.Connection, steps: Sequence[Wante
 
 
 async def _require_other_side(work: Ground, writer: asyncpg.Connection) -> None:
-    """Raises Refused where a switch has made the sink the primary; until the commit none can."""
+    """Raises Refused where a switch has made the sink the primary; until the commit none can.
+
+    NotYet where the source is fenced: a switch has perhaps begun the stream of the way back, and with a server below
+    16 that would bring the row to where it came from. Looked at under the lock, for which a section waits at the sink.
+    """
     await epoch.hold_not_primary(writer, work.pair.service)
+    known = await epoch.read(work.source, work.pair.service)
+    if known is not None and known.primary_side != known.side:
+        raise NotYet(f"{work.pair.service}: a switch is under way; nothing is repaired until it has ended")

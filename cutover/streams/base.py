@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import asyncpg
 
 from cutover.postgres.databases import Database, Direction, Pair
+from cutover.streams.turns import Turns
 
 TableStage = Literal["waiting", "copying", "catching-up", "ready"]
 
@@ -110,6 +111,12 @@ class Stream(Protocol):
     async def give_up_nothing(self) -> None:
         """From here on every change is carried over, whatever the plan's level; before a switch (design 5.3)."""
 
+    def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
+        """How this direction begins and ends where it must never run beside the other; None where it may.
+
+        Asked with an open connection to each side, as the servers' versions decide.
+        """
+
     async def stop(self) -> None:
         """Stops the flow, keeping what a later `start` needs."""
 
@@ -141,6 +148,10 @@ class OneDirection:
 
     async def give_up_nothing(self) -> None:
         """It never does."""
+
+    def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
+        """Both directions may run at once."""
+        return None
 
     async def end_in_doubt_on(self, source: asyncpg.Connection, sink: asyncpg.Connection) -> None:
         """No write of its own is ever prepared."""

@@ -1,4 +1,7 @@
-"""The `logical` stream: native publication and subscription with explicit table lists and `origin = none`."""
+"""The `logical` stream: native publication and subscription with explicit table lists.
+
+Between servers from 16 on `origin = none` keeps the two directions apart; with an older one they take turns.
+"""
 
 import asyncio
 import time
@@ -6,10 +9,11 @@ import uuid
 
 import asyncpg
 
-from cutover.errors import NotYet
+from cutover.errors import Conflict, NotYet
 from cutover.postgres import epoch, fence, replication
 from cutover.postgres.databases import Direction, Pair
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
+from cutover.streams.turns import Turns
 
 _STAGES: dict[str, TableStage] = {"i": "waiting", "d": "copying", "f": "catching-up", "s": "catching-up", "r": "ready"}
 
@@ -35,18 +39,36 @@ class LogicalStream(OneDirection):
 
         A slot without a subscription is left over from a start that was killed, or from an older
         direction; nothing was applied through it, so it is made anew. Raises Conflict when the target
-        holds rows that a copy would collide with.
+        holds rows that a copy would collide with, or where the other direction runs and must not run beside this one.
         """
         await self.prepare()
-        async with self.sink.session(self.label) as sink:
+        async with self.sink.session(self.label) as sink, self.source.session(self.label) as source:
+            apart = self.turns(source, sink) is None
+            if not apart:
+                await self._require_alone(source)
             if await replication.has_subscription(sink, self.subscription):
                 await replication.set_enabled(sink, self.subscription, True)
                 return
-            async with self.source.session(self.label) as source:
-                if await replication.has_slot(source, self.subscription):
-                    await replication.drop_slot(source, self.subscription)
-                await replication.create_slot(source, self.subscription)
-            await replication.create_subscription(sink, self.subscription, self.source, self.publication, copy=copy)
+            if await replication.has_slot(source, self.subscription):
+                await replication.drop_slot(source, self.subscription)
+            await replication.create_slot(source, self.subscription)
+            await replication.create_subscription(
+                sink, self.subscription, self.source, self.publication, copy=copy, origins=apart
+            )
+
+    async def _require_alone(self, source: asyncpg.Connection) -> None:
+        opposite = f"{self.pair.service}{'_reverse' if self.direction == 'forward' else ''}_sub"
+        if await replication.is_enabled(source, opposite):
+            raise Conflict(
+                f"{self.pair.service}: the {self.direction} stream must not start while {opposite!r} is enabled at "
+                f"{self.source.name!r}: with a server below PostgreSQL 16 rows would go round in circles"
+            )
+
+    def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
+        if replication.tells_origins_apart(one) and replication.tells_origins_apart(other):
+            return None
+        service, label = self.pair.service, self.label
+        return Turns(service, self.subscription, self.publication, self.source, self.sink, label)
 
     async def exists(self) -> bool:
         async with self.sink.session(self.label) as sink:

@@ -23,6 +23,7 @@ from cutover.switch.environment import SwitchEnvironment
 _SEIZE_SECONDS = 10.0
 #: Beyond the pause's limit: what recovery may wait for an answer of a database.
 _COMMAND_SECONDS = 5.0
+_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', $1, true)"
 
 
 class Attempt:
@@ -83,9 +84,15 @@ class Attempt:
         await self.seize(side)
         connection = await self.session(side)
         async with connection.transaction():
-            await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_timeout)
+            await connection.execute(_LOCK_TIMEOUT, lock_timeout)
             await epoch.hold_token(connection, self.env.pair.service, self.row.token)
             yield connection
+
+    async def rehearse(self, side: Side) -> None:
+        """Prepares the statements of an effect on that side's session, before the pause; without effect or lock."""
+        connection = await self.session(side)
+        await connection.execute(_LOCK_TIMEOUT, "0")  # by itself it ends with its own statement
+        await epoch.rehearse(connection, self.env.pair.service)
 
     def cut(self) -> None:
         """Ends every session at once, whatever it waits for; the servers roll back, and new ones are opened."""

@@ -17,12 +17,14 @@ from cutover.postgres import epoch, fence, sequences, standbys
 from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
+from cutover.reconcile.sides import at_once
 from cutover.streams.base import Marker
 from cutover.switch import servers
 from cutover.switch.attempt import Attempt
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import StepTiming, SwitchOutcome, SwitchRequest
 from cutover.switch.steps import POINT_OF_NO_RETURN, SECTION
+from cutover.switch.turn import renew_slot, turn, turns_of
 from cutover.telemetry.setup import tracer
 
 #: One try at the fence's lock; longer would queue the application's writers behind it.
@@ -77,6 +79,7 @@ class Forward:
             "standbys": self._standbys,
             "sequences": self._raise_sequences,
             "compare": self._compare,
+            "turn": self._turn,
             "unfence": self._unfence,
             "journal": self._journal,
             "commit": self._commit,
@@ -143,7 +146,7 @@ class Forward:
         return left
 
     async def clear_the_way(self) -> None:
-        """Before the pause: connections open, tables resolved, transactions in the way waited out on both sides.
+        """Before the pause: connections open, statements prepared, transactions in the way waited out on both sides.
 
         Raises GateClosed where the stream is lost or a server is another one than the evidence came from: a pause
         would only be in vain. NotYet where the stream lags too far, or with the sessions that would hold a fence off.
@@ -154,8 +157,11 @@ class Forward:
         await self._require_way_back()
         for side in ("monolith", "service"):
             await self.attempt.seize(side)
+            await self.attempt.rehearse(side)
             connection = await self.attempt.session(side)
             self._members[side] = await fence.relations(connection, self.env.pair.tables)
+            await fence.states_of(connection, self._members[side])
+        await self._require_short_lag()
         self._sequences = await sequences.plan_sequences(
             await self.attempt.session(self._from_side),
             await self.attempt.session(self.request.to_side),
@@ -178,20 +184,27 @@ class Forward:
                 f"{self.request.service}: {health.detail}; writes stay at the {self._from_side} (a lost stream: "
                 f"cutover doctor {self.request.migration} --service {self.request.service} --rebuild-stream)"
             )
-        limit = self.env.max_pause / 2
-        await self.stream.await_marker(await self.stream.put_marker(), limit)
+
+    async def _require_short_lag(self) -> None:
+        """A marker on the very sessions that carry the switch's own."""
+        marker = await self.stream.put_marker_on(await self.attempt.session(self._from_side))
+        sink = await self.attempt.session(self.request.to_side)
+        await self.stream.await_marker_on(sink, marker, self.env.max_pause / 2)
 
     async def _require_way_back(self) -> None:
         """It was made and proved before; looked at once more, for since then it may have gone (invariant 5)."""
         back = direction_from(self.request.to_side)
-        health = await self.env.stream(back).health()
+        turns = await turns_of(self.env, back)
+        problem = await turns.unarmed() if turns else (await self.env.stream(back).health()).detail
         whole = await self.env.changed(back).whole()
-        if not (health.ok and whole and await self.env.stream(back).ready()):
+        if problem or not (whole and await self.env.stream(back).ready()):
             raise GateClosed(
                 f"{self.request.service}: the stream of the way back is not ready"
-                + (f": {health.detail}" if health.detail else "")
+                + (f": {problem}" if problem else "")
                 + ("" if whole else ": the record of its changed keys is missing")
             )
+        if turns:
+            await renew_slot(self.attempt, self.request.to_side, turns)
 
     async def _in_the_way(self) -> list[str]:
         """Sessions that would hold off the fence at one side or its lifting at the other, in words."""
@@ -234,12 +247,10 @@ class Forward:
             wait_ms = int(min(_LOCK_WAIT_MS, self._remaining * 1000))
             try:
                 async with faults.step("switch.fence-commit"), self.attempt.effect(self._from_side) as connection:
-                    await connection.execute(f"SET LOCAL statement_timeout = {wait_ms}")
-                    await connection.execute(fence.lock_sql(members))
+                    await connection.execute(fence.lock_within_sql(members, wait_ms))
                     # a partition that was made since has a table of its own: none can be made from here on
                     if more := set(await fence.relations(connection, self.env.pair.tables)) - set(members):
-                        await connection.execute(fence.lock_sql(sorted(more)))
-                    await connection.execute("SET LOCAL statement_timeout = 0")
+                        await connection.execute(fence.lock_within_sql(sorted(more), wait_ms))
                     await fence.ensure(connection, service, [*members, *sorted(more)], closed=True)
                     await epoch.set_epoch(connection, service, row.to_side, row.to_epoch)
                 break
@@ -259,7 +270,10 @@ class Forward:
         sink = await self.attempt.session(self.request.to_side)
         await self.stream.end_in_doubt_on(source, sink)
         self._marker = await self.stream.put_marker_on(source, kind=epoch.SWITCH_MARKER)
-        await self.stream.await_marker_on(sink, self._marker, self._remaining)
+        # the source stands still: what has to be compared is known before it has arrived
+        await at_once(
+            self.stream.await_marker_on(sink, self._marker, self._remaining), self.changed.consume(None, advance=False)
+        )
 
     async def _standbys(self) -> None:
         """One side after the other: while the first is awaited, the second's standbys follow all the same."""
@@ -278,7 +292,7 @@ class Forward:
             await sequences.raise_planned(source, target, self._sequences)
 
     async def _compare(self) -> None:
-        verdict = await asyncio.wait_for(self.changed.verify(tidy=False), self._remaining)
+        verdict = await asyncio.wait_for(self.changed.verify(tidy=False, tail_taken=True), self._remaining)
         self.compared += verdict.keys
         if not verdict.equal:
             found = [f"{table}: {count}" for table, count in sorted(verdict.differing.items())]
@@ -288,6 +302,9 @@ class Forward:
             )
         # the way back begins where this proof ends
         await self.env.changed(direction_from(self.request.to_side)).adopt(self.attempt.row)
+
+    async def _turn(self) -> None:
+        await turn(self.attempt, self.request.to_side, self._remaining)
 
     async def _unfence(self) -> None:
         """Executed and left open: after the journal only its commit is left to do."""

@@ -17,6 +17,7 @@ from cutover.streams.base import Marker
 from cutover.switch.attempt import Attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchOutcome
+from cutover.switch.turn import turn_back
 
 #: What an effect of recovery waits for a lock in one try; the caller tries again.
 _LOCK_WAIT = "3s"
@@ -44,6 +45,7 @@ async def undo(env: SwitchEnvironment, attempt: Attempt, reason: str) -> SwitchO
             await flags.lift_pause(env.control, row.migration, row.service, row.switch_id)
         async with faults.step("undo.shut"):
             await set_fence(env, attempt, row.to_side, closed=True, primary=row.from_side, number=row.from_epoch)
+        await turn_back(attempt)
     outcome = SwitchOutcome(
         result="undone",
         switch_id=row.switch_id,

@@ -1,7 +1,8 @@
 """Step 2: the stream of the other direction exists, enabled and proved, before anything is fenced.
 
 Slot creation waits for every transaction that is open in its cluster; none of ours is open here. Both
-directions exist at once, kept apart by `origin = none` (both servers 16 or newer, checked by preflight).
+directions run at once, kept apart by `origin = none` where that can be (both servers 16 or newer). Else the
+new one is only armed: it exists at both ends, and the section lets it begin (`turn`).
 """
 
 import asyncio
@@ -12,12 +13,13 @@ from cutover.errors import Conflict, NotYet
 from cutover.flags import store as flags
 from cutover.postgres.databases import Side, direction_from
 from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.turn import turns_of
 
 _READY_SECONDS = 30.0
 
 
 async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
-    """Makes ready what rows will flow through once `to_side` is writable; returns the proof's seconds.
+    """Makes ready what rows will flow through once `to_side` is writable; returns the proof's (or arming's) seconds.
 
     Raises NotYet where the stream does not come up or carry its marker in time, Conflict where `to_side` is the
     primary already: a stream that its writes depend on is mended by `rebuild`, never made anew with a gap.
@@ -39,6 +41,11 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     # it begins before the first write on the new side can happen
     async with faults.step("ready.changed"):
         await env.changed(direction).prepare()
+    if turns := await turns_of(env, direction):
+        begun = time.monotonic()
+        async with faults.step("ready.arm"):
+            await turns.arm()
+        return time.monotonic() - begun
     async with faults.step("ready.start"):
         await stream.start(copy=False)
     deadline = time.monotonic() + _READY_SECONDS

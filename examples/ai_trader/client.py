@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 
-from cutover.dualwrite.errors import UnknownOutcome
+from cutover.dualwrite.errors import AnswerLost, UnknownOutcome
 from cutover.dualwrite.routed_pool import RoutedPool
 from cutover.errors import CutoverError
 from cutover.postgres.databases import CONNECTION_ERRORS
@@ -137,7 +137,7 @@ class Client:
             await self._send(steps)
         except LostUpdate as error:
             return "fail", reason_of(error)
-        except UnknownOutcome as error:
+        except (UnknownOutcome, AnswerLost) as error:  # a lost answer is that of a write that was done
             return "unknown", reason_of(error)
         except CutoverError as error:
             return "fail", reason_of(error)

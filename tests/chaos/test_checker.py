@@ -1,119 +1,14 @@
 """The checker finds what must not be. Each history here is made by hand, with the twin that must pass."""
 
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from chaos.checker import NAMES, Verdict, check
-from chaos.oplog import Kind, Log, Seen, Write
-from chaos.sides import Switch
+from chaos.checker import check
 from chaos.tables import GROUND, Item, Rows, value_of
-from cutover.dualwrite.routing import ReadClass
 from cutover.errors import ConfigError
-from cutover.postgres.databases import Side, other
-
-SERVICE = "eventual"
-TO_SERVICE = Switch(1, "service")
-TO_MONOLITH = Switch(2, "monolith")
-
-
-class Story:
-    """Writes a client's log; the clock is set by hand, and goes on by a second with each event."""
-
-    def __init__(self, path: Path, run: str = "c0", by: str = "") -> None:
-        self.log = Log(path, run=run, by=by, clock=lambda: self.now)
-        self.now = 0.0
-
-    def begin(self, *writes: Write, at: float | None = None, side: Side | None = None) -> str:
-        """A write is sent."""
-        self.now = self.now + 1 if at is None else at
-        op = self.log.next_name()
-        self.log.note("invoke", op, SERVICE, writes=[write.as_json() for write in writes], side=side)
-        return op
-
-    def end(self, event: Any, op: str, *answers: int | None, at: float | None = None, **more: Any) -> str:
-        """How it ended."""
-        self.now = self.now + 1 if at is None else at
-        self.log.note(event, op, SERVICE, answers=answers or None, **more)
-        return op
-
-    def tx(self, event: Any, *writes: Write, answers: Sequence[int | None] = (), **more: Any) -> str:
-        """Both. `event` None: the client was killed before it knew."""
-        op = self.begin(*writes)
-        if event is None:
-            return op
-        return self.end(event, op, *answers, **more)
-
-    def accepted(self, side: Side, begun: float, ended: float) -> str:
-        """An event that this side took in that time, with its number as its token and id."""
-        number = int(begun * 10)
-        op = self.begin(event(f"t{number}"), at=begun)
-        return self.end("ok", op, number, at=ended, side=side)
-
-    def look(self, *keys: int, read: ReadClass = "read_your_writes") -> str:
-        """A read begins."""
-        self.now += 1
-        op = self.log.next_name()
-        self.log.look(op, SERVICE, read, keys)
-        return op
-
-    def seen(self, op: str, *rows: Seen) -> None:
-        """What it gave."""
-        self.now += 1
-        self.log.seen(op, SERVICE, rows)
-
-
-def write(kind: Kind, key: int, version: int | None = None) -> Write:
-    return Write("items", kind, key, version)
-
-
-def event(token: str) -> Write:
-    return Write("events", "insert", 1, token=token)
-
-
-def row(version: int, origin: str, key: int) -> Item:
-    return Item(version, origin, value_of(origin, key))
-
-
-def rows(*found: tuple[int, int, str], events: dict[str, int] | None = None) -> Rows:
-    """(key, version, origin) of items, token → id of events."""
-    return Rows(
-        {key: row(version, origin, key) for key, version, origin in found},
-        {token: (number, 1) for token, number in (events or {}).items()},
-    )
-
-
-def taken(*begun: float) -> Rows:
-    """The rows that `accepted` leaves."""
-    return rows(events={f"t{int(at * 10)}": int(at * 10) for at in begun})
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "client.jsonl"
-
-
-@pytest.fixture
-def story(path: Path) -> Story:
-    return Story(path)
-
-
-def verdict(
-    path: Path, primary: Rows, *switches: Switch, logs: Sequence[Path] = (), before: Rows | None = None
-) -> Verdict:
-    side: Side = switches[-1].side if switches else "monolith"
-    done = {SERVICE: list(switches)}
-    return check([path, *logs], {SERVICE: {side: primary}}, done, {SERVICE: before} if before else None)
-
-
-def wrong(found: Verdict) -> list[str]:
-    assert set(found.violations) <= set(NAMES)
-    return sorted(found.violations)
-
+from tests.chaos.stories import SERVICE, Story, event, rows, verdict, write, wrong
 
 # ------------------------------------------------------------------ lost and resurrected
 
@@ -304,6 +199,18 @@ def test_a_deleted_row_is_read_as_absent_and_not_as_it_was(story: Story, path: P
     assert wrong(verdict(path, rows())) == ["stale read"]
 
 
+def test_a_row_that_was_deleted_and_made_again_during_a_read_may_be_absent_in_it(story: Story, path: Path) -> None:
+    story.tx("ok", write("insert", 1, 1), answers=[1])
+    early = story.look(1)
+    story.tx("ok", write("delete", 1, 2), answers=[2])
+    again = story.tx("ok", write("insert", 1, 3), answers=[3])
+    late = story.look(1)
+    story.seen(early)
+    assert verdict(path, rows((1, 3, again))).ok
+    story.seen(late)
+    assert wrong(verdict(path, rows((1, 3, again)))) == ["stale read"]
+
+
 def test_a_stale_ok_read_may_be_behind_but_gives_only_what_was_written(story: Story, path: Path) -> None:
     first = story.tx("ok", write("insert", 1, 1), answers=[1])
     second = story.tx("ok", write("update", 1, 2), answers=[2])
@@ -321,97 +228,6 @@ def test_a_read_that_failed_says_nothing(story: Story, path: Path) -> None:
     found = verdict(path, rows((1, 1, op)))
     assert found.ok
     assert found.counts["reads failed"] == 1
-
-
-# ------------------------------------------------------------------ sides
-
-
-def test_writes_that_follow_the_switches_pass(story: Story, path: Path) -> None:
-    story.accepted("monolith", 1, 2)
-    story.accepted("service", 3, 4)
-    story.accepted("monolith", 5, 6)
-    found = verdict(path, taken(1, 3, 5), TO_SERVICE, TO_MONOLITH)
-    assert found.ok
-    assert found.counts["switches proved by writes"] == 2
-
-
-def test_accepted_at_the_target_before_any_switch_is_found(story: Story, path: Path) -> None:
-    op = story.accepted("service", 1, 2)
-    found = verdict(path, taken(1))
-    assert wrong(found) == ["accepted at a fenced side"]
-    assert (found.shown[0].op, found.shown[0].key) == (op, "t10")
-    assert verdict(path, taken(1), TO_SERVICE).ok
-
-
-def test_accepted_at_both_sides_without_a_switch_in_between_is_found(story: Story, path: Path) -> None:
-    story.accepted("monolith", 1, 2)
-    witness = story.accepted("service", 3, 4)
-    rogue = story.accepted("monolith", 5, 6)
-    found = verdict(path, taken(1, 3, 5), TO_SERVICE)
-    assert wrong(found) == ["two writable sides"]
-    assert (found.shown[0].op, found.shown[0].witness) == (rogue, witness)
-    assert len(found.shown[0].around) == 4
-
-
-def test_writes_that_overlap_prove_nothing(story: Story, path: Path, tmp_path: Path) -> None:
-    late = Story(tmp_path / "late.jsonl", "c1")
-    old = late.begin(event("t90"), at=1)
-    story.accepted("service", 2, 3)
-    late.end("ok", old, 90, at=4, side="monolith")  # it may have been committed before the other one began
-    assert verdict(path, taken(2, 9), TO_SERVICE, logs=[late.log.path]).ok
-
-
-def test_the_time_of_a_switch_proves_what_the_order_alone_does_not(story: Story, path: Path) -> None:
-    story.accepted("monolith", 1, 2)
-    story.accepted("monolith", 12, 13)
-    story.accepted("service", 14, 15)
-    left = taken(1, 12, 14)
-    assert verdict(path, left, TO_SERVICE).ok
-    assert verdict(path, left, Switch(1, "service", begun=5, ended=13.5)).ok
-    after = verdict(path, left, Switch(1, "service", begun=5, ended=11))
-    assert (wrong(after), after.shown[0].key) == (["accepted at a fenced side"], "t120")
-    before = verdict(path, left, Switch(1, "service", begun=16, ended=17))
-    assert (wrong(before), before.shown[0].key) == (["accepted at a fenced side"], "t140")
-
-
-@pytest.mark.parametrize("rogue", [None, *range(12)])
-def test_one_rogue_write_among_many_switches_is_found(story: Story, path: Path, rogue: int | None) -> None:
-    """Three writes between any two switches; one of them, the middle one, at the wrong side."""
-    sides: list[Side] = ["monolith", "service"] * 6
-    for turn, side in enumerate(sides):
-        for step in range(3):
-            at = turn * 10 + step * 2 + 1.0
-            story.accepted(other(side) if turn == rogue and step == 1 else side, at, at + 1)
-    done = [Switch(number, side) for number, side in enumerate(sides) if number]
-    found = verdict(path, taken(*(turn * 10 + step * 2 + 1.0 for turn in range(12) for step in range(3))), *done)
-    assert found.ok == (rogue is None), found.violations
-
-
-def test_every_history_of_one_writable_side_passes(path: Path, story: Story) -> None:
-    """Commits inside of their turns, with ends and begins that reach far into the neighbouring ones."""
-    commits: list[tuple[float, Side]] = []
-    for turn, side in enumerate(itertools.islice(itertools.cycle(("monolith", "service")), 6)):
-        commits += [(turn * 10 + step, side) for step in (1.0, 4.0, 8.0)]  # type: ignore[misc]
-    lines: list[tuple[float, str]] = []
-    for number, (commit, side) in enumerate(commits):
-        token, op = f"t{number}", f"c0-{number}"
-        for name, at in (("invoke", commit - number % 7 * 1.5), ("ok", commit + number % 5 * 2.5)):
-            line: dict[str, Any] = {"event": name, "op": op, "at": at, "service": SERVICE}
-            line |= (
-                {"writes": [event(token).as_json()]} if name == "invoke" else {"answers": [number + 1], "side": side}
-            )
-            lines.append((at, json.dumps(line)))
-    path.write_text("".join(f"{text}\n" for _, text in sorted(lines, key=lambda line: line[0])))
-    done = [Switch(turn, "service" if turn % 2 else "monolith", turn * 10 - 1, turn * 10) for turn in range(1, 6)]
-    assert verdict(path, rows(events={f"t{number}": number + 1 for number in range(len(commits))}), *done).ok
-
-
-def test_switches_that_do_not_follow_from_one_another_are_refused(story: Story, path: Path) -> None:
-    story.tx("fail", event("a"))
-    with pytest.raises(ConfigError, match="writable already"):
-        verdict(path, rows(), TO_SERVICE, Switch(2, "service"))
-    with pytest.raises(ConfigError, match="its rows there are not given"):
-        check([path], {SERVICE: {"monolith": rows()}}, {SERVICE: [TO_SERVICE]})
 
 
 # ------------------------------------------------------------------ transactions, ids, both sides

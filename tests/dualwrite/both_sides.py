@@ -154,7 +154,7 @@ async def open_both(
             await connection.execute(DDL)
             await epoch.install(connection, SERVICE, side)
             await fence.install(connection, SERVICE, pair.tables, closed=side == "service")
-            if side == "service":
+            if side == "service" and chosen.service(SERVICE).stream != "logical":  # whose first copy would meet it
                 await fence.make_always(connection, pair.tables)
     async with AsyncExitStack() as stack:
         yield Both(control, control_db, databases, pair, stack)

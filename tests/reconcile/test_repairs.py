@@ -11,7 +11,7 @@ import pytest
 from cutover.control import audit
 from cutover.control import conflicts as cases
 from cutover.control.reports import Difference
-from cutover.errors import Refused
+from cutover.errors import NotYet, Refused
 from cutover.plan.models import Table
 from cutover.postgres import epoch
 from cutover.postgres.databases import Side
@@ -56,6 +56,22 @@ async def test_nothing_is_written_once_a_switch_has_made_the_other_side_the_prim
         with pytest.raises(Refused, match="this side is the primary now"):
             await repair(world, Table(), [d for d in found if d.kind == kind])
     assert await world.right.fetch("SELECT t::text FROM t ORDER BY id") == before
+
+
+async def test_nothing_is_written_while_the_primary_is_fenced(world: World) -> None:
+    """The stream of the way back may have begun, and would bring the row to where it came from."""
+    await different(world)
+    found = await differences(world)
+    for connection, side in ((world.left, "monolith"), (world.right, "service")):
+        await epoch.install(connection, "svc", cast(Side, side))
+    before = await world.right.fetch("SELECT t::text FROM t ORDER BY id")
+    await epoch.set_epoch(world.left, "svc", "service", 1)
+    for kind in ("missing", "extra", "mismatched"):
+        with pytest.raises(NotYet, match="a switch is under way"):
+            await repair(world, Table(), [d for d in found if d.kind == kind])
+    assert await world.right.fetch("SELECT t::text FROM t ORDER BY id") == before
+    await epoch.set_epoch(world.left, "svc", "monolith", 2)
+    assert (await repair(world, Table(), found)).repaired == len(found)
 
 
 async def test_a_repair_is_in_the_audit_log_before_its_first_write_and_with_its_actor(world: World) -> None:

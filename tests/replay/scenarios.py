@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
+from temporalio.client import WorkflowExecutionStatus
+
 from activities import ids
 from activities import models as m
 from tests.replay.recorder import DAY, HOUR, SERVICE, Recorder
@@ -10,6 +12,7 @@ from tests.workflows.harness import Harness
 from tests.workflows.world import refused, unreachable
 from workflows.cleanup import CleanupWorkflow
 from workflows.migration import MigrationWorkflow
+from workflows.monitor import MonitorWorkflow
 from workflows.preparation import PreparationWorkflow
 from workflows.reconciliation import ReconciliationWorkflow
 from workflows.replication import ReplicationWorkflow
@@ -244,6 +247,45 @@ async def migration(recorder: Recorder) -> None:
 async def to_stage(h: Harness, run: str, stage: str) -> None:
     h.world.stages_of[SERVICE] = stage
     await h.signal(run, "stage_changed", {})
+
+
+async def monitor(recorder: Recorder) -> None:
+    lost = m.Found(key="a/slot/b", severity="critical", text="a: slot is gone → cutover doctor a --rebuild-stream")
+    async with recorder.harness(migration="registered") as h:
+        await h.start(MonitorWorkflow, "migration/unknown/monitor", {"plan": "unknown"})
+        await recorder.keep(h, "migration/unknown/monitor", "monitor-refused")
+    async with recorder.harness() as h:
+        run = ids.monitor(h.plan)
+        h.world.on["watch"] = h.world.watching
+        h.world.down["bind_plan"] = unreachable()
+        await h.start(MonitorWorkflow, run)
+        await h.signal(run, "pause", by="erin")
+        await outage(recorder, h, run, "bind_plan", "monitor-unreachable")
+        await recorder.keep(h, run, "monitor-paused")
+        await h.update(run, "resume", by="erin")
+        await recorder.keep(h, run, "monitor-watching")
+        h.world.found = [lost]
+        await recorder.keep(h, run, "monitor-found")
+        h.world.faults["watch"] = [refused("no DSN is set")]
+        h.world.found = []
+        await recorder.keep(h, run, "monitor-parked")
+        await h.update(run, "retry", by="ann")
+        await h.until(run, lambda one: one.state == "RUNNING")
+        h.world.stage = "cleaned"
+        await recorder.keep(h, run, "monitor-done")
+    async with recorder.harness(hasty=True) as h:
+        run = ids.monitor(h.plan)
+        h.world.on["watch"] = h.world.watching
+        first = await h.start(MonitorWorkflow, run)
+        for number in range(40):
+            h.world.found = [lost] if number % 2 else []
+            state = "WAITING" if number % 2 else "RUNNING"
+            await h.until(run, lambda one: one.state == state)  # noqa: B023
+            described = await h.client.get_workflow_handle(run, run_id=first.result_run_id).describe()
+            if described.status == WorkflowExecutionStatus.CONTINUED_AS_NEW and not number % 2:
+                break
+        await recorder.keep(h, run, "monitor-continued", first.result_run_id)
+        await recorder.keep(h, run, "monitor-resumed")
 
 
 async def reconciliation(recorder: Recorder) -> None:

@@ -252,9 +252,27 @@ MIGRATION = (
     done("migration"),
 )
 
+MONITOR = (
+    unreachable("monitor"),
+    refused("monitor-refused", "cutover plan register"),
+    paused("monitor"),
+    State("monitor-watching", "a finding in one of 1 services; all is well", "watching", "RUNNING", busy=True),
+    State("monitor-found", "somebody to mend: .*--rebuild-stream", "watching", busy=True),
+    parked("monitor-parked", "watching: no DSN", "monitor._shift: park"),
+    State(
+        "monitor-continued",
+        "a finding in one of",
+        state="RUNNING",
+        at=("monitor.run: hand_on",),
+        closed="CONTINUED_AS_NEW",
+    ),
+    State("monitor-resumed", "a finding in one of", "watching", "RUNNING", busy=True),
+    done("monitor"),
+)
+
 STATES: dict[str, State] = {
     one.name: one
-    for states in (PREPARATION, REPLICATION, RECONCILIATION, SWITCHOVER, CLEANUP, MIGRATION)
+    for states in (PREPARATION, REPLICATION, RECONCILIATION, SWITCHOVER, CLEANUP, MIGRATION, MONITOR)
     for one in states
 }
 

@@ -76,6 +76,8 @@ class World:
         self.relaying = 0
         #: The next span walked meets a freeze window of that length.
         self.frozen_for: timedelta | None = None
+        #: What the monitor finds.
+        self.found: list[m.Found] = []
         self.on: dict[str, Callable[[], Any]] = {}
 
     def activities(self) -> list[Callable[..., Any]]:
@@ -225,6 +227,17 @@ class World:
 
     def finish_pass(self, request: m.PassRequest) -> m.PassResult:
         return m.PassResult(table=request.table, rows_source=300, rows_target=300, missing=self.differences)
+
+    def watch(self, request: m.WatchRequest) -> m.Watched:
+        self.require(request.ref)
+        return m.Watched(services=len(self.rules.services), findings=self.found, ended=self.stage == "cleaned")
+
+    async def watching(self) -> None:
+        """What the monitor's activity does: it comes back when something else is found (see `on`)."""
+        shown = self.calls[-1][1].shown
+        while self.stage != "cleaned" and shown == [one.key for one in self.found] and not self.down.get("watch"):
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
 
     def sample_thresholds(self, request: m.SampleRequest) -> m.Readings:
         self.require(request.ref)

@@ -1,0 +1,1 @@
+"""A model of the switch, explored state by state; see docs/model.md."""

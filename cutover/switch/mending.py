@@ -1,0 +1,102 @@
+"""From whatever a switch has left to a good state: what `cutover doctor --mend` does, without Temporal or a worker.
+
+Everything here is what a worker would do with its next attempt, under a token of its own: one that sleeps somewhere is
+overtaken, and one that runs is told so and has nothing left to do. It may be called again at any time.
+"""
+
+from collections.abc import Callable
+
+from cutover.control import stages, switches
+from cutover.errors import GateClosed, NotYet, StaleAttempt
+from cutover.flags import store as flags
+from cutover.monitor import fences
+from cutover.postgres import epoch
+from cutover.postgres.databases import SIDES, direction_from, other
+from cutover.switch.attempt import Attempt, open_attempt
+from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.rebuild import rebuild
+from cutover.switch.recovery import complete, set_fence, undo
+
+#: Stages in which fences, streams and flags of a service are (being) taken away for good.
+_GIVEN_UP = ("released", "archived")
+
+
+async def mend(env: SwitchEnvironment, say: Callable[[str], None]) -> list[str]:
+    """Ends a switch that stopped, lifts a pause that was left, sets the fences by the route, builds a lost stream anew.
+
+    What was done, in words; empty where all was in order. Raises GateClosed where only a person can tell which side is
+    right, NotYet where another attempt or somebody's lock is in the way, Unreachable.
+    """
+    stage = (await stages.get_stages(env.control, env.pair.migration)).get(env.pair.service)
+    if stage is not None and stage.stage in _GIVEN_UP:
+        return []
+    done: list[str] = []
+
+    def tell(text: str) -> None:
+        done.append(text)
+        say(text)
+
+    if await _stands_wrong(env):
+        try:
+            async with open_attempt(env) as attempt:
+                await _end_switch(env, attempt, tell)
+                await _lift_pause(env, tell)
+                if stage is not None and stage.stage:  # before that, a first copy may have to pass the fence
+                    await _set_fences(env, attempt, tell)
+        except StaleAttempt as error:
+            raise NotYet(f"{error}: it is at work, look again in a moment") from None
+    await _build_stream(env, tell)
+    return done
+
+
+async def _stands_wrong(env: SwitchEnvironment) -> bool:
+    """Whether there is anything to do at the sides; a token that nobody needs would only disturb."""
+    if await switches.under_way(env.control, env.pair.migration, env.pair.service):
+        return True
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    return bool(route.pause_id or (await fences.look(env.control, env.pair, mend=False)).problems)
+
+
+async def _end_switch(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[str], None]) -> None:
+    row = attempt.row
+    if row.state in switches.SETTLED:
+        return
+    if row.state == "journaled":
+        await complete(env, attempt)
+        tell(f"the switch to the {row.to_side}, which was past the point of no return, is finished")
+    else:
+        await undo(env, attempt, "it had stopped, and was ended by cutover doctor --mend")
+        tell(f"the switch to the {row.to_side} is undone: writes go on at the {row.from_side}")
+
+
+async def _lift_pause(env: SwitchEnvironment, tell: Callable[[str], None]) -> None:
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    if route.pause_id:
+        await flags.lift_pause(env.control, env.pair.migration, env.pair.service, route.pause_id, actor="doctor")
+        tell(f"pause {route.pause_id!r}, whose switch has ended, is lifted")
+
+
+async def _set_fences(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[str], None]) -> None:
+    """Shut first and open then, so that at no instant both sides take writes."""
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    for side in SIDES:
+        known = await epoch.read(await attempt.session(side), env.pair.service)
+        if known is not None and known.epoch > route.epoch:
+            raise GateClosed(
+                f"{env.pair.service}: the {side} says epoch {known.epoch} and the control database {route.epoch}: it "
+                "has lost its last commits (a failover or a restored backup). Nothing is changed; find out which side "
+                "holds the newest rows before anything else"
+            )
+    for side in (other(route.primary_side), route.primary_side):
+        closed = side != route.primary_side
+        if await set_fence(env, attempt, side, closed=closed, primary=route.primary_side, number=route.epoch):
+            tell(f"the fence at the {side} is {'shut' if closed else 'open'} again")
+
+
+async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None]) -> None:
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    stream = env.stream(direction_from(route.primary_side))
+    gone = route.epoch > 0 and not await stream.exists()
+    if gone or (await stream.health()).lost:
+        tell(f"the {stream.direction} stream was lost, and is built anew")
+        await rebuild(env, tell)

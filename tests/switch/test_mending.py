@@ -1,0 +1,107 @@
+"""Whatever a switch has left where it stopped, `cutover doctor` names one command, and that leads back."""
+
+import asyncio
+
+import pytest
+from typer.testing import CliRunner
+
+from cutover import doctor, faults
+from cutover.cli.main import app
+from cutover.errors import Exit
+from cutover.flags import store as flags
+from cutover.plan.dsn import variable
+from cutover.postgres import fence
+from cutover.postgres.databases import Side, other
+from cutover.switch import finish, reverse, section
+from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.mending import mend
+from cutover.switch.steps import SECTION
+from tests.switch.conftest import TABLES, Work, order
+from tests.switch.test_section import writable
+
+POINTS = ["switch.begin.after", *(f"switch.{name}.after" for name in SECTION), "switch.done.before"]
+
+
+class Killed(BaseException):
+    """Ends an attempt where it is: nothing in the product catches it."""
+
+
+async def dies(env: SwitchEnvironment, to_side: Side, point: str) -> None:
+    """A switch whose process ends at that point."""
+
+    async def die(at: str) -> None:
+        if at == point:
+            raise Killed
+
+    await reverse.make_ready(env, to_side)
+    with faults.armed(die), pytest.raises(Killed):
+        await section.run(env, order(env, to_side), lambda _: None)
+
+
+async def in_order(env: SwitchEnvironment) -> None:
+    found = await doctor.examine(env.plan, env.pair, env.control)
+    assert found.problems == []
+    assert found.remedy == ""
+
+
+@pytest.mark.slow
+async def test_a_switch_that_stopped_anywhere_is_led_back_by_the_doctors_one_command(
+    env: SwitchEnvironment, work: Work
+) -> None:
+    service = env.pair.service
+    to_side: Side = "service"
+    ended: dict[str, bool] = {}
+    for point in POINTS:
+        await dies(env, to_side, point)
+        found = await doctor.examine(env.plan, env.pair, env.control)
+        assert found.remedy == f"cutover doctor test --service {service} --mend", (point, found.problems)
+        done = await mend(env, lambda _: None)
+        assert len(done) == 1, (point, done)
+        await in_order(env)
+        assert await mend(env, lambda _: None) == []
+        route = await flags.get(env.control, "test", service)
+        ended[point] = route.primary_side == to_side
+        assert await writable(env, route.primary_side)
+        assert not await writable(env, other(route.primary_side))
+        if ended[point]:
+            await finish.finish(env, order(env, to_side))
+            to_side = other(to_side)
+    journal = POINTS.index("switch.journal.after")
+    assert [ended[point] for point in POINTS] == [number >= journal for number in range(len(POINTS))]
+
+
+async def test_a_fence_that_somebody_opened_and_a_stream_that_was_dropped_are_put_right(
+    env: SwitchEnvironment, work: Work
+) -> None:
+    async with env.pair.target.session() as connection:
+        await connection.execute(fence.open_sql(TABLES))
+    await env.stream("forward").drop()
+    await env.changed("forward").drop()
+    await env.stream("forward").prepare()
+    found = await doctor.examine(env.plan, env.pair, env.control)
+    assert found.remedy.endswith("--mend")
+    assert await mend(env, lambda _: None) == ["the fence at the service is shut again"]
+    assert not await writable(env, "service")
+
+
+async def test_the_command_tells_what_it_found_asks_and_mends(
+    env: SwitchEnvironment, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = env.pair.service
+    await dies(env, "service", "switch.fence.after")
+    databases = (env.pair.monolith, env.pair.target, env.control.database)
+    for name, database in zip(("monolith", env.service.database, "control"), databases, strict=True):
+        monkeypatch.setenv(variable(name), database.dsn)
+
+    def typed(*arguments: str, answer: str = "") -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["doctor", "test", *arguments], input=answer)
+        return result.exit_code, result.output
+
+    status, said = await asyncio.to_thread(typed, "--service", service, "--mend", answer="n\n")
+    assert status == Exit.REFUSED, said
+    assert "a switch is fenced" in said
+    assert not await writable(env, "monolith")
+    status, said = await asyncio.to_thread(typed, "--service", service, "--mend", "--yes")
+    assert "the switch to the service is undone" in said
+    assert await writable(env, "monolith")
+    assert (await asyncio.to_thread(typed, "--mend"))[0] == Exit.WRONG_INPUT
