@@ -17,11 +17,12 @@ from tests.streams.outbox_world import World
 from tests.waiting import until
 
 
-async def spawn(world: World, kind: str) -> Process:
+async def spawn(world: World, kind: str, **environment: str) -> Process:
     """A process of its own, once it has its imports behind it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.streams.outbox_process", kind, world.pair.service, stdout=PIPE,
-        env={**os.environ, "OUTBOX_MONOLITH": world.pair.monolith.dsn, "OUTBOX_SERVICE": world.pair.target.dsn},
+        env={**os.environ, "OUTBOX_MONOLITH": world.pair.monolith.dsn, "OUTBOX_SERVICE": world.pair.target.dsn,
+             **environment},
     )  # fmt: skip
     assert process.stdout is not None
     assert (await process.stdout.readline()).strip() == b"ready"
