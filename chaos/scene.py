@@ -7,7 +7,7 @@ shut, and the way back is there (invariants 1, 2, 4 and 5).
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ from chaos.turns import Turn, Violation
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
 from cutover.postgres import fence
-from cutover.postgres.databases import Side, direction_from, other
+from cutover.postgres.databases import Database, Side, direction_from, other
 from cutover.switch.environment import SwitchEnvironment
 
 #: The pause's limit: a busy machine is no fault.
@@ -37,8 +37,10 @@ MARGIN = 5
 PATIENT = 30.0
 _JOURNAL = "switch.journal.after"
 _DRAINED = 30.0
+#: Seconds for what is done beside a switch to come to its end.
+_LAST_STEP = 5.0
 
-Beside = Callable[[Holds], Awaitable[None]]
+Beside = Callable[[Holds], Coroutine[Any, Any, None]]
 
 
 def hold(*points: str, hard: bool = False) -> tuple[Fault, ...]:
@@ -50,9 +52,7 @@ async def nothing(_: Holds) -> None:
     """Beside a switch that nobody disturbs."""
 
 
-def place(
-    level: Level, control: ground.Database, monolith: ground.Database, target: ground.Database, folder: Path
-) -> Place:
+def place(level: Level, control: Database, monolith: Database, target: Database, folder: Path) -> Place:
     """A place for a scenario, with patience and a small margin."""
     return Place(
         f"scene-{uuid4().hex[:8]}", level, control, monolith, target, str(folder / "archive"), MAX_PAUSE, MARGIN
@@ -108,16 +108,16 @@ class Scene(Run):
         holds = Holds(armed, folder)
         switch_id = f"{self.place.service}-{uuid4().hex}"
         await self.driver.activity("ready", turn, switch_id, folder)
-        around = [asyncio.create_task(beside(holds)), asyncio.create_task(self._at_the_journal(holds, to_side))]
+        hands, journal = asyncio.create_task(beside(holds)), asyncio.create_task(self._at_the_journal(holds, to_side))
         try:
             outcome: dict[str, Any] = await self.driver.call(
                 actors.attempt, turn, folder, to_side, switch_id, "section", silence=silence
             )
-            await asyncio.wait(around, timeout=1.0)  # they may be at their last step
+            await asyncio.wait({hands}, timeout=_LAST_STEP)
         finally:
-            for task in around:
+            for task in (hands, journal):
                 task.cancel()
-            ended = await asyncio.gather(*around, return_exceptions=True)
+            ended = await asyncio.gather(hands, journal, return_exceptions=True)
         for error in ended:
             if isinstance(error, Exception):
                 raise error

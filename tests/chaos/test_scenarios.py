@@ -5,17 +5,23 @@ Each of them passes as the product is. `make chaos-mutants` takes a remedy out a
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from chaos import scene
 from chaos.cells import Level
+from chaos.client import Client
+from chaos.hand import KEYS
 from chaos.injection import Fault, Holds
+from chaos.oplog import Log
 from chaos.scene import Scene, hold
+from chaos.tables import at_side
 from chaos.turns import HEARTBEAT_TIMEOUT
+from cutover.dualwrite.routed_pool import RoutedPool
 from cutover.postgres.databases import Database
+from tests.relay import Relay
 
 Play = Callable[[Level], Awaitable[Scene]]
 
@@ -134,4 +140,63 @@ async def test_an_attempt_stopped_past_its_heartbeat_does_nothing_when_it_goes_o
     await played.in_order("monolith")
     await played.hand.add("monolith")
     await played.switch("service")
+    await judged(played)
+
+
+@asynccontextmanager
+async def an_instance(played: Scene, control: Database) -> AsyncIterator[Client]:
+    """A client over the library in this very process, which the test tells when to read."""
+    place = played.place
+    log = Log(played.folder / "instance.jsonl", run="i")
+    pool = await RoutedPool.open(
+        migration=place.migration,
+        services=[place.service],
+        control=control,
+        database=lambda service, side: at_side(place.database(service, side), side),
+        appliers=place.database,
+        application="chaos-instance",
+    )
+    async with pool:
+        yield Client(pool, log, place.service)
+    await log.close()
+
+
+async def test_a_read_in_the_pause_waits_for_its_end(play: Play, control_db: Database) -> None:
+    """The new side takes a write before the flags are flipped, and it is not back at the old side yet."""
+    played = await play("logical")
+    back = played.env.stream("reverse")
+    await played.hand.put("monolith", 1, 1)
+    async with an_instance(played, control_db) as instance:
+        assert await instance.look([KEYS + 1])
+
+        async def beside(holds: Holds) -> None:
+            await holds.reached("switch.commit.after")
+            await back.stop()
+            assert await played.hand.put("service", 1, 2) == "ok"
+            looking = asyncio.create_task(instance.look([KEYS + 1]))
+            await asyncio.wait({looking}, timeout=0.5)
+            holds.go("switch.commit.after")
+            await looking
+            await back.start(copy=False)
+
+        await played.switch("service", hold("switch.commit.after"), beside)
+    await judged(played)
+
+
+async def test_an_instance_that_was_cut_off_reads_nothing_stale_after_a_switch(
+    play: Play, control_db: Database
+) -> None:
+    """The switch did not wait for it, as its lease had run out; so it must not believe its own route any more."""
+    played = await play("logical")
+    back = played.env.stream("reverse")
+    await played.hand.put("monolith", 1, 1)
+    async with Relay(control_db) as relay, an_instance(played, relay.database) as instance:
+        assert await instance.look([KEYS + 1])
+        await relay.cut()
+        await played.switch("service")
+        await back.stop()
+        assert await played.hand.put("service", 1, 2) == "ok"
+        assert await instance.look([KEYS + 1])
+        await back.start(copy=False)
+        await relay.mend()
     await judged(played)
