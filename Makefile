@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos-matrix bench-reconcile bench-final-compare bench-dualwrite
+.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos-matrix chaos-mutants bench-reconcile bench-final-compare bench-dualwrite
 .PHONY: lint format lock clean bootstrap temporal
 
 help: ## show this list
@@ -42,6 +42,9 @@ prove-dualwrite: bootstrap ## takes each remedy of dual-write out and requires i
 
 chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches under traffic (SEED CELLS=500 FULL=1 RUN PARALLEL=2)
 	@$(PYTHON) -m chaos.matrix
+
+chaos-mutants: bootstrap ## naive variants of the product, each of which a check has to catch, about half an hour
+	@$(PYTHON) -m chaos.mutants
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: Seconds for one run of pytest.
 _LIMIT = 3600
+#: Characters of what a test said that are printed.
+_SHOWN = 600
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def failed(folder: Path, tests: Iterable[str]) -> tuple[int, str]:
     """
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "--tb=line", *tests],
-        cwd=folder, capture_output=True, text=True, timeout=_LIMIT, env={**os.environ, "COLUMNS": "1000"},
+        cwd=folder, capture_output=True, text=True, timeout=_LIMIT, env={**os.environ, "COLUMNS": "10000"},
     )  # fmt: skip
     reason = re.search(r"^FAILED .*? - (.*)$", done.stdout, re.MULTILINE)
     count = re.search(r"(\d+) failed", done.stdout)
@@ -138,5 +140,6 @@ def _try(folder: Path, mutant: Mutant) -> Verdict:
             (folder / file).write_text(text)
     seconds = time.monotonic() - begun
     caught = count > 0 and re.search(mutant.says, said) is not None
-    print(f"{'caught' if caught else 'SURVIVED':8}  {mutant.name}  ({seconds:.0f} s) {said}", flush=True)
+    shown = said if len(said) <= _SHOWN else f"{said[:_SHOWN]} …"
+    print(f"{'caught' if caught else 'SURVIVED':8}  {mutant.name}  ({seconds:.0f} s) {shown}", flush=True)
     return Verdict(mutant, caught, said, seconds)

@@ -20,7 +20,7 @@ from chaos.scene import Scene, hold
 from chaos.tables import at_side
 from chaos.turns import HEARTBEAT_TIMEOUT
 from cutover.dualwrite.routed_pool import RoutedPool
-from cutover.postgres.databases import Database
+from cutover.postgres.databases import SIDES, Database
 from tests.relay import Relay
 
 Play = Callable[[Level], Awaitable[Scene]]
@@ -57,12 +57,16 @@ async def test_writes_at_the_new_side_come_back_and_the_old_side_takes_none(play
     played = await play(level)
 
     async def beside(holds: Holds) -> None:
+        await holds.reached("switch.fence.after")
+        for side in SIDES:
+            if await played.hand.add(side) == "ok":
+                played.wrong(f"the {side} took a write while both sides had to refuse")
+        holds.go("switch.fence.after")
         await holds.reached("switch.done.before")
         assert await played.hand.add("service") == "ok"
-        await played.hand.add("monolith")
         holds.go("switch.done.before")
 
-    await played.switch("service", hold("switch.done.before"), beside)
+    await played.switch("service", hold("switch.fence.after", "switch.done.before"), beside)
     await played.hand.add("service")
     await played.hand.add("monolith")
     await judged(played)
@@ -89,7 +93,7 @@ async def test_a_write_before_the_fence_is_at_the_new_side_however_slow_the_stre
         # else nobody has waited for the stream, and it stands still until the end of the switch
         holds.go("switch.compare.before")
 
-    await played.switch("service", hold("switch.fence.before", "switch.compare.before"), beside)
+    await played.switch("service", hold("switch.fence.before", "switch.compare.before"), beside, order=False)
     await played.flow()
     await judged(played)
 

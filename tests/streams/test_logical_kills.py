@@ -16,7 +16,7 @@ __all__ = ["pair"]
 
 @pytest.fixture
 async def lazy_writer(clusters: Clusters) -> AsyncIterator[None]:
-    """The target's WAL writer sleeps for long, as it may: what was committed asynchronously is not on disk meanwhile."""
+    """The target's WAL writer sleeps for long, as it may: what is committed asynchronously is not on disk meanwhile."""
     connection = await asyncpg.connect(clusters.services.superuser_dsn("postgres"))
     await connection.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
     await connection.execute("SELECT pg_reload_conf()")
