@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos chaos-matrix model
+.PHONY: help demo demo-kills test test-versions prove-reconcile prove-dualwrite chaos chaos-matrix chaos-mutants model
 .PHONY: bench-reconcile bench-final-compare bench-dualwrite bench-switch
 .PHONY: lint format lock clean bootstrap temporal
 
@@ -52,6 +52,8 @@ chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches
 
 model: bootstrap ## every state of a small model of the switch, then its mutants, a minute (TRACES=1 prints counterexamples)
 	@$(PYTHON) -m chaos.model $(if $(TRACES),--traces)
+chaos-mutants: bootstrap ## naive variants of the product, each of which a check has to catch, about half an hour
+	@$(PYTHON) -m chaos.mutants
 
 lint: bootstrap ## ruff, mypy --strict, import-linter, file lengths, compose file
 	@scripts/lint

@@ -49,6 +49,9 @@ class Place:
     target: Database
     #: Where cleanup puts its archive.
     archive: str
+    #: Seconds, and steps of each sequence.
+    max_pause: float = MAX_PAUSE
+    sequence_margin: int = 1000
 
     @property
     def service(self) -> str:
@@ -67,7 +70,10 @@ class Place:
                 "migration": self.migration,
                 "monolith": {"database": "monolith"},
                 "services": {self.service: rules},
-                "switchover": {"max_write_pause": f"{MAX_PAUSE:g}s"},
+                "switchover": {
+                    "max_write_pause": f"{self.max_pause:g}s",
+                    "sequence_margin": self.sequence_margin,
+                },
                 "cleanup": {"archive_dir": self.archive},
             }
         )

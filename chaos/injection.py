@@ -18,15 +18,22 @@ import asyncpg
 
 from cutover.errors import Unreachable
 
-Kind = Literal["kill", "error", "delay", "reset"]
+Kind = Literal["kill", "error", "delay", "reset", "hold"]
+#: The faults; a hold is none.
 KINDS: tuple[Kind, ...] = ("kill", "error", "delay", "reset")
+
+
+#: Seconds between two looks of a hold, and those after which it gives up.
+_LOOK = 0.005
+_LONGEST_HOLD = 60.0
 
 
 @dataclass(frozen=True)
 class Fault:
     """One fault. `seconds` is a delay's length.
 
-    `hard`: a delay stops the whole process, heartbeats too; a reset comes before COMMIT has left and not after it.
+    `hard`: a delay or a hold stops the whole process, heartbeats too; a reset comes before COMMIT has left and not
+    after it.
     """
 
     point: str
@@ -52,9 +59,15 @@ class Injector:
         return sum((self.folder / str(number)).exists() for number in range(len(self.sequence)))
 
     async def __call__(self, point: str) -> None:
-        number = self.happened()
-        if number < len(self.sequence) and self.sequence[number].point == point and self._claim(number):
-            await self._perform(self.sequence[number])
+        for number, fault in enumerate(self.sequence):
+            if fault.point == point and self._turn_of(number) and self._claim(number):
+                await self._perform(number, fault)
+
+    def _turn_of(self, number: int) -> bool:
+        if self.sequence[number].kind == "hold":
+            return True
+        before = [one for one in range(number) if self.sequence[one].kind != "hold"]
+        return all((self.folder / str(one)).exists() for one in before)
 
     def _claim(self, number: int) -> bool:
         """A file, so that it outlives the process that is about to be killed."""
@@ -64,8 +77,10 @@ class Injector:
             return False
         return True
 
-    async def _perform(self, fault: Fault) -> None:
+    async def _perform(self, number: int, fault: Fault) -> None:
         match fault.kind:
+            case "hold":
+                await self._stand(number, fault.hard)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "error":
@@ -76,6 +91,34 @@ class Injector:
                 await asyncio.sleep(fault.seconds)
             case "reset":
                 _Reset.next = fault
+
+    async def _stand(self, number: int, hard: bool) -> None:
+        deadline = time.monotonic() + _LONGEST_HOLD
+        while not (self.folder / f"{number}.go").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nobody let go of {self.sequence[number]}")
+            if hard:
+                time.sleep(_LOOK)  # noqa: ASYNC251  # heartbeats have to stop too
+            else:
+                await asyncio.sleep(_LOOK)
+
+
+class Holds:
+    """The other end of the holds of a sequence: sees who stands there, and lets go."""
+
+    def __init__(self, sequence: Sequence[Fault], folder: Path) -> None:
+        self.folder = folder
+        self._numbers = {fault.point: number for number, fault in enumerate(sequence) if fault.kind == "hold"}
+
+    async def reached(self, point: str, within: float = 30.0) -> None:
+        """Returns once somebody stands there. Raises TimeoutError."""
+        async with asyncio.timeout(within):
+            while not (self.folder / str(self._numbers[point])).exists():
+                await asyncio.sleep(_LOOK)
+
+    def go(self, point: str) -> None:
+        """Lets go of whoever stands there, or will come there."""
+        (self.folder / f"{self._numbers[point]}.go").touch()
 
 
 class _Reset:

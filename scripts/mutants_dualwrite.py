@@ -6,32 +6,9 @@ The lines are those of docs/dual-write-proofs.md. First all tests have to pass i
 tests have to fail, by an assertion or an error of theirs and not by their set-up. Exit status 1 if one survives.
 """
 
-import os
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-#: Seconds for one run of pytest.
-_LIMIT = 600
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A remedy that is taken out: `old` occurs once in `file`, `new` stands there instead."""
-
-    name: str
-    test: str
-    file: str
-    old: str
-    new: str
-
+from scripts.mutants import Mutant, chosen, run
 
 _CAPTURE, _SINK = "cutover/postgres/outbox_capture.py", "cutover/postgres/outbox_sink.py"
 _SOURCE, _TWO_PHASE = "cutover/postgres/outbox_source.py", "cutover/postgres/two_phase.py"
@@ -206,64 +183,15 @@ MUTANTS = (
 )
 
 
-def mutated(text: str, mutant: Mutant) -> str:
-    """The source without the remedy. Raises ValueError where its line is not there once."""
-    if (found := text.count(mutant.old)) != 1:
-        raise ValueError(f"{mutant.name}: its line stands {found} times in {mutant.file}; write the mutant anew")
-    return text.replace(mutant.old, mutant.new)
-
-
-def _copy(to: Path) -> None:
-    """What git knows of, and what is new and not ignored."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, to / name)
-
-
-def _failed(folder: Path, tests: Iterable[str]) -> tuple[int, str]:
-    """How many tests failed in the copy, and the first reason; set-up that fails is an error of ours."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", "--tb=line", *tests],
-        cwd=folder, capture_output=True, text=True, timeout=_LIMIT, env={**os.environ, "COLUMNS": "400"},
-    )  # fmt: skip
-    if done.returncode not in (0, 1) or re.search(r"^ERROR ", done.stdout, re.MULTILINE):
-        raise RuntimeError(f"pytest could not run {', '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    reason = re.search(r"^FAILED \S+ - (.*)$", done.stdout, re.MULTILINE)
-    failed = re.search(r"(\d+) failed", done.stdout)
-    return int(failed[1]) if failed else 0, reason[1] if reason else ""
-
-
 def main(names: list[str]) -> int:
-    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
-    survived = []
-    with tempfile.TemporaryDirectory(prefix="cutover-mutants-") as temporary:
-        folder = Path(temporary)
-        _copy(folder)
-        tests = sorted({mutant.test for mutant in chosen})
-        failed, reason = _failed(folder, tests)
-        if failed:
-            print(f"the tests fail without a mutant: {reason}")
-            return 1
-        print(f"{len(tests)} tests pass as they should; now {len(chosen)} mutants", flush=True)
-        for mutant in chosen:
-            path = folder / mutant.file
-            sound = path.read_text()
-            path.write_text(mutated(sound, mutant))
-            began = time.monotonic()
-            failed, reason = _failed(folder, [mutant.test])
-            path.write_text(sound)
-            survived += [] if failed else [mutant.name]
-            print(f"{'caught' if failed else 'SURVIVED':8}  {mutant.name}  ({time.monotonic() - began:.0f} s) {reason}",
-                  flush=True)  # fmt: skip
-    if survived:
-        print(f"{len(survived)} of {len(chosen)} survived: {', '.join(survived)}")
+    verdicts = run(chosen(MUTANTS, names))
+    if verdicts is None:
         return 1
-    print(f"all {len(chosen)} mutants were caught")
+    survived = [verdict.mutant.name for verdict in verdicts if not verdict.caught]
+    if survived:
+        print(f"{len(survived)} of {len(verdicts)} survived: {', '.join(survived)}")
+        return 1
+    print(f"all {len(verdicts)} mutants were caught")
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from chaos.injection import Fault, Injector, resets
+from chaos.injection import Fault, Holds, Injector, resets
 from chaos.processes import Child, Say
 from cutover import faults
 from cutover.errors import Unreachable
@@ -87,3 +87,18 @@ async def test_a_reset_cuts_the_next_commit_before_or_after_it_has_left(
             return int(await other.fetchval("SELECT count(*) FROM noted"))
 
         assert await asyncio.wait_for(settled(), 10) == rows
+
+
+@pytest.mark.parametrize("hard", [True, False])
+async def test_who_comes_to_a_hold_stands_there_until_let_go_whatever_has_happened_before(
+    tmp_path: Path, hard: bool
+) -> None:
+    sequence = (Fault(f"{STEP}.after", "error"), Fault(f"{STEP}.before", "hold", hard=hard))
+    holds = Holds(sequence, tmp_path)
+    child = Child("held", passes, sequence, tmp_path)
+    await holds.reached(f"{STEP}.before")
+    with pytest.raises(TimeoutError):
+        await child.message(0.2)
+    holds.go(f"{STEP}.before")
+    assert await child.message(30) is None  # the error behind it ended the process
+    assert await child.ended(10) == 1

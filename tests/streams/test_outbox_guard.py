@@ -35,6 +35,15 @@ async def names(world: World) -> list[str]:
     return [row["name"] for row in await world.service.fetch("SELECT name FROM items ORDER BY id")]
 
 
+async def waiting(world: World, count: int) -> bool:
+    """Whether that many sessions at the sink wait for a lock."""
+    sql = (
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN (SELECT pid FROM pg_stat_activity"
+        " WHERE datname = current_database())"
+    )
+    return bool(await world.service.fetchval(sql) >= count)
+
+
 async def test_a_late_retry_does_not_overwrite_a_newer_value(flowing: World) -> None:
     async with flowing.hands() as hands:
         await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (1, 'old')")
@@ -89,19 +98,31 @@ async def test_an_apply_that_waited_for_a_newer_one_sees_what_it_wrote(flowing: 
             async with blocker.transaction():
                 await blocker.execute("SELECT FROM items FOR UPDATE")
                 first = asyncio.create_task(deliver(hands, newer))
-
-                async def waits(count: int = 1) -> bool:
-                    sql = (
-                        "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN (SELECT pid FROM pg_stat_activity"
-                        " WHERE datname = current_database())"
-                    )
-                    return bool(await flowing.service.fetchval(sql) >= count)
-
-                await until(waits, "the newer apply waits for the row")
+                await until(lambda: waiting(flowing, 1), "the newer apply waits for the row")
                 second = asyncio.create_task(deliver(other, late))
-                await until(lambda: waits(2), "the older one waits for its version row")
+                await until(lambda: waiting(flowing, 2), "the older one waits for its version row")
             assert (await first, await second) == (1, 0)
         assert await names(flowing) == ["last"]
+
+
+async def test_a_delete_that_waited_for_an_older_insert_deletes_what_that_wrote(flowing: World) -> None:
+    async with flowing.hands() as hands, flowing.pair.target.session("blocker") as blocker:
+        await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (1, 'a')")
+        older = await read(flowing, hands)
+        await flowing.monolith.execute("DELETE FROM items")
+        newer = await read(flowing, hands)
+        async with flowing.hands_again(hands) as other:
+            await blocker.execute("SET cutover.applier = 'on'")  # the fence lets it pass
+            obstacle = blocker.transaction()
+            await obstacle.start()
+            await blocker.execute("INSERT INTO items (id, name) VALUES (1, 'in the way')")
+            first = asyncio.create_task(deliver(hands, older))
+            await until(lambda: waiting(flowing, 1), "the older apply has its version row, and waits for the key")
+            second = asyncio.create_task(deliver(other, newer))
+            await until(lambda: waiting(flowing, 2), "the newer one waits for the version row")
+            await obstacle.rollback()
+            assert (await first, await second) == (1, 1)
+        assert await names(flowing) == []
 
 
 async def test_the_relay_that_lost_its_lease_and_one_whose_sink_is_primary_are_refused(flowing: World) -> None:
