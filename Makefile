@@ -52,6 +52,7 @@ chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches
 
 model: bootstrap ## every state of a small model of the switch, then its mutants, a minute (TRACES=1 prints counterexamples)
 	@$(PYTHON) -m chaos.model $(if $(TRACES),--traces)
+
 chaos-mutants: bootstrap ## naive variants of the product, each of which a check has to catch, about half an hour
 	@$(PYTHON) -m chaos.mutants
 

@@ -26,7 +26,7 @@ _SLOW = _SCENARIO + "a_write_before_the_fence_is_at_the_new_side_however_slow_th
 _TWO_SIDES = "the monolith took a write while both sides had to refuse"
 _IN_VAIN, _LOST = "a switch was undone .*keys differ inside the fence", "acknowledged write lost"
 
-_LOCK = "                    await connection.execute(fence.lock_sql(members))\n"
+_LOCK = "                    await connection.execute(fence.lock_within_sql(members, wait_ms))\n"
 _CLOSE = "                    await fence.ensure(connection, service, [*members, *sorted(more)], closed=True)\n"
 _EPOCH_ROW = "                    await epoch.set_epoch(connection, service, row.to_side, row.to_epoch)\n"
 _COMPARE_OFF = Edit(_FORWARD, "        if not verdict.equal:\n", "        if False:\n")
@@ -68,7 +68,7 @@ _POSITION = (
         '        while not await source.fetchval(sql, position, f"{self.request.service}_sub"):\n'
         "            await asyncio.sleep(0.01)\n",
     ),
-    Edit(_FORWARD, "        await self.stream.await_marker_on(sink, self._marker, self._remaining)\n", ""),
+    Edit(_FORWARD, "            self.stream.await_marker_on(sink, self._marker, self._remaining), ", "            "),
 )
 _NO_WAY_BACK = (
     Edit(
@@ -214,8 +214,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         Edit(
             _SWITCHES,
-            '"WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $6 AND state = ANY',
-            '"WHERE migration = $1 AND service = $2 AND token >= $3 AND switch_id = $6 AND state = ANY',
+            "    WHERE migration = $1 AND service = $2 AND token = $3 AND switch_id = $6 AND state = ANY",
+            "    WHERE migration = $1 AND service = $2 AND token >= $3 AND switch_id = $6 AND state = ANY",
         ),
         Edit("cutover/switch/section.py", "    if row.token != attempt.row.token:\n", "    if False:\n"),
     ),
@@ -228,7 +228,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _made(
         "streams without `origin = none`",
         "tests/streams/test_logical.py::test_both_directions_at_once_do_not_send_rows_back", "",
-        Edit("cutover/postgres/replication.py", "origin = none, streaming = on", "origin = any, streaming = on"),
+        Edit("cutover/postgres/replication.py", '", origin = none)" if origins', '", origin = any)" if origins'),
     ),
     _known("the janitor by absence", "absence is observed and not decided"),
     _made(
