@@ -152,6 +152,7 @@ ACTIONS: Mapping[str, tuple[Part, ...]] = {
     "marker": (put_marker, await_marker),
     "sequences": (sequences,),
     "compare": (compare,),
+    "turn": (),
     "standbys": (),
     "unfence": (unfence,),
     "journal": (journal,),
