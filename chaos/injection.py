@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = ("kill", "error", "delay", "reset")
 
 #: Seconds between two looks of a hold, and those after which it gives up.
 _LOOK = 0.005
-_LONGEST_HOLD = 60.0
+_LONGEST_HOLD = 120.0
 
 
 @dataclass(frozen=True)

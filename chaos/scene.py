@@ -29,8 +29,8 @@ from cutover.postgres import fence
 from cutover.postgres.databases import Database, Side, direction_from, other
 from cutover.switch.environment import SwitchEnvironment
 
-#: The pause's limit: a busy machine is no fault.
-MAX_PAUSE = 10.0
+#: The pause's limit: a busy machine is no fault, and an attempt that slept has to find some of it left.
+MAX_PAUSE = 60.0
 #: Steps by which a sequence is raised beyond the other side's.
 MARGIN = 5
 #: Seconds after which an attempt without a heartbeat is given up, where the scenario does not want just that.

@@ -138,7 +138,7 @@ async def test_an_attempt_stopped_past_its_heartbeat_does_nothing_when_it_goes_o
         sleepers.append(holds)
 
     asleep = hold("switch.fence.before", hard=True)
-    await played.switch("service", asleep, beside, expected="undone", silence=2 * HEARTBEAT_TIMEOUT)
+    await played.switch("service", asleep, beside, expected="undone", silence=2 * HEARTBEAT_TIMEOUT, order=False)
     sleepers[0].go("switch.fence.before")
     await played.driver.awake()
     await played.in_order("monolith")
