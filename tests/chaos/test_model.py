@@ -197,7 +197,11 @@ def test_recovery_of_the_model_has_the_order_of_the_code(function: str, parts: d
     ("file", "function", "wanted"),
     [
         ("forward.py", "_announce", ["announce_pause", "await_acknowledged"]),
-        ("forward.py", "_fence", ["effect", "lock_sql", "ensure closed=True", "set_epoch to_side", "advance fenced"]),
+        (
+            "forward.py",
+            "_fence",
+            ["effect", "lock_within_sql", "ensure closed=True", "set_epoch to_side", "advance fenced"],
+        ),
         ("forward.py", "_carry_marker", ["put_marker_on", "await_marker_on"]),
         ("forward.py", "_raise_sequences", ["effect", "raise_planned"]),
         ("forward.py", "_unfence", ["hold_token", "ensure closed=False", "set_epoch to_side"]),
