@@ -47,12 +47,13 @@ def of_slot(name: str) -> str:
     return f"slot {name}"
 
 
-async def note_missing(control: Control, migration: str, service: str, name: str) -> None:
-    """What was counted is gone. Nothing where it was never seen."""
-    await control.execute(
+async def note_missing(control: Control, migration: str, service: str, name: str) -> bool:
+    """What was counted is gone. False where it was never seen."""
+    status = await control.execute(
         "UPDATE control.monitor_note SET lost_at = coalesce(lost_at, clock_timestamp())"
         " WHERE migration = $1 AND service = $2 AND name = $3",
         migration,
         service,
         name,
     )
+    return status != "UPDATE 0"

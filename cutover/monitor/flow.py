@@ -18,6 +18,7 @@ PROOF_SECONDS = 4.0
 #: Seconds for which a stream that has just begun, or is being started again, is looked at again.
 SETTLE_SECONDS = 1.5
 _AGAIN_SECONDS = 0.1
+_CHANGED_KEYS = "changed keys"
 
 
 async def watch_slots(at: Place) -> list[Finding]:
@@ -29,7 +30,7 @@ async def watch_slots(at: Place) -> list[Finding]:
         if work is not None:
             wanted[stream.subscription] = f"subscription {work.stream}"
     if await watching.follows_changes(at.control, at.pair.migration, at.service, at.direction):
-        wanted[changes.slot_name(at.service, at.direction)] = "changed keys"
+        wanted[changes.slot_name(at.service, at.direction)] = _CHANGED_KEYS
     found = []
     for name, life in wanted.items():
         if wrong := await _slot(at, name, life):
@@ -43,8 +44,9 @@ async def _slot(at: Place, name: str, life: str) -> str:
     facts = await replication.slot_facts(at.sessions[at.primary], name)
     where = at.control, at.pair.migration, at.service, notes.of_slot(name)
     if facts is None:
-        await notes.note_missing(*where)
-        return "is gone, so changes pass by and nothing carries them"
+        seen = await notes.note_missing(*where)
+        # a record of changed keys notes first that it begins, and then makes its slot, which waits for transactions
+        return "is gone, so changes pass by and nothing carries them" if seen or life != _CHANGED_KEYS else ""
     noted = await notes.note(*where, f"{life} {facts.since}", facts.decoded)
     if facts.wal_status == "lost" or facts.invalidated:
         why = f" ({facts.invalidated})" if facts.invalidated else ""

@@ -6,6 +6,8 @@ past the fence (an altered fence, a role of ours) and ended between two looks, w
 reconciliation finds.
 """
 
+import asyncio
+
 from cutover.control import notes
 from cutover.monitor.findings import Finding
 from cutover.monitor.place import Place
@@ -13,6 +15,8 @@ from cutover.postgres import epoch, writers
 
 #: Seconds for which statements that were refused are told.
 REFUSED_FOR = 60.0
+#: Seconds after which the fence has refused a statement that it met.
+REFUSED_WITHIN = 0.2
 _SHOWN = 3
 
 
@@ -21,7 +25,13 @@ async def watch_writers(at: Place) -> list[Finding]:
     side, database = at.shut, at.pair.at(at.shut).name
     connection = at.sessions[side]
     found = []
-    if holders := await writers.open_writers(connection, at.members[side]):
+    holders = await writers.open_writers(connection, at.members[side])
+    if holders:
+        # a statement holds the lock for the moment until the fence refuses it
+        await asyncio.sleep(REFUSED_WITHIN)
+        still = {(one.pid, one.table) for one in await writers.open_writers(connection, at.members[side])}
+        holders = [one for one in holders if (one.pid, one.table) in still]
+    if holders:
         named = "; ".join(map(str, holders[:_SHOWN]))
         text = f"somebody writes at the {side}, which is not the writable side: {named}"
         pids = ", ".join(str(pid) for pid in sorted({one.pid for one in holders})[:_SHOWN])

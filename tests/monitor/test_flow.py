@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cutover.control import notes
 from cutover.control.database import Control
 from cutover.devstack.cluster import Cluster
 from cutover.errors import Unreachable
@@ -89,6 +90,14 @@ async def test_the_slot_of_the_changed_keys_is_watched_too(watched: Watched) -> 
     (found,) = await watched.found("slot")
     assert found.subject == name
     await watched.env.changed("forward").prepare()
+    await watched.quiet()
+
+
+async def test_a_slot_of_changed_keys_that_is_being_made_is_no_alarm(watched: Watched) -> None:
+    """Its notes come first, then the slot, which waits for every open transaction."""
+    name = changes.slot_name(watched.env.pair.service, "forward")
+    await watched.on("monolith", f"SELECT pg_drop_replication_slot('{name}')")
+    await notes.forget(watched.env.control, "test", watched.env.pair.service, notes.of_slot(name))
     await watched.quiet()
 
 

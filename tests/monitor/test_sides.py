@@ -7,6 +7,7 @@ import pytest
 
 from cutover.monitor import catalogs, fences, sides, writers
 from cutover.postgres import epoch, fence
+from cutover.postgres import writers as at_the_shut_side
 from cutover.postgres.databases import Side
 from cutover.postgres.identifiers import TableName
 from cutover.switch import forward, reverse, section
@@ -169,6 +170,20 @@ async def test_a_session_that_writes_at_the_shut_side(watched: Watched) -> None:
         await transaction.rollback()
     await watched.on("service", fence.close_sql([TRADES], always=True))
     await watched.quiet()
+
+
+async def test_a_statement_that_is_just_being_refused_is_no_open_writer(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = fence.Holder(1, "psql", "cron", "active", "trades", "RowExclusiveLock", 0.0)
+    looks = [[met], []]
+
+    async def open_writers(*_: object) -> list[fence.Holder]:
+        return looks.pop(0)
+
+    monkeypatch.setattr(at_the_shut_side, "open_writers", open_writers)
+    assert await watched.found("rogue-writer") == []
+    assert looks == []
 
 
 async def test_a_writer_that_names_itself_as_ours_and_is_not(watched: Watched) -> None:
