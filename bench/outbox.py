@@ -259,7 +259,7 @@ async def copy(clusters: list[Cluster], rows: int = 1_000_000) -> dict[str, floa
     piped = time.perf_counter() - begun
     begun = time.perf_counter()
     await stream.start(copy=True)
-    await Backfill(pair, "forward").run(workers=2)
+    await Backfill(pair, "forward").run()
     took = time.perf_counter() - begun
     return {"rows_s": round(rows / took), "seconds": round(took, 2), "pipe_seconds": round(piped, 2)}
 

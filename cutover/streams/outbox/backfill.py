@@ -15,6 +15,8 @@ from cutover.streams.outbox.sessions import open_ends
 #: What an apply that writes the same rows may cost a range; it is copied again.
 _CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError, asyncpg.SerializationError)
 _PAUSE = 0.2
+#: One reads a range, one writes it, one compares what was written.
+_WORKERS = 3
 
 
 class Backfill:
@@ -25,7 +27,7 @@ class Backfill:
         self.direction = direction
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def run(self, *, workers: int = 2, rest: Callable[[float], Awaitable[None]] | None = None) -> None:
+    async def run(self, *, workers: int = _WORKERS, rest: Callable[[float], Awaitable[None]] | None = None) -> None:
         """Returns once every table is copied; `rest` is awaited after each range, with the seconds that it took.
 
         Raises GateClosed where the target does not hold what was read of a range, Unreachable and the servers' own
