@@ -72,7 +72,14 @@ _POSITION = (
         '        while not await source.fetchval(sql, position, f"{self.request.service}_sub"):\n'
         "            await asyncio.sleep(0.01)\n",
     ),
-    Edit(_FORWARD, "            self.stream.await_marker_on(sink, self._marker, self._remaining), ", "            "),
+    Edit(
+        _FORWARD,
+        "        await at_once(\n"
+        "            self.stream.await_marker_on(sink, self._marker, self._remaining), "
+        "self.changed.consume(None, advance=False)\n"
+        "        )\n",
+        "        await self.changed.consume(None, advance=False)\n",
+    ),
 )
 _NO_WAY_BACK = (
     Edit(
@@ -120,11 +127,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Edit(_FORWARD, _LOCK, ""), Edit(_FORWARD, _CLOSE + _EPOCH_ROW, ""),
     ),
     _made("a fence by flag only", f"{_BACK}[eventual]", _TWO_SIDES, Edit(_FORWARD, _CLOSE, "")),
-    _made("the marker before the drain", f"{_SLOW}[eventual]", _IN_VAIN, *_moved(_MARKER, _step("fence"))),
-    _made(
-        "the marker before the drain, without the comparison", f"{_SLOW}[eventual]", _LOST,
-        *_moved(_MARKER, _step("fence")), _COMPARE_OFF,
-    ),
+    _made("the marker before the drain", f"{_SLOW}[eventual]", _LOST, *_moved(_MARKER, _step("fence"))),
     _made("lag by pg_current_wal_lsn of a wrong moment", f"{_SLOW}[logical]", _IN_VAIN, *_POSITION),
     _made(
         "lag by pg_current_wal_lsn of a wrong moment, without the comparison", f"{_SLOW}[logical]", _LOST,
