@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from bench import ground as servers
 from chaos import cells
 from chaos.cells import TURNS, Cell, Level, Plan
-from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, prepared, say
+from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, ended, prepared, say
 from chaos.run import Result
 from chaos.storm import Storm
 from chaos.turns import where
@@ -103,8 +103,7 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
 
 def main() -> None:
     with servers.clusters(("monolith", "services", "control"), {**REPLICATION_SETTINGS, **SETTINGS}) as all_of_them:
-        status = asyncio.run(measure(all_of_them))
-    sys.exit(status)
+        sys.exit(ended(measure(all_of_them)))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ happen. What a failed run leaves stands under .cutover/chaos.
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -32,7 +34,7 @@ from chaos.run import Result, Run, remove
 from chaos.storm import Storm
 from cutover.control.database import Control
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
-from cutover.errors import CutoverError
+from cutover.errors import CutoverError, Exit
 from cutover.postgres.databases import Database
 
 FOLDER = Path(".cutover/chaos")
@@ -124,6 +126,14 @@ class Matrix:
             file.write(json.dumps(result.as_json()) + "\n")
 
 
+def earlier(folder: Path, plans: Sequence[Plan]) -> list[Result]:
+    """The runs that an interrupted one has made and in which nothing was found; the others are made again."""
+    path, known = folder / "results.jsonl", {plan.number: plan for plan in plans}
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    good = {row["run"]: row for row in rows if not row["violations"]}
+    return [Result.from_json(known[number], row) for number, row in good.items()]
+
+
 def report(results: Sequence[Result], wanted: set[tuple[str, str]]) -> int:
     """Prints what was tried and what was found; the exit status."""
     turns = [turn for result in results for turn in result.turns]
@@ -178,16 +188,29 @@ async def measure(clusters: list[Cluster]) -> int:
     if only:
         plans = [plan for plan in plans if str(plan.number) in only.split(",")]
         wanted = set()
-    say(f"seed {seed}: {len(drawn)} cells in {len(plans)} runs")
     matrix = Matrix(clusters, await prepared(clusters[1]), folder)
+    if full:
+        matrix.results = earlier(folder, plans)
+        done = {result.plan.number for result in matrix.results}
+        plans = [plan for plan in plans if plan.number not in done]
+    say(f"seed {seed}: {len(drawn)} cells; {len(plans)} runs to be made, {len(matrix.results)} are done")
     await matrix.execute(plans, int(environment.get("PARALLEL") or 2))
     return report(matrix.results, wanted)
 
 
+def ended(work: Coroutine[Any, Any, int]) -> int:
+    """The exit status; Ctrl-C and SIGTERM end the servers and processes too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        say("stopped; FULL=1 goes on from here, everything else begins anew")
+        return Exit.INTERRUPTED
+
+
 def main() -> None:
     with servers.clusters(("monolith", "services"), {**REPLICATION_SETTINGS, **SETTINGS}) as both:
-        status = asyncio.run(measure(both))
-    sys.exit(status)
+        sys.exit(ended(measure(both)))
 
 
 if __name__ == "__main__":

@@ -50,13 +50,20 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         cells = [
-            {"cell": str(turn.cell), "faults": [str(one) for one in turn.sequence], "happened": turn.happened,
-             "calls": turn.calls, "seconds": round(turn.seconds, 2),
+            {"turn": self.plan.turns.index(turn.cell), "cell": str(turn.cell), "happened": turn.happened,
+             "faults": [str(one) for one in turn.sequence], "calls": turn.calls, "seconds": round(turn.seconds, 2),
              "outcomes": [f"{one['result']} {one.get('reason') or ''}".strip() for one in turn.outcomes]}
             for turn in self.turns
         ]  # fmt: skip
         return {"run": self.plan.number, "level": self.plan.level, "seed": self.plan.seed, "turns": cells,
-                "seconds": round(self.seconds, 1), "violations": self.violations, "counts": self.counts}  # fmt: skip
+                "switches": self.switches, "seconds": round(self.seconds, 1), "violations": self.violations,
+                "counts": self.counts}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, plan: Plan, found: dict[str, Any]) -> "Result":
+        """What `as_json` has kept, as far as a report needs it."""
+        turns = [Turn(plan.turns[one["turn"]], "service", happened=one["happened"]) for one in found["turns"]]
+        return cls(plan, found["violations"], turns, found["seconds"], found["switches"], found["counts"])
 
 
 class Run:

@@ -7,7 +7,7 @@ import pytest
 
 from chaos import cells
 from chaos.cells import LEVELS, TURNS, Cell, Level, Plan
-from chaos.matrix import Matrix, commit, prepared, report
+from chaos.matrix import Matrix, commit, earlier, prepared, report
 from chaos.run import Result
 from chaos.turns import where
 from tests.servers import Clusters
@@ -33,6 +33,10 @@ async def test_a_sample_of_the_matrix_violates_nothing(clusters: Clusters, tmp_p
     assert result.switches == 3
     assert all(turn.happened for turn in result.turns), plan
     assert result.counts["switches done"] >= 3
+    # and a later call of the same matrix takes it for done
+    [known] = earlier(tmp_path, [plan])
+    assert known.as_json()["counts"] == result.counts
+    assert [turn.cell for turn in known.turns] == [turn.cell for turn in result.turns]
 
 
 def test_a_run_that_violates_something_or_misses_a_pair_ends_with_an_error(capsys: pytest.CaptureFixture[str]) -> None:
