@@ -1,6 +1,7 @@
 """The command line as typed: a real Temporal server, a worker with the fake world, a real control database."""
 
 import asyncio
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ from workflows.timeouts import TASK_QUEUE
 
 SERVICE = "trading_engine"
 SECRET = "hunter2"
+
+
+def hears_ctrl_c() -> None:
+    """For `preexec_fn`: what a shell starts in the background ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def typed(*arguments: str, env: dict[str, str] | None = None, answer: str = "") -> Result:

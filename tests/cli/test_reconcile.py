@@ -21,7 +21,7 @@ from cutover.cli.reports import Chosen
 from cutover.control import reports
 from cutover.control.passes import PassProgress
 from cutover.control.reports import Difference, DifferenceKind, TableReport
-from tests.cli.conftest import SERVICE, Desk
+from tests.cli.conftest import SERVICE, Desk, hears_ctrl_c
 from tests.waiting import until
 
 TABLE = "trades"
@@ -193,7 +193,7 @@ def typed_at_a_shell(desk: Desk, *arguments: str) -> Any:
         "COLUMNS": "240",
     }
     pipe = asyncio.subprocess.PIPE
-    return asyncio.create_subprocess_exec(*program, env=environment, stdout=pipe, stderr=pipe)
+    return asyncio.create_subprocess_exec(*program, env=environment, stdout=pipe, stderr=pipe, preexec_fn=hears_ctrl_c)
 
 
 async def test_ctrl_c_leaves_the_pass_to_the_workers_and_says_how_to_look_again(desk: Desk) -> None:

@@ -14,7 +14,7 @@ from cutover.monitor.findings import Finding
 from cutover.monitor.permanent import Looked
 from cutover.plan.dsn import variable
 from cutover.postgres import fence
-from tests.cli.conftest import typed
+from tests.cli.conftest import hears_ctrl_c, typed
 from tests.cli.test_screen import shown
 from tests.monitor.conftest import Watched
 from tests.monitor.conftest import env as env
@@ -61,7 +61,11 @@ async def test_lines_show_an_alarm_and_its_end_and_ctrl_c_ends_them(
 ) -> None:
     command = [sys.executable, "-m", "cutover.cli.main", "watch", "test", "--json", "--every", "0.2"]
     process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **surrounded}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *command,
+        env={**os.environ, **surrounded},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hears_ctrl_c,
     )
     assert process.stdout is not None
     assert process.stderr is not None
