@@ -9,6 +9,9 @@ from cutover.control.database import Control
 from cutover.monitor import statistics
 from cutover.monitor.statistics import Operation, Tally
 
+#: Operations of one table below which its latency or error rate says nothing.
+MINIMUM_OPERATIONS = 20
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -33,10 +36,7 @@ async def record(control: Control, migration: str, service: str, window: timedel
     A window in which nothing was measured changes nothing: a service without traffic has no baseline, and a second
     run after the traffic stopped does not lose the first one's. Raises Unreachable.
     """
-    tallies: dict[tuple[str, Operation], Tally] = {}
-    for key, tally in (await statistics.window(control, migration, service, window)).items():
-        if key.side == "monolith":
-            tallies[key.table, key.operation] = tally
+    tallies = await _measured(control, migration, service, window)
     found = [
         Baseline(table, operation, t.attempts, t.failures, t.p95, t.mean, window.total_seconds())
         for (table, operation), t in sorted(tallies.items())
@@ -57,6 +57,21 @@ async def record(control: Control, migration: str, service: str, window: timedel
             detail = {"operations": len(found), "attempts": sum(b.attempts for b in found), "window_s": found[0].window}
             await audit.append(connection, Entry("replication", "baseline.recorded", migration, service, detail))
     return found
+
+
+async def too_few(control: Control, migration: str, service: str, window: timedelta) -> list[Operation]:
+    """Kinds of operations that were measured, but at no table often enough to be compared with later."""
+    most: dict[Operation, int] = {}
+    for (_, operation), tally in (await _measured(control, migration, service, window)).items():
+        most[operation] = max(most.get(operation, 0), tally.attempts)
+    return sorted(operation for operation, attempts in most.items() if attempts < MINIMUM_OPERATIONS)
+
+
+async def _measured(
+    control: Control, migration: str, service: str, window: timedelta
+) -> dict[tuple[str, Operation], Tally]:
+    found = await statistics.window(control, migration, service, window)
+    return {(key.table, key.operation): tally for key, tally in found.items() if key.side == "monolith"}
 
 
 async def load(control: Control, migration: str, service: str) -> dict[tuple[str, Operation], Baseline]:

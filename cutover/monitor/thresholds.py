@@ -11,14 +11,12 @@ from datetime import timedelta
 from cutover.control import reports
 from cutover.control.database import Control
 from cutover.monitor import baseline, statistics
-from cutover.monitor.baseline import Baseline
+from cutover.monitor.baseline import MINIMUM_OPERATIONS, Baseline
 from cutover.monitor.samples import Reading, Sample, StreamFacts
 from cutover.monitor.statistics import Key, Operation, Tally
 from cutover.plan.models import Plan
 from cutover.postgres.databases import FAILURES, Pair, Side, direction_from
 
-#: Operations of one table below which its latency or error rate says nothing.
-MINIMUM_OPERATIONS = 20
 #: Seconds by which a p95 must have risen before its share counts: a fifth of 2 ms is noise, not harm.
 LATENCY_FLOOR = 0.005
 #: The share of failed reads at the new side beyond the baseline's own.

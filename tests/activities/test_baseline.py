@@ -1,5 +1,6 @@
 """The baseline is what clients saw before the stream was started, whatever happens to the run."""
 
+import asyncio
 from datetime import timedelta
 
 from cutover.monitor import baseline
@@ -7,10 +8,10 @@ from cutover.monitor.statistics import Collector
 from tests.activities.conftest import Ground
 
 
-async def clients_measure(ground: Ground, service: str, seconds: float) -> None:
-    """Thirty writes of that length, reported as RoutedPool does."""
+async def clients_measure(ground: Ground, service: str, seconds: float, *, times: int = 30) -> None:
+    """So many writes of that length, reported as RoutedPool does."""
     collector = Collector(ground.plan.migration, "test")
-    for _ in range(30):
+    for _ in range(times):
         collector.record(service, "monolith", "trades", "write", seconds)
     await collector.flush(ground.control)
 
@@ -38,3 +39,16 @@ async def test_a_run_that_begins_again_during_the_first_copy_keeps_the_baseline(
     await clients_measure(ground, service, 3.0)
     await ground.do(ground.replication.record_baseline, ground.ref(service))
     assert await recorded(ground, service) == calm
+
+
+async def test_operations_that_are_seldom_are_waited_for_until_they_can_be_compared_with(ground: Ground) -> None:
+    service = ground.services[0]
+    await ground.prepare()
+    await clients_measure(ground, service, 0.002, times=5)
+    taking = asyncio.create_task(ground.do(ground.replication.record_baseline, ground.ref(service)))
+    await asyncio.sleep(0)
+    assert await baseline.too_few(ground.control, ground.plan.migration, service, timedelta(minutes=1)) == ["write"]
+    await clients_measure(ground, service, 0.002)
+    await asyncio.wait_for(taking, 20)
+    found = await baseline.load(ground.control, ground.plan.migration, service)
+    assert found["trades", "write"].attempts >= baseline.MINIMUM_OPERATIONS

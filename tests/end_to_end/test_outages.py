@@ -16,7 +16,7 @@ from cutover.devstack.cluster import Cluster, free_port
 from cutover.devstack.stack import SETTINGS
 from cutover.dualwrite import RoutedPool
 from cutover.errors import CutoverError
-from cutover.monitor.thresholds import MINIMUM_OPERATIONS
+from cutover.monitor.baseline import MINIMUM_OPERATIONS
 from cutover.plan.dsn import variable
 from cutover.settings import CONTROL, Settings
 from examples.ai_trader.demo_fleet import Fleet, end_leftovers

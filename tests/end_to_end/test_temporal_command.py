@@ -16,7 +16,7 @@ from cutover.alerts.store import recent
 from cutover.cli.checklist import read_checklist
 from cutover.control.database import Control
 from cutover.dualwrite import RoutedPool
-from cutover.monitor.thresholds import MINIMUM_OPERATIONS
+from cutover.monitor.baseline import MINIMUM_OPERATIONS
 from cutover.settings import CONTROL, Settings
 from examples.ai_trader.demo_fleet import Fleet
 from examples.ai_trader.demo_ground import Ground, connected, register_plan
