@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.cleanup import CleanupActivities
@@ -55,7 +56,7 @@ async def _telling(say: Say, work: Coroutine[Any, Any, Any]) -> None:
     """Tells the result, or the error in words; the process then ends."""
     try:
         say("done", await work)
-    except CutoverError as error:
+    except (CutoverError, ApplicationError) as error:
         say("failed", (type(error).__name__, str(error)))
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         say("failed", (type(error).__name__, ""))

@@ -216,8 +216,8 @@ class Run:
         self._relays = await self._keep_up(
             turn, folder, lambda: Child("relays", actors.relays, self.place, turn.sequence, folder)
         )
-        if not self._relays.alive:
-            await self._arm_relays((), folder)
+        # a process that was killed this moment may still look alive
+        await self._arm_relays((), folder)
         if turn.cell.point.startswith("relay.hold"):
             await self._cure(turn)
 
@@ -283,6 +283,8 @@ class Run:
     async def _clean_up(self, cell: Cell) -> None:
         turn = next(turn for turn in self.result.turns if turn.cell is cell)
         folder = self.driver.faults_folder()
+        if self._relays is not None:  # as the run that kept them has ended by then
+            await self._relays.end()
         for step in actors.CLEANUP:
             await self.driver.call(actors.cleanup, turn, folder, step)
         count([], folder, turn)
