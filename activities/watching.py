@@ -112,15 +112,7 @@ class WatchActivities:
         if self.webhook is None or now - self._posted.get(key, -WINDOW.total_seconds()) < WINDOW.total_seconds():
             return
         self._posted[key] = now
-        body = {
-            "kind": alert.kind,
-            "severity": alert.severity,
-            "migration": alert.migration,
-            "service": alert.service,
-            "text": alert.text,
-            "link": alert.link,
-        }
-        if problem := await self.webhook.post(f"cutover-{alert.migration}-{key}-{int(now)}", body):
+        if problem := await self.webhook.post(f"cutover-{alert.migration}-{key}-{int(now)}", alert.body()):
             _log.warning("the webhook of an alert that could not be kept (%s) failed: %s", alert.kind, problem)
 
 

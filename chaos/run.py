@@ -21,7 +21,7 @@ from chaos.ground import Place
 from chaos.injection import Fault, Injector
 from chaos.processes import Child
 from chaos.traffic_set import Traffic
-from chaos.turns import Driver, Turn, Violation, count, fault, sequence, where
+from chaos.turns import Driver, Turn, Violation, count, sequence, where
 from cutover.control import audit
 from cutover.errors import CutoverError, NotYet
 from cutover.postgres import replication
@@ -133,7 +133,7 @@ class Run:
         async with self.calm():
             await self.driver.call(actors.first_copy, turn, folder)
         if turn.sequence:
-            count([], folder, turn)
+            count(folder, turn)
             self.result.turns.append(turn)
 
     async def _turn(self, cell: Cell | None, to_side: Side) -> None:
@@ -166,7 +166,7 @@ class Run:
             await self.driver.in_order(to_side)
         finally:
             if at != "end":
-                count([], folder, turn)
+                count(folder, turn)
 
     async def _end(self) -> None:
         await self.traffic.stop()
@@ -287,7 +287,7 @@ class Run:
             await self._relays.end()
         for step in actors.CLEANUP:
             await self.driver.call(actors.cleanup, turn, folder, step)
-        count([], folder, turn)
+        count(folder, turn)
 
     # ------------------------------------------------------------------ what is kept of a failed one
 
@@ -303,6 +303,3 @@ class Run:
 def remove(folder: Path) -> None:
     """The folder of a run that needs no looking into."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-__all__ = ["Result", "Run", "fault", "remove"]

@@ -7,7 +7,7 @@ turn everything has to be in order by `cutover doctor`'s own word, on the side t
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -212,7 +212,7 @@ class Driver:
         await patiently(carry)
 
 
-def count(turns: Sequence[Turn], folder: Path, turn: Turn) -> None:
+def count(folder: Path, turn: Turn) -> None:
     """Notes how many of the turn's faults have happened."""
     turn.happened = Injector(turn.sequence, folder).happened()
 

@@ -8,7 +8,7 @@ with the next repetition. Nothing that the webhook does is ever raised.
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, cast, get_args
 
@@ -44,6 +44,10 @@ class Alert:
     link: str = ""
     #: What tells it from another one of its kind: a step, a table, the id of one event.
     subject: str = ""
+
+    def body(self) -> dict[str, str | None]:
+        """What a webhook is sent."""
+        return {name: value for name, value in asdict(self).items() if name != "subject"}
 
 
 @dataclass(frozen=True)
@@ -171,17 +175,9 @@ async def _count_once_more(connection: Connection, alert: Alert, dedupe: timedel
 
 
 async def _post(control: Control, alert_id: int, alert: Alert, webhook: Webhook) -> WebhookState:
-    body = {
-        "kind": alert.kind,
-        "severity": alert.severity,
-        "migration": alert.migration,
-        "service": alert.service,
-        "text": alert.text,
-        "link": alert.link,
-    }
     try:
         # One id for all attempts: a receiver that has it already may drop the second one.
-        problem = await webhook.post(f"cutover-{alert.migration}-{alert_id}", body)
+        problem = await webhook.post(f"cutover-{alert.migration}-{alert_id}", alert.body())
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise
     except Exception as e:

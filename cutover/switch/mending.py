@@ -10,15 +10,13 @@ from cutover.control import stages, switches
 from cutover.errors import GateClosed, NotYet, StaleAttempt
 from cutover.flags import store as flags
 from cutover.monitor import fences
+from cutover.monitor.catalogs import TAKEN_OVER
 from cutover.postgres import epoch
 from cutover.postgres.databases import SIDES, direction_from, other
 from cutover.switch.attempt import Attempt, open_attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.rebuild import rebuild
 from cutover.switch.recovery import complete, set_fence, undo
-
-#: Stages in which fences, streams and flags of a service are (being) taken away for good.
-_GIVEN_UP = ("released", "archived")
 
 
 async def mend(env: SwitchEnvironment, say: Callable[[str], None]) -> list[str]:
@@ -28,7 +26,7 @@ async def mend(env: SwitchEnvironment, say: Callable[[str], None]) -> list[str]:
     right, NotYet where another attempt or somebody's lock is in the way, Unreachable.
     """
     stage = (await stages.get_stages(env.control, env.pair.migration)).get(env.pair.service)
-    if stage is not None and stage.stage in _GIVEN_UP:
+    if stage is not None and stage.stage in TAKEN_OVER:
         return []
     done: list[str] = []
 

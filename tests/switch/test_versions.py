@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -24,13 +24,14 @@ from cutover.errors import Conflict, GateClosed, NotYet
 from cutover.plan.models import Consistency
 from cutover.postgres import fence
 from cutover.postgres.databases import SIDES, Database, Side, direction_from, other
-from cutover.streams.outbox import Backfill, Relay
+from cutover.streams.outbox import Backfill
 from cutover.switch import finish, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchOutcome
 from tests.dualwrite.both_sides import Both, open_both, plan
 from tests.servers import Clusters, create_database, drop_database
 from tests.switch.conftest import drop_streams, order, verify
+from tests.switch.test_outbox import relays as outbox_relays
 from tests.versions import USUAL, VERSIONS, run_cluster
 from tests.waiting import until
 
@@ -142,15 +143,8 @@ async def relays(env: SwitchEnvironment) -> AsyncIterator[None]:
     if env.service.stream != "outbox":
         yield
         return
-    running = [asyncio.create_task(Relay(env.pair, direction).run()) for direction in ("forward", "reverse")]
-    try:
+    async with outbox_relays(env.pair):
         yield
-    finally:
-        for task in running:
-            task.cancel()
-        for task in running:
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 async def backfilled(env: SwitchEnvironment) -> None:
