@@ -16,6 +16,8 @@ from cutover.postgres.outbox_versions import EPOCH_VERSIONS, raise_versions, ver
 
 SCHEMA = "cutover"
 FENCED_SQLSTATE = "CU001"
+#: What a statement meets whose table, or the whole schema, cleanup drops after it was asked whether it is there.
+GONE = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 #: How the ids of markers begin that a switch has put.
 SWITCH_MARKER = "switch-"
 
@@ -116,9 +118,12 @@ async def read(connection: asyncpg.Connection, service: str) -> Epoch | None:
     """The epoch row, or None where the service was never installed."""
     if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
         return None
-    row = await connection.fetchrow(
-        "SELECT service, side, primary_side, epoch, token FROM cutover.epoch WHERE service = $1", service
-    )
+    try:
+        row = await connection.fetchrow(
+            "SELECT service, side, primary_side, epoch, token FROM cutover.epoch WHERE service = $1", service
+        )
+    except GONE:
+        return None
     return Epoch(**row) if row else None
 
 
@@ -127,7 +132,11 @@ async def refused(connection: asyncpg.Connection, service: str) -> int | None:
     sequence = refused_sequence(service).sql
     if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", sequence):
         return None
-    return int(await connection.fetchval(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}"))
+    counted = f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}"
+    try:
+        return int(await connection.fetchval(counted))
+    except GONE:
+        return None
 
 
 async def refuses(connection: asyncpg.Connection) -> bool:

@@ -15,6 +15,7 @@ import asyncpg
 
 from cutover.errors import NotYet
 from cutover.postgres.databases import Direction
+from cutover.postgres.epoch import GONE
 from cutover.postgres.outbox_schema import SHARDS
 
 LEASE_SECONDS = 5.0
@@ -102,12 +103,15 @@ async def stream_row(connection: asyncpg.Connection, service: str, direction: Di
     """The stream's own row at its sink; None where it has not been started."""
     if not await connection.fetchval("SELECT to_regclass('cutover.outbox_stream') IS NOT NULL"):
         return None
-    row = await connection.fetchrow(
-        "SELECT stream, running, best_effort, since, clock_timestamp() AS read_at, applied, failures "
-        "FROM cutover.outbox_stream WHERE service = $1 AND direction = $2",
-        service,
-        direction,
-    )
+    try:
+        row = await connection.fetchrow(
+            "SELECT stream, running, best_effort, since, clock_timestamp() AS read_at, applied, failures "
+            "FROM cutover.outbox_stream WHERE service = $1 AND direction = $2",
+            service,
+            direction,
+        )
+    except GONE:
+        return None
     return StreamRow(**row) if row else None
 
 

@@ -8,7 +8,7 @@ import asyncpg
 
 from cutover.errors import Refused
 from cutover.postgres import loose_keys
-from cutover.postgres.epoch import SCHEMA
+from cutover.postgres.epoch import GONE, SCHEMA
 from cutover.postgres.identifiers import TableName
 
 #: Tables (those ending in % by the beginning of their name) and functions of `epoch`, `loose_keys` and `outbox_schema`.
@@ -26,7 +26,7 @@ WHERE n.nspname = $1 AND c.relkind = 'r' AND c.relname LIKE ANY ($2::text[]) ORD
 
 def is_taken_away(error: BaseException) -> bool:
     """Whether a statement found no more of ours at its server: the stream was dropped, or the whole schema with it."""
-    names = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
+    names = (*GONE, asyncpg.UndefinedFunctionError)
     return isinstance(error, names) and any(name in str(error) for name in ("cutover.", '"cutover"'))
 
 

@@ -1,12 +1,16 @@
 """A pool whose stream is dropped, as cleanup does, before the pool has looked again: its writes go on."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
+import asyncpg
 import pytest
 
 from cutover.dualwrite import SecondaryAway, ServicePool
 from cutover.postgres import epoch, fence, own_schema
-from cutover.postgres.databases import DIRECTIONS, SIDES
+from cutover.postgres.databases import DIRECTIONS, SIDES, Side
+from cutover.postgres.outbox_lease import stream_row
 from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import SERVICE, Both, add
 
@@ -76,3 +80,30 @@ async def test_a_strong_write_whose_other_side_was_dropped_first_goes_on_alone(b
     await trading.execute(INSERT, 2)
     assert await both.ids("monolith") == [1, 2]
     assert await both.ids("service") == [1]
+
+
+class DroppedAfterTheFirst:
+    """A connection for which everything of ours is dropped once its first statement has been answered."""
+
+    def __init__(self, connection: asyncpg.Connection, both: Both) -> None:
+        self._connection = connection
+        self._both: Both | None = both
+
+    async def fetchval(self, *args: Any) -> Any:
+        answer = await self._connection.fetchval(*args)
+        both, self._both = self._both, None
+        if both is not None:
+            await drop_everything(both)
+        return answer
+
+    async def fetchrow(self, *args: Any) -> Any:
+        return await self._connection.fetchrow(*args)
+
+
+@pytest.mark.parametrize("read", [epoch.read, epoch.refused, partial(stream_row, direction="forward")])
+async def test_what_is_dropped_while_somebody_looks_is_not_there(both: Both, read: Callable[..., Any]) -> None:
+    side: Side = "service" if isinstance(read, partial) else "monolith"  # a stream's row is at its sink
+    async with both.databases[side].session("test-admin") as connection:
+        assert await read(connection, SERVICE) is not None
+        assert await read(DroppedAfterTheFirst(connection, both), SERVICE) is None
+        assert await read(connection, SERVICE) is None

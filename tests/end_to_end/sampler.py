@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import asyncpg
 from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
 from cutover.cli.runs import open_runs
@@ -112,9 +113,10 @@ class Sampler:
 
     async def _writable(self) -> dict[str, str]:
         async with self.monolith.session("sampler") as connection:
-            if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
-                return {}
-            rows = await connection.fetch("SELECT service, primary_side FROM cutover.epoch")
+            try:
+                rows = await connection.fetch("SELECT service, primary_side FROM cutover.epoch")
+            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+                return {}  # before preparation, or after cleanup: asking first whether it is there leaves a gap
             return {row["service"]: row["primary_side"] for row in rows}
 
     @property
