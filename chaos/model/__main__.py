@@ -6,7 +6,7 @@ import time
 
 from chaos.model import bounds
 from chaos.model.explorer import Result, Violation, explore
-from chaos.model.mutants import HOLES, LAYERS, MUTANTS
+from chaos.model.mutants import LAYERS, MUTANTS
 from chaos.model.program import build
 
 INVARIANTS = (
@@ -45,11 +45,6 @@ def main(arguments: list[str]) -> int:
         layers += found is None
         print(f"{'FAILED' if found else 'held by others':14}  without {layer.name}")
         if found:
-            _print(found)
-    for hole in HOLES:
-        found = hole.run().violation
-        print(f"not excluded by the code: {hole.name}: {found.text if found else 'no violation any more'}")
-        if found and traces:
             _print(found)
     figures = {
         "states": sum(result.states for result in results),

@@ -85,15 +85,17 @@ def _without(state: State, place: int) -> State:
 
 
 def _clear_the_way(state: State, place: int, program: Program) -> State:
-    """Both streams are there, else nothing begins; the token is raised on both sides."""
+    """The token is raised on both sides; then both streams are there, else nothing begins."""
     attempt = state.attempts[place]
+    for side in (0, 1):
+        state = seize(state, attempt, side, program.rules)
+    if program.rules.drop_token:
+        state = state._replace(late_drop=(False, False))  # its sessions have ended, and its token is an old one
     if None in state.queue and program.rules.way_back:
         state, heard = _without(state, place), state.run
         if heard.pc == SECTION and attempt.token == state.row.token:
             state = state._replace(run=heard._replace(pc=IDLE))
         return state
-    for side in (0, 1):
-        state = seize(state, attempt, side, program.rules)
     return _with(state, place, attempt._replace(pc=program.after[SEIZE]))
 
 
@@ -181,8 +183,6 @@ def run(state: State, program: Program) -> Iterator[Move]:
 def _late_drops(state: State, program: Program) -> Iterator[Move]:
     """An activity that has looked whether a stream may be dropped sleeps, and drops it when it wakes up."""
     now, left = state.run, state.left
-    if program.rules.drop_at_once:
-        return
     going = 1 - now.to if now.pc.startswith("finish") else now.to
     undone = now.pc == SECTION and (state.row.switch, state.row.state) == (now.switch, "undone")
     if left.sleeps and (now.pc == "finish (drop_old)" or undone):

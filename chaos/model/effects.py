@@ -29,8 +29,8 @@ class Rules:
     way_back: bool = True
     #: Recovery asks the row whether there was a journal.
     decides: bool = True
-    #: Look and drop are one. Off, the activity that drops a stream may sleep in between (see docs/model.md).
-    drop_at_once: bool = True
+    #: Who drops a stream holds the token at both sides while it does.
+    drop_token: bool = True
     #: The invariants of the journal's own moment are asserted; off, a mutant has to do real harm to be caught.
     at_journal: bool = True
 

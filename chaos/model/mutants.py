@@ -92,6 +92,7 @@ MUTANTS: tuple[Mutant, ...] = (
         lambda: build(actions={**ACTIONS, "fence": (undrained, note_fenced)}, rules=_HARM),
     ),
     Mutant("no token is asked for", _rules(tokens=False), _SLEEPER),
+    Mutant("a stream dropped without the token", _rules(drop_token=False), Left(0, 0, 1, 2)),
     Mutant("a flip that does not ask for the epoch", _rules(epochs=False), _SLEEPER),
     Mutant(
         "no stream of the way back",
@@ -154,9 +155,4 @@ LAYERS: tuple[Mutant, ...] = (
         Left(0, 1, 0, 1),
         only_settled,
     ),
-)
-
-#: What the code does not exclude: an activity that drops a stream looks first, and no lock keeps what it saw.
-HOLES: tuple[Mutant, ...] = (
-    Mutant("a sleeper drops the way back", lambda: build(rules=Rules(drop_at_once=False)), Left(0, 0, 1, 2)),
 )

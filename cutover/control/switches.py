@@ -5,6 +5,7 @@ read back by `settled`, which waits for whatever is still in flight.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from cutover.errors import StaleAttempt
 from cutover.postgres.databases import Side
 
 SwitchState = Literal["idle", "fencing", "fenced", "undoing", "undone", "journaled", "done"]
+STATES: tuple[str, ...] = get_args(SwitchState)
 #: States in which a switch is neither begun nor left half done.
 SETTLED: frozenset[str] = frozenset({"idle", "undone", "done"})
 
@@ -62,19 +64,26 @@ def _row(record: asyncpg.Record) -> SwitchRow:
     return SwitchRow(**values)
 
 
-async def raise_token(control: Control, migration: str, service: str) -> SwitchRow:
-    """Draws the next attempt's token, audited; the row as it is now, with that token. State is left alone."""
+async def raise_token(
+    control: Control, migration: str, service: str, states: Collection[str] = STATES
+) -> SwitchRow | None:
+    """Draws the next attempt's token, audited; the row as it is now, with that token. State is left alone.
+
+    None where the switch is in none of `states`: then no attempt of it is overtaken.
+    """
     async with control.transaction() as connection:
         await connection.execute(
             "INSERT INTO control.switch (migration, service) VALUES ($1, $2) ON CONFLICT DO NOTHING", migration, service
         )
         record = await connection.fetchrow(
             "UPDATE control.switch SET token = token + 1 WHERE migration = $1 AND service = $2 "  # noqa: S608
-            f"RETURNING {_COLUMNS}",
+            f"AND state = ANY ($3::text[]) RETURNING {_COLUMNS}",
             migration,
             service,
+            list(states),
         )
-        assert record is not None
+        if record is None:
+            return None
         row = _row(record)
         detail = {"token": row.token, "state": row.state, "switch_id": row.switch_id}
         await audit.append(connection, Entry("cutover", "switch.attempt", migration, service, detail))

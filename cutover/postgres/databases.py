@@ -1,8 +1,8 @@
 """Databases, sides and directions: which rows come from where, and how a connection to them is opened."""
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,6 +48,15 @@ _UNREADABLE = (ValueError, OverflowError)
 def other(side: Side) -> Side:
     """The opposite side."""
     return "service" if side == "monolith" else "monolith"
+
+
+def source_side(direction: Direction) -> Side:
+    """Where rows come from in that direction."""
+    return "monolith" if direction == "forward" else "service"
+
+
+#: Opens a connection to one side, for one effect: what is done through it may be bound to a token (`Attempt.effect`).
+Through = Callable[[Side], AbstractAsyncContextManager[asyncpg.Connection]]
 
 
 #: An idle session is kept this long for the next one of its kind.

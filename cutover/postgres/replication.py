@@ -78,11 +78,15 @@ async def create_slot(connection: asyncpg.Connection, name: str) -> None:
 
 
 async def drop_slot(connection: asyncpg.Connection, name: str) -> None:
-    """Drops a slot that nobody reads. Raises NotYet while a walsender still holds it."""
+    """Drops a slot that nobody reads, at once, whatever becomes of the caller's transaction.
+
+    Raises NotYet while a walsender still holds it.
+    """
     try:
-        await connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", name
-        )
+        async with connection.transaction():
+            await connection.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", name
+            )
     except asyncpg.ObjectInUseError:
         await connection.execute(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots "
@@ -137,12 +141,20 @@ async def create_subscription(
         ) from None
 
 
+async def disable(connection: asyncpg.Connection, name: str) -> None:
+    """Stops the subscription where there is one."""
+    if await has_subscription(connection, name):
+        await set_enabled(connection, name, False)
+
+
+async def leave_slot(connection: asyncpg.Connection, name: str) -> None:
+    """Parts a disabled subscription, where there is one, from its slot: to drop it takes no publisher then."""
+    if await has_subscription(connection, name):
+        await connection.execute(f"ALTER SUBSCRIPTION {quote(name)} SET (slot_name = NONE)")
+
+
 async def drop_subscription(connection: asyncpg.Connection, name: str) -> None:
-    """Drops the subscription without touching its slot, which `drop_slot` takes away at the publisher."""
-    if not await has_subscription(connection, name):
-        return
-    await connection.execute(f"ALTER SUBSCRIPTION {quote(name)} DISABLE")
-    await connection.execute(f"ALTER SUBSCRIPTION {quote(name)} SET (slot_name = NONE)")
+    """Drops a subscription that has left its slot; `drop_slot` takes that away at the publisher."""
     await connection.execute(f"DROP SUBSCRIPTION IF EXISTS {quote(name)}")
 
 

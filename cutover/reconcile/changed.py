@@ -21,11 +21,11 @@ from cutover.control.switches import SwitchRow
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.postgres import catalog, changes, compare, replication
 from cutover.postgres.changes import Changes, TableKey
-from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.databases import Direction, Pair, Through, source_side
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import key_from_json, key_json
 from cutover.postgres.shapes import Shape, shapes
-from cutover.reconcile.marking import KEEP, columns
+from cutover.reconcile.marking import CLEAR, DIRTY, KEEP, RESET, columns
 from cutover.reconcile.sides import both_sides, translated
 
 #: Messages taken off the slot at once.
@@ -51,21 +51,6 @@ WITH held AS ({switches.HELD}), adopted AS (
 )
 SELECT EXISTS (SELECT FROM held)
 """  # noqa: S608 (constant text)
-_RESET = """
-INSERT INTO control.changed_table (migration, service, direction, table_name, whole_number)
-SELECT $1, $2, $3, t, nextval('control.change_number') FROM unnest($4::text[]) AS t
-ON CONFLICT (migration, service, direction, table_name) DO UPDATE
-SET whole_number = EXCLUDED.whole_number, verified_at = NULL
-"""
-_DIRTY = """
-SELECT table_name, key_id, key_json, number FROM control.changed_key
-WHERE migration = $1 AND service = $2 AND direction = $3 AND number > $4 ORDER BY number LIMIT $5
-"""
-_CLEAR = """
-DELETE FROM control.changed_key k USING unnest($4::text[], $5::text[], $6::bigint[]) AS c(table_name, key_id, number)
-WHERE k.migration = $1 AND k.service = $2 AND k.direction = $3
-  AND k.table_name = c.table_name AND k.key_id = c.key_id AND k.number = c.number
-"""
 
 
 @dataclass(frozen=True)
@@ -173,9 +158,9 @@ class ChangedKeys:
             if known == len(names) and await changes.slot_whole(connection, self.slot):
                 return
             # first the notes, then the slot: killed in between, the tables are dirty and not falsely clean
-            await self.control.execute(_RESET, *self._who, names)
+            await self.control.execute(RESET, *self._who, names)
             if await changes.ensure_slot(connection, self.slot, self.publication):
-                await self.control.execute(_RESET, *self._who, names)
+                await self.control.execute(RESET, *self._who, names)
                 await notes.forget(self.control, self.pair.migration, self.pair.service, notes.of_slot(self.slot))
 
     async def whole(self) -> bool:
@@ -348,14 +333,14 @@ class ChangedKeys:
                 equal = await self._compare(opened, rows, differing)
             if equal and tidy:
                 await self.control.execute(
-                    _CLEAR, *self._who, [r["table_name"] for r in equal], [r["key_id"] for r in equal],
+                    CLEAR, *self._who, [r["table_name"] for r in equal], [r["key_id"] for r in equal],
                     [r["number"] for r in equal],
                 )  # fmt: skip
             rows = await self._dirty(rows[-1]["number"]) if len(rows) == BATCH else []
         return Verdict(not differing and not unverified, total, dict(differing), unverified)
 
     async def _dirty(self, after: int) -> list[asyncpg.Record]:
-        return await self.control.fetch(_DIRTY, *self._who, after, BATCH)
+        return await self.control.fetch(DIRTY, *self._who, after, BATCH)
 
     async def _compare(
         self, opened: _Open, rows: Sequence[asyncpg.Record], differing: Counter[TableName]
@@ -386,11 +371,17 @@ class ChangedKeys:
                     differing[table] += 1
         return equal
 
-    async def drop(self) -> None:
-        """Takes the slot and its notes away; nothing is left of this direction."""
-        async with self._slot_session() as connection:
+    async def drop(self, through: Through | None = None, switch: SwitchRow | None = None) -> None:
+        """Takes the slot and its notes away; nothing is left of this direction.
+
+        Where a switch may follow: the slot `through` the caller's token, the notes while `switch` is what it is.
+        Raises StaleAttempt where it is so no longer.
+        """
+        async with through(source_side(self.direction)) if through else self._slot_session() as connection:
             await replication.drop_slot(connection, self.slot)
         async with self.control.transaction() as connection:
+            if switch:
+                await switches.hold(connection, switch)
             await connection.execute(
                 "DELETE FROM control.changed_key WHERE migration = $1 AND service = $2 AND direction = $3", *self._who
             )

@@ -14,6 +14,22 @@ SELECT $1, $2, $3, * FROM unnest($4::text[], $5::text[], $6::text[])
 ON CONFLICT (migration, service, direction, table_name, key_id) DO UPDATE
 SET number = greatest(k.number, EXCLUDED.number)
 """
+#: Every table is dirty as a whole: its changes are followed from now on.
+RESET = """
+INSERT INTO control.changed_table (migration, service, direction, table_name, whole_number)
+SELECT $1, $2, $3, t, nextval('control.change_number') FROM unnest($4::text[]) AS t
+ON CONFLICT (migration, service, direction, table_name) DO UPDATE
+SET whole_number = EXCLUDED.whole_number, verified_at = NULL
+"""
+DIRTY = """
+SELECT table_name, key_id, key_json, number FROM control.changed_key
+WHERE migration = $1 AND service = $2 AND direction = $3 AND number > $4 ORDER BY number LIMIT $5
+"""
+CLEAR = """
+DELETE FROM control.changed_key k USING unnest($4::text[], $5::text[], $6::bigint[]) AS c(table_name, key_id, number)
+WHERE k.migration = $1 AND k.service = $2 AND k.direction = $3
+  AND k.table_name = c.table_name AND k.key_id = c.key_id AND k.number = c.number
+"""
 
 
 def columns(keys: Iterable[tuple[TableName | str, str]]) -> tuple[list[str], list[str], list[str]]:

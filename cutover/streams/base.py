@@ -5,13 +5,14 @@ about the pattern in use (design 5.2). Every call may be made again with the sam
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
 import asyncpg
 
-from cutover.postgres.databases import Database, Direction, Pair
+from cutover.postgres.databases import Database, Direction, Pair, Side, Through, other, source_side
 from cutover.streams.turns import Turns
 
 TableStage = Literal["waiting", "copying", "catching-up", "ready"]
@@ -120,8 +121,11 @@ class Stream(Protocol):
     async def stop(self) -> None:
         """Stops the flow, keeping what a later `start` needs."""
 
-    async def drop(self) -> None:
-        """Takes the stream away at both ends."""
+    async def drop(self, through: Through | None = None) -> None:
+        """Takes the stream away at both ends; each effect `through` a connection of the caller's, where one is given.
+
+        Where a switch may follow it has to be given: who sleeps in between must not drop what the next one needs.
+        """
 
 
 class OneDirection:
@@ -142,9 +146,21 @@ class OneDirection:
         return self.pair.sink(self.direction)
 
     @property
+    def source_side(self) -> Side:
+        return source_side(self.direction)
+
+    @property
+    def sink_side(self) -> Side:
+        return other(self.source_side)
+
+    @property
     def label(self) -> str:
         """The application_name of its sessions."""
         return f"cutover-stream/{self.pair.service}/{self.direction}"
+
+    def own_session(self, side: Side) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """A session of the stream itself."""
+        return self.pair.at(side).session(self.label)
 
     async def give_up_nothing(self) -> None:
         """It never does."""

@@ -11,7 +11,7 @@ import asyncpg
 
 from cutover.errors import Conflict, NotYet
 from cutover.postgres import epoch, fence, replication
-from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.databases import Direction, Pair, Through
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 from cutover.streams.turns import Turns
 
@@ -180,22 +180,25 @@ class LogicalStream(OneDirection):
 
     async def stop(self) -> None:
         async with self.sink.session(self.label) as sink:
-            if await replication.has_subscription(sink, self.subscription):
-                await replication.set_enabled(sink, self.subscription, False)
+            await replication.disable(sink, self.subscription)
 
-    async def drop(self) -> None:
-        async with self.sink.session(self.label) as sink:
-            await replication.drop_subscription(sink, self.subscription)
-        async with self.source.session(self.label) as source:
-            await self._drop_slot(source)
+    async def drop(self, through: Through | None = None) -> None:
+        through = through or self.own_session
+        # each by itself: in one transaction two droppers at a server would wait for each other (pg_subscription)
+        for step in (replication.disable, replication.leave_slot, replication.drop_subscription):
+            async with through(self.sink_side) as sink:
+                await step(sink, self.subscription)
+        await self._drop_slot(through)
+        async with through(self.source_side) as source:
             await replication.drop_publication(source, self.publication)
 
-    async def _drop_slot(self, source: asyncpg.Connection) -> None:
+    async def _drop_slot(self, through: Through) -> None:
         """The walsender needs a moment to notice that its subscriber is gone."""
         deadline = time.monotonic() + 10
         while True:
             try:
-                await replication.drop_slot(source, self.subscription)
+                async with through(self.source_side) as source:
+                    await replication.drop_slot(source, self.subscription)
                 return
             except NotYet:
                 if time.monotonic() > deadline:

@@ -8,30 +8,35 @@ A side is seized before the first effect on it: what has to be done at one side 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import asyncpg
 
 from cutover import faults
 from cutover.control import switches
-from cutover.errors import NotYet
+from cutover.errors import NotYet, Refused, StaleAttempt, Unreachable
+from cutover.flags import store as flags
 from cutover.postgres import epoch
-from cutover.postgres.databases import CONNECTION_ERRORS, Side
+from cutover.postgres.databases import CONNECTION_ERRORS, SIDES, Side
 from cutover.switch.environment import SwitchEnvironment
 
 _SEIZE_SECONDS = 10.0
 #: Beyond the pause's limit: what recovery may wait for an answer of a database.
 _COMMAND_SECONDS = 5.0
+#: What is taken away between two switches may be large.
+_LEISURE_SECONDS = 600.0
 _LOCK_TIMEOUT = "SELECT set_config('lock_timeout', $1, true)"
 
 
 class Attempt:
     """Holds the token and one session per side; sessions that broke are opened again under the same token."""
 
-    def __init__(self, env: SwitchEnvironment, row: switches.SwitchRow) -> None:
+    def __init__(self, env: SwitchEnvironment, row: switches.SwitchRow, seconds: float = 0.0) -> None:
+        """`seconds`: how long a statement may take, where that is not the pause's limit and a little more."""
         self.env = env
         self.row = row
+        self._seconds = seconds or env.max_pause + _COMMAND_SECONDS
         self._sessions: dict[Side, asyncpg.Connection] = {}
         #: Sides where an autovacuum in the way is cancelled before a lock attempt gives up.
         self.outranks_autovacuum: set[Side] = set()
@@ -43,7 +48,7 @@ class Attempt:
         if current is None or current.is_closed():
             current = await self.env.pair.at(side).connect(
                 epoch.application_name(self.env.pair.service, self.row.token),
-                command_timeout=self.env.max_pause + _COMMAND_SECONDS,
+                command_timeout=self._seconds,
                 synchronous_commit="on",
                 # a process that is stopped in the middle of an effect must not keep its locks
                 idle_in_transaction_session_timeout=str(int(1000 * (self.env.max_pause + _COMMAND_SECONDS))),
@@ -88,6 +93,10 @@ class Attempt:
             await epoch.hold_token(connection, self.env.pair.service, self.row.token)
             yield connection
 
+    def at_leisure(self, side: Side) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """An effect outside of a pause: it may wait for our own relays, which hold no lock of the application's."""
+        return self.effect(side, "30s")
+
     async def rehearse(self, side: Side) -> None:
         """Prepares the statements of an effect on that side's session, before the pause; without effect or lock."""
         connection = await self.session(side)
@@ -108,12 +117,37 @@ class Attempt:
 
 
 @asynccontextmanager
-async def open_attempt(env: SwitchEnvironment) -> AsyncIterator[Attempt]:
-    """A new attempt that owns the switch of this service."""
+async def open_attempt(
+    env: SwitchEnvironment, states: Collection[str] = switches.STATES, seconds: float = 0.0
+) -> AsyncIterator[Attempt]:
+    """A new attempt that owns the switch of this service. Raises Refused where that is in none of `states`."""
     async with faults.step("switch.token"):
-        row = await switches.raise_token(env.control, env.pair.migration, env.pair.service)
-    attempt = Attempt(env, row)
+        row = await switches.raise_token(env.control, env.pair.migration, env.pair.service, states)
+    if row is None:
+        raise Refused(f"{env.pair.service}: another switch has begun; its streams are left alone")
+    attempt = Attempt(env, row, seconds)
     try:
         yield attempt
     finally:
         await attempt.close()
+
+
+@asynccontextmanager
+async def between_switches(env: SwitchEnvironment, primary_side: Side) -> AsyncIterator[Attempt]:
+    """An attempt for work between two switches, while writes are at `primary_side`: it holds the token at both sides.
+
+    A switch that begins meanwhile ends its sessions before it looks at anything. Raises Refused where writes are at the
+    other side or a switch is under way, NotYet where another attempt took over, Unreachable.
+    """
+    try:
+        async with open_attempt(env, switches.SETTLED, _LEISURE_SECONDS) as attempt:
+            for side in SIDES:
+                await attempt.seize(side)
+            route = await flags.get(env.control, env.pair.migration, env.pair.service)
+            if route.primary_side != primary_side:
+                raise Refused(f"{env.pair.service} is writable at the {route.primary_side}; its streams are left alone")
+            yield attempt
+    except StaleAttempt as error:
+        raise NotYet(str(error)) from None
+    except CONNECTION_ERRORS as error:
+        raise Unreachable(f"{env.pair.service}: a database stopped answering ({type(error).__name__})") from None

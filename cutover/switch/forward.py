@@ -14,7 +14,7 @@ from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.flags import instances
 from cutover.flags import store as flags
 from cutover.postgres import epoch, fence, sequences, standbys
-from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from
+from cutover.postgres.databases import CONNECTION_ERRORS, SIDES, Side, direction_from
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
 from cutover.reconcile.sides import at_once
@@ -153,10 +153,12 @@ class Forward:
         """
         self.said[0] = "clear-the-way"
         await servers.require_known(self.env)
+        for side in SIDES:
+            await self.attempt.seize(side)
+        # only now: whoever was about to drop a stream cannot any more
         await self._require_stream()
         await self._require_way_back()
-        for side in ("monolith", "service"):
-            await self.attempt.seize(side)
+        for side in SIDES:
             await self.attempt.rehearse(side)
             connection = await self.attempt.session(side)
             self._members[side] = await fence.relations(connection, self.env.pair.tables)
@@ -209,7 +211,7 @@ class Forward:
     async def _in_the_way(self) -> list[str]:
         """Sessions that would hold off the fence at one side or its lifting at the other, in words."""
         found: list[str] = []
-        for side in ("monolith", "service"):
+        for side in SIDES:
             connection = await self.attempt.session(side)
             holders = await fence.holders(connection, self._members[side], older_than=_OLD_TRANSACTION_SECONDS)
             outranked = side in self.attempt.outranks_autovacuum

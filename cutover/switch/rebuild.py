@@ -20,6 +20,7 @@ from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import resolve
 from cutover.reconcile.passes import Job, run_pass
 from cutover.streams.base import settling
+from cutover.switch.attempt import between_switches
 from cutover.switch.environment import SwitchEnvironment
 
 #: Rounds of pass and repair before a person has to look.
@@ -45,9 +46,9 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     direction = direction_from(route.primary_side)
     stream, changed = env.stream(direction), env.changed(direction)
     say(f"dropping what is left of the {direction} stream, and making it anew")
-    async with faults.step("rebuild.drop"):
-        await stream.drop()
-        await changed.drop()
+    async with faults.step("rebuild.drop"), between_switches(env, route.primary_side) as attempt:
+        await stream.drop(attempt.at_leisure)
+        await changed.drop(attempt.at_leisure, attempt.row)
     async with faults.step("rebuild.make"):
         await stream.prepare()
         await changed.prepare()

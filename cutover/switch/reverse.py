@@ -11,7 +11,8 @@ import time
 from cutover import faults
 from cutover.errors import Conflict, NotYet
 from cutover.flags import store as flags
-from cutover.postgres.databases import Side, direction_from
+from cutover.postgres.databases import Side, direction_from, other
+from cutover.switch.attempt import between_switches
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.turn import turns_of
 
@@ -34,8 +35,9 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     stream = env.stream(direction)
     if (await stream.health()).lost:
         # its source has taken no write of an application since it was made, so nothing of it is missed
-        async with faults.step("ready.drop"):
-            await stream.drop()
+        async with faults.step("ready.drop"), between_switches(env, other(to_side)) as attempt:
+            if (await stream.health()).lost:  # another attempt may have made it anew meanwhile
+                await stream.drop(attempt.at_leisure)
     async with faults.step("ready.prepare"):
         await stream.prepare()
     # it begins before the first write on the new side can happen
@@ -69,7 +71,8 @@ async def take_back(env: SwitchEnvironment, to_side: Side) -> None:
     if route.primary_side == to_side:
         return
     direction = direction_from(to_side)
-    async with faults.step("take-back.changed"):
-        await env.changed(direction).drop()
-    async with faults.step("take-back.stream"):
-        await env.stream(direction).drop()
+    async with between_switches(env, other(to_side)) as attempt:
+        async with faults.step("take-back.changed"):
+            await env.changed(direction).drop(attempt.at_leisure, attempt.row)
+        async with faults.step("take-back.stream"):
+            await env.stream(direction).drop(attempt.at_leisure)

@@ -194,6 +194,7 @@ async def test_nothing_is_repaired_while_a_switch_is_under_way_or_without_a_repo
     control, service = place.env.control, place.service
     await place.spoil(*SPOILT)
     row = await switches.raise_token(control, PLAN_NAME, service)
+    assert row is not None
     await switches.begin(
         control, row, switch_id="s1", to_side="service", from_side="monolith", from_epoch=0,
         plan_hash=place.env.plan.hash,

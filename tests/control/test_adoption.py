@@ -165,6 +165,7 @@ async def test_after_the_preparation_no_service_is_added_and_none_is_left_out(co
 async def test_a_plan_is_not_adopted_in_the_middle_of_a_switch_nor_after_the_end(control: Control) -> None:
     first = await begun(control, S)
     row = await switches.raise_token(control, M, S)
+    assert row is not None
     row = await switches.begin(
         control, row, switch_id="1", to_side="service", from_side="monolith", from_epoch=1, plan_hash=first.hash
     )
@@ -183,6 +184,7 @@ async def test_a_switch_that_was_approved_under_a_replaced_plan_does_not_begin_b
     first = await begun(control, S)
     await adopted(control, plan(soak="2h"))
     row = await switches.raise_token(control, M, S)
+    assert row is not None
     facts: dict[str, Any] = {"switch_id": "1", "from_epoch": 1, "plan_hash": first.hash}
     with pytest.raises(PlanReplaced):
         await switches.begin(control, row, to_side="service", from_side="monolith", **facts)

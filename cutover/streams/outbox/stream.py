@@ -21,7 +21,7 @@ from cutover.postgres import (
     outbox_tables,
     replication,
 )  # fmt: skip
-from cutover.postgres.databases import Database, Direction, Pair
+from cutover.postgres.databases import Database, Direction, Pair, Through
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 from cutover.streams.outbox import janitor
 
@@ -241,18 +241,25 @@ class OutboxStream(OneDirection):
 
     async def stop(self) -> None:
         """When it returns no relay can apply any more; capture goes on."""
-        async with self._at(self.sink) as sink:
+        await self._stop(self.own_session)
+
+    async def _stop(self, through: Through) -> None:
+        async with through(self.sink_side) as sink:
             if await outbox_lease.stream_row(sink, self.pair.service, self.direction) is not None:
                 await outbox_lease.stop(sink, self.pair.service, self.direction)
 
-    async def drop(self) -> None:
+    async def drop(self, through: Through | None = None) -> None:
         """Capture at the source and all that this direction keeps; what waits in the outbox is given up."""
-        await self.stop()
-        async with self._at(self.source) as source:
-            await outbox_capture.remove(source, self.pair.service, self.pair.tables)
+        through = through or self.own_session
+        await self._stop(through)
+        # table by table: no lock of one is kept while another one is awaited
+        for table in self.pair.tables:
+            async with through(self.source_side) as source:
+                await outbox_capture.remove(source, self.pair.service, [table])
+        async with through(self.source_side) as source:
             await outbox_schema.remove_source(source, self.pair.service, self.direction)
             await replication.drop_publication(source, self.publication)
-        async with self._at(self.sink) as sink:
+        async with through(self.sink_side) as sink:
             await outbox_schema.remove_sink(sink, self.pair.service, self.direction)
 
 
