@@ -70,6 +70,7 @@ STEPS: dict[str, str] = {
     "rebuild.drop": "what is left of a lost stream is dropped",
     "rebuild.make": "it is made anew",
     "rebuild.mend": "a table is compared and mended",
+    "rebuild.stand": "rows at the sink give way to the stream no longer",
     # foreign keys that cross services
     "keys.detach": "a key that crosses services is taken off the monolith",
     "keys.restore": "a key is put back and validated",

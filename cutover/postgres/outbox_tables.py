@@ -17,8 +17,10 @@ import asyncpg
 
 from cutover.errors import ConfigError, NotYet
 from cutover.plan.models import Compare
+from cutover.postgres import uniques
 from cutover.postgres.identifiers import TableName, quote
 from cutover.postgres.shapes import Shape, shapes
+from cutover.postgres.uniques import Unique
 
 #: Base types whose equal values have one text under the fixed settings: bool, bytea, int8, int2, int4, oid, date,
 #: timestamp, timestamptz, uuid (OIDs of pg_type.dat).
@@ -36,23 +38,6 @@ _INHERITED = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class c ON c.oid = h.inhparent
                WHERE c.oid = $1::text::regclass AND c.relkind = 'r')
 """
-#: Unique indexes: their columns as SQL over the table's own column names, each with its equality, and their predicate.
-_UNIQUE = """
-SELECT i.indexrelid::regclass::text AS name, i.indexprs IS NULL AS plain,
-       pg_catalog.pg_get_expr(i.indpred, i.indrelid) AS predicate,
-       coalesce((pg_catalog.to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_alike,
-       ARRAY(SELECT pg_catalog.pg_get_indexdef(i.indexrelid, k.n::int, false)
-             FROM generate_series(1, i.indnkeyatts) AS k(n) ORDER BY k.n) AS expressions,
-       ARRAY(SELECT pg_catalog.format('OPERATOR(%I.=)', n.nspname) FROM generate_series(1, i.indnkeyatts) AS k(n)
-             JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k.n - 1]
-             JOIN pg_catalog.pg_amop o ON o.amopfamily = c.opcfamily AND o.amopstrategy = 3
-                  AND o.amoplefttype = c.opcintype AND o.amoprighttype = c.opcintype
-             JOIN pg_catalog.pg_operator q ON q.oid = o.amopopr
-             JOIN pg_catalog.pg_namespace n ON n.oid = q.oprnamespace ORDER BY k.n) AS equals
-FROM pg_catalog.pg_index i WHERE i.indrelid = $1::text::regclass AND i.indisunique AND i.indisvalid ORDER BY 1
-"""
-
-
 #: Changes whenever a column of one of the tables is added, dropped, renamed or given another type.
 _DEFINITION = (
     "SELECT md5(string_agg(concat_ws(' ', attrelid, attnum, xmin), ',' ORDER BY attrelid, attnum)) "
@@ -65,22 +50,13 @@ class Redefined(NotYet):
 
 
 @dataclass(frozen=True)
-class Unique:
-    """A unique index of the sink."""
-
-    expressions: tuple[str, ...]
-    equals: tuple[str, ...]
-    predicate: str
-    nulls_alike: bool
-
-
-@dataclass(frozen=True)
 class Flow:
     """One table between source and sink. `name` is what intents and version rows call it."""
 
     table: TableName
     source: Shape
     sink: Shape
+    #: Of the sink.
     uniques: tuple[Unique, ...]
 
     @property
@@ -164,12 +140,7 @@ class Flow:
         for unique in self.uniques:
             where = unique.predicate or "true"
             values = ", ".join(f"({e}) AS e{n}" for n, e in enumerate(unique.expressions))
-            same = " AND ".join(
-                f"({e}) {equals} i.e{n}"
-                if not unique.nulls_alike
-                else f"(({e}) {equals} i.e{n} OR (({e}) IS NULL AND i.e{n} IS NULL))"
-                for n, (e, equals) in enumerate(zip(unique.expressions, unique.equals, strict=True))
-            )
+            same = unique.same([f"i.e{n}" for n in range(len(unique.expressions))])
             parts.append(
                 f"SELECT b.key FROM {self.images} CROSS JOIN LATERAL (SELECT {values} FROM (SELECT {columns}) AS x "
                 f"WHERE {where}) AS i CROSS JOIN LATERAL (SELECT {self.sink_key} AS key FROM {self.table.sql} AS t "
@@ -192,11 +163,7 @@ async def flows(
     for table in tables:
         left, right = await shapes(source, sink, table, rules.get(table, Compare()))
         await asyncio.gather(_require_key(source, left), _require_key(sink, right))
-        rows = await sink.fetch(_UNIQUE, table.sql)
-        uniques = tuple(
-            Unique(tuple(r["expressions"]), tuple(r["equals"]), r["predicate"] or "", r["nulls_alike"]) for r in rows
-        )
-        found[str(table)] = Flow(table, left, right, uniques)
+        found[str(table)] = Flow(table, left, right, await uniques.of_table(sink, table))
     return found
 
 

@@ -112,6 +112,9 @@ class Stream(Protocol):
     async def give_up_nothing(self) -> None:
         """From here on every change is carried over, whatever the plan's level; before a switch (design 5.3)."""
 
+    async def let_rows_give_way(self, on: bool) -> None:
+        """While it is on, no row at the sink stops the stream; for one that begins after a gap (`rebuild`)."""
+
     def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
         """How this direction begins and ends where it must never run beside the other; None where it may.
 
@@ -164,6 +167,9 @@ class OneDirection:
 
     async def give_up_nothing(self) -> None:
         """It never does."""
+
+    async def let_rows_give_way(self, on: bool) -> None:
+        """They never stand in its way."""
 
     def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
         """Both directions may run at once."""

@@ -10,7 +10,7 @@ import uuid
 import asyncpg
 
 from cutover.errors import Conflict, NotYet
-from cutover.postgres import epoch, fence, replication
+from cutover.postgres import epoch, fence, giving_way, replication
 from cutover.postgres.databases import Direction, Pair, Through
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 from cutover.streams.turns import Turns
@@ -63,6 +63,13 @@ class LogicalStream(OneDirection):
                 f"{self.pair.service}: the {self.direction} stream must not start while {opposite!r} is enabled at "
                 f"{self.source.name!r}: with a server below PostgreSQL 16 rows would go round in circles"
             )
+
+    async def let_rows_give_way(self, on: bool) -> None:
+        async with self.sink.session(self.label) as sink:
+            if on:
+                await giving_way.install(sink, self.pair.service, self.pair.tables)
+            else:
+                await giving_way.remove(sink, self.pair.service, self.pair.tables)
 
     def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
         if replication.tells_origins_apart(one) and replication.tells_origins_apart(other):
@@ -188,6 +195,8 @@ class LogicalStream(OneDirection):
         for step in (replication.disable, replication.leave_slot, replication.drop_subscription):
             async with through(self.sink_side) as sink:
                 await step(sink, self.subscription)
+        async with through(self.sink_side) as sink:
+            await giving_way.remove(sink, self.pair.service, self.pair.tables)
         await self._drop_slot(through)
         async with through(self.source_side) as source:
             await replication.drop_publication(source, self.publication)

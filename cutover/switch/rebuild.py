@@ -2,7 +2,8 @@
 
 A slot that was invalidated has changes that nobody will ever send, so a new one alone would leave a gap
 (design 5.7). The stream is made anew first, so that from then on nothing more is missed; what is
-missing is then found by comparing every row, and mended on the side that is not the primary.
+missing is then found by comparing every row, and mended on the side that is not the primary. Until then rows there
+give way to what the stream brings: those that the gap left behind would stop it for good.
 """
 
 import asyncio
@@ -52,6 +53,7 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     async with faults.step("rebuild.make"):
         await stream.prepare()
         await changed.prepare()
+        await stream.let_rows_give_way(True)
         await stream.start(copy=False)
     deadline = time.monotonic() + _READY_SECONDS
     while not await stream.ready():
@@ -62,6 +64,8 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     for table in env.pair.tables:
         async with faults.step("rebuild.mend"):
             found.append(await _mend(env, direction, table, say))
+    async with faults.step("rebuild.stand"):
+        await stream.let_rows_give_way(False)
     return found
 
 

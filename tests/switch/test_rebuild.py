@@ -1,6 +1,8 @@
 """A stream whose slot was lost is rebuilt without losing what it never carried."""
 
 from cutover.control import reports
+from cutover.postgres import giving_way
+from cutover.postgres.databases import SIDES
 from cutover.streams.logical import LogicalStream
 from cutover.switch import finish, rebuild, reverse, section
 from cutover.switch.environment import SwitchEnvironment
@@ -38,6 +40,51 @@ async def test_a_lost_reverse_slot_is_rebuilt_and_every_missed_row_comes_over(en
     assert (await stream.health()).ok
     assert any("52 rows mended" in line for line in said), said
     assert await reports.open_differences(env.control, "test", env.pair.service) == []
+
+
+async def test_what_the_gap_left_behind_does_not_stop_the_stream_that_is_built_anew(env: SwitchEnvironment) -> None:
+    """Deleted in the gap and there again behind it; a unique value that another row had before the gap."""
+    stream = env.stream("forward")
+    for side in SIDES:
+        async with env.pair.at(side).session() as connection:
+            await connection.execute(
+                "CREATE UNIQUE INDEX ON trades (lower(note)) WHERE note LIKE 'u%'; "
+                "CREATE UNIQUE INDEX ON trades (price) NULLS NOT DISTINCT"
+            )
+    async with env.pair.monolith.session() as source:
+        await source.execute("UPDATE trades SET note = 'U' || id WHERE id <= 20")
+        await source.execute("UPDATE trades SET note = lower(note), price = NULL WHERE id = 20")
+        await stream.await_marker(await stream.put_marker(), 10)
+        await stream.drop()
+        # unseen: three rows go, one gives its unique values away
+        await source.execute(
+            "DELETE FROM trades WHERE id IN (1, 2, 20); UPDATE trades SET note = 'x', price = -3 WHERE id = 3"
+        )
+        await stream.prepare()
+        await stream.let_rows_give_way(True)
+        await stream.start(copy=False)
+        await source.execute(
+            "INSERT INTO trades (id, price, note) VALUES (1, 1, 'again'), (301, NULL, 'u20'), (2, -2, 'u2')"
+        )
+        await source.execute("UPDATE trades SET price = 3, note = 'u3' WHERE id = 4")
+        await stream.await_marker(await stream.put_marker(), 10)
+    await rebuild.rebuild(env, lambda _: None)
+    query = "SELECT (SELECT jsonb_agg(t ORDER BY id) FROM trades t)::text"
+    async with env.pair.monolith.session() as one, env.pair.target.session() as two:
+        assert await one.fetchval(query) == await two.fetchval(query)
+        triggers = "SELECT count(*) FROM pg_trigger WHERE tgname = $1"
+        functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'give_way%'"
+        assert await two.fetchval(triggers, giving_way.TRIGGER) == await two.fetchval(functions) == 0
+    assert (await stream.health()).ok
+
+
+async def test_dropping_a_stream_takes_away_what_lets_rows_give_way(env: SwitchEnvironment) -> None:
+    stream = env.stream("forward")
+    await stream.let_rows_give_way(True)
+    await stream.drop()
+    async with env.pair.target.session() as sink:
+        assert await sink.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname = $1", giving_way.TRIGGER) == 0
+        assert await sink.fetchval("SELECT count(*) FROM pg_proc WHERE proname LIKE 'give_way%'") == 0
 
 
 async def test_rebuilding_a_stream_that_is_whole_changes_no_row(env: SwitchEnvironment) -> None:
