@@ -294,7 +294,8 @@ class Forward:
             await sequences.raise_planned(source, target, self._sequences)
 
     async def _compare(self) -> None:
-        verdict = await asyncio.wait_for(self.changed.verify(tidy=False, tail_taken=True), self._remaining)
+        left = self._remaining
+        verdict = await asyncio.wait_for(self.changed.verify(tidy=False, tail_taken=True), left)
         self.compared += verdict.keys
         if not verdict.equal:
             found = [f"{table}: {count}" for table, count in sorted(verdict.differing.items())]

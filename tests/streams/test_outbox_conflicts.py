@@ -126,7 +126,7 @@ async def test_a_foreign_row_in_the_way_holds_one_key_after_a_few_tries(flowing:
 
         # others that get through do not make its tries count anew
         writing = asyncio.create_task(busy())
-        await until(is_held, "the key is held")
+        await until(is_held, "the key is held", 60.0)
         writing.cancel()
         await asyncio.wait([writing])
         assert await flowing.service.fetchval("SELECT count(*) FROM items WHERE id = 2") == 1
