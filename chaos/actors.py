@@ -112,8 +112,10 @@ async def repair(say: Say, place: Place, direction: Direction, sequence: Sequenc
     async def work(env: SwitchEnvironment) -> None:
         settle = settling(env.stream(direction), 20.0)
         for table in env.pair.tables:
-            job = Job(env.pair, direction, table, SOURCE_WINS, env.control, env.plan.hash, settle)
-            while (await run_pass(job)).differences:
+            # a pass of its own each time: one that has its report would only give it again
+            while (
+                await run_pass(Job(env.pair, direction, table, SOURCE_WINS, env.control, env.plan.hash, settle))
+            ).differences:
                 found = await reports.open_differences(env.control, place.migration, place.service, str(table))
                 await resolve(env.pair, direction, table, SOURCE_WINS, found, env.control, settle, actor="chaos")
 

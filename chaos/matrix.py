@@ -187,7 +187,7 @@ async def measure(clusters: list[Cluster]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if only:
         plans = [plan for plan in plans if str(plan.number) in only.split(",")]
-        wanted = set()
+        wanted, full = set(), False  # to see it again, whatever became of it
     matrix = Matrix(clusters, await prepared(clusters[1]), folder)
     if full:
         matrix.results = earlier(folder, plans)
