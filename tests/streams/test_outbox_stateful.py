@@ -190,7 +190,7 @@ def test_after_the_drain_both_sides_equal_the_model(monolith_db: Database, servi
             run_state_machine_as_test(
                 machine(lab, run),
                 settings=settings(
-                    max_examples=20,
+                    max_examples=12,
                     stateful_step_count=25,
                     deadline=None,
                     suppress_health_check=list(HealthCheck),
