@@ -21,9 +21,10 @@ from chaos.ground import Place
 from chaos.injection import Fault, Injector
 from chaos.processes import Child
 from chaos.traffic_set import Traffic
-from chaos.turns import Driver, Turn, Violation, count, sequence, where
+from chaos.turns import Driver, Turn, Violation, count, patiently, sequence, where
 from cutover.control import audit
 from cutover.errors import CutoverError, NotYet
+from cutover.flags import store as flags
 from cutover.postgres import replication
 from cutover.postgres.databases import FAILURES, Direction, Side, direction_from, other
 from cutover.streams.logical import LogicalStream
@@ -31,6 +32,8 @@ from cutover.switch.environment import SwitchEnvironment
 
 #: Seconds in which a fault that is armed beside the switch has to happen.
 _HAPPENS = 30.0
+#: Of the turns to the service, those before which the reads have moved there.
+_READS_FIRST = 0.7
 #: A row of the ground, which no client touches.
 _GROUND_KEY = tables.GROUND_KEYS - 1
 _POISON_KEY = tables.GROUND_KEYS - 1_000_000
@@ -140,6 +143,8 @@ class Run:
         turn = Turn(cell, to_side)
         folder = self.driver.faults_folder()
         at = where(cell) if cell is not None else "attempt"
+        if to_side == "service" and self.rng.random() < _READS_FIRST:
+            await patiently(self._move_reads)
         if cell is not None and at != "copy":
             turn.sequence = sequence(cell, self.rng)
             self.result.turns.append(turn)
@@ -182,6 +187,10 @@ class Run:
             (self.folder / "verdict.json").write_text(json.dumps(found.as_json(), indent=1))
         if last is not None and where(last) == "end":
             await self._clean_up(last)
+
+    async def _move_reads(self) -> None:
+        """The read switch comes before that of the writes; a rollback takes the reads back with it."""
+        await flags.set_read_from_new(self.env.control, self.place.migration, self.place.service, True, actor="chaos")
 
     # ------------------------------------------------------------------ faults beside the switch
 
