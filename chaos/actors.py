@@ -35,11 +35,12 @@ from cutover.streams.outbox.janitor import Janitor
 from cutover.switch import finish, mending, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchRequest
-from cutover.switch.rebuild import rebuild
+from cutover.switch.rebuild import follow_anew, rebuild
 
 SOURCE_WINS = Table(conflict="source-wins", alert_on_conflict=False)
 #: The activities of a write switch, in their order.
 Stage = Literal["ready", "section", "finish"]
+Compensation = Literal["take-back", "rebuild", "follow"]
 STAGES: tuple[Stage, ...] = ("ready", "section", "finish")
 
 #: A killed relay's shards are taken over after this; the product's own is longer.
@@ -95,15 +96,20 @@ async def attempt(
 async def compensation(
     say: Say,
     place: Place,
-    name: Literal["take-back", "rebuild"],
+    name: Compensation,
     to_side: Side,
     sequence: Sequence[Fault],
     folder: Path,
 ) -> None:
-    """What takes a way back away that was not needed, or builds a lost one anew."""
+    """What takes a way back away that was not needed, or builds a lost stream or record of changed keys anew."""
     async with place.opened() as env, _armed(sequence, folder):
-        work = reverse.take_back(env, to_side) if name == "take-back" else rebuild(env, lambda _: None)
-        await _telling(say, _nothing(work))
+        match name:
+            case "take-back":
+                await _telling(say, reverse.take_back(env, to_side))
+            case "rebuild":
+                await _telling(say, _nothing(rebuild(env, lambda _: None)))
+            case "follow":
+                await _telling(say, _nothing(follow_anew(env, lambda _: None)))
 
 
 async def repair(say: Say, place: Place, direction: Direction, sequence: Sequence[Fault], folder: Path) -> None:

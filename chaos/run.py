@@ -22,6 +22,7 @@ from chaos.injection import Fault, Injector
 from chaos.processes import Child
 from chaos.traffic_set import Traffic
 from chaos.turns import Driver, Turn, Violation, count, patiently, sequence, where
+from cutover import doctor
 from cutover.control import audit
 from cutover.errors import CutoverError, NotYet
 from cutover.flags import store as flags
@@ -165,7 +166,11 @@ class Run:
                     await self.driver.switch(Turn(None, to_side), folder)
                 case "rebuild":
                     await self.driver.switch(Turn(None, to_side), folder)
-                    await self.driver.call(actors.compensation, turn, folder, "rebuild", to_side)
+                    name = "rebuild"
+                    if cell is not None and cell.point.startswith("rebuild.follow"):
+                        await self._lose_the_record(to_side)
+                        name = "follow"
+                    await self.driver.call(actors.compensation, turn, folder, name, to_side)
                 case "copy" | "end":
                     await self.driver.switch(Turn(None, to_side), self.driver.faults_folder())
             await self.driver.in_order(to_side)
@@ -262,6 +267,15 @@ class Run:
                 with suppress(NotYet):
                     await replication.drop_slot(source, name)
                 await asyncio.sleep(0.05)
+
+    async def _lose_the_record(self, primary: Side) -> None:
+        """The slot of the changed keys goes as an administrator's mistake would have it; the doctor sees it."""
+        direction = direction_from(primary)
+        async with self.env.pair.source(direction).session("chaos-admin") as source:
+            await replication.drop_slot(source, self.env.changed(direction).slot)
+        found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+        if not found.remedy.endswith("--mend"):
+            raise Violation(f"a record of changed keys is lost, and the doctor says: {found}")
 
     async def _poison(self, turn: Turn) -> None:
         """A row that the other side refuses for good."""

@@ -13,6 +13,7 @@ from cutover.monitor import catalogs, fences
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence
 from cutover.postgres.databases import CONNECTION_ERRORS, Pair, Side, direction_from
+from cutover.reconcile.changed import ChangedKeys
 from cutover.streams import open_stream
 
 
@@ -128,4 +129,10 @@ async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) 
     if not health.ok:
         found.problems.append(health.detail)
     if health.lost:
+        _mends(pair, found)
+    elif await ChangedKeys(pair, stream.direction, control).lost():
+        found.problems.append(
+            f"the record of keys changed in the {stream.direction} direction is lost (its replication slot at "
+            f"{pair.source(stream.direction).name!r} is gone): no switch begins until every row has been compared"
+        )
         _mends(pair, found)

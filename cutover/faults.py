@@ -69,6 +69,7 @@ STEPS: dict[str, str] = {
     "finish.stream": "the old stream is dropped",
     "rebuild.drop": "what is left of a lost stream is dropped",
     "rebuild.make": "it is made anew",
+    "rebuild.follow": "the record of changed keys is made anew, where it alone was lost",
     "rebuild.mend": "a table is compared and mended",
     "rebuild.stand": "rows at the sink give way to the stream no longer",
     # foreign keys that cross services

@@ -163,6 +163,15 @@ class ChangedKeys:
                 await self.control.execute(RESET, *self._who, names)
                 await notes.forget(self.control, self.pair.migration, self.pair.service, notes.of_slot(self.slot))
 
+    async def lost(self) -> bool:
+        """Whether it was prepared, and its slot is gone or has lost something since."""
+        known = await self.control.fetchval(
+            "SELECT EXISTS (SELECT FROM control.changed_table "
+            "WHERE migration = $1 AND service = $2 AND direction = $3)",
+            *self._who,
+        )
+        return known and not await self.whole()
+
     async def whole(self) -> bool:
         """Whether the slot is there and has lost nothing."""
         async with self._slot_session() as connection:

@@ -15,7 +15,7 @@ from cutover.postgres import epoch
 from cutover.postgres.databases import SIDES, direction_from, other
 from cutover.switch.attempt import Attempt, open_attempt
 from cutover.switch.environment import SwitchEnvironment
-from cutover.switch.rebuild import rebuild
+from cutover.switch.rebuild import follow_anew, rebuild
 from cutover.switch.recovery import complete, set_fence, undo
 
 
@@ -98,3 +98,6 @@ async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None]) -> 
     if gone or (await stream.health()).lost:
         tell(f"the {stream.direction} stream was lost, and is built anew")
         await rebuild(env, tell)
+    elif await env.changed(stream.direction).lost():
+        tell(f"the record of keys changed in the {stream.direction} direction was lost, and is made anew")
+        await follow_anew(env, tell)

@@ -69,6 +69,22 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     return found
 
 
+async def follow_anew(env: SwitchEnvironment, say: Callable[[str], None]) -> list[TableReport]:
+    """The record of changed keys made anew, where its slot was lost and the stream was not; the last reports.
+
+    Nothing is known any more of the keys that changed before, so every row is compared. May be called again.
+    """
+    route = await flags.get(env.control, env.pair.migration, env.pair.service)
+    direction = direction_from(route.primary_side)
+    async with faults.step("rebuild.follow"):
+        await env.changed(direction).prepare()
+    found = []
+    for table in env.pair.tables:
+        async with faults.step("rebuild.mend"):
+            found.append(await _mend(env, direction, table, say))
+    return found
+
+
 async def _mend(
     env: SwitchEnvironment, direction: Direction, table: TableName, say: Callable[[str], None]
 ) -> TableReport:

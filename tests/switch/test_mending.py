@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cutover import doctor, faults
 from cutover.cli.main import app
-from cutover.errors import Exit
+from cutover.errors import Exit, GateClosed
 from cutover.flags import store as flags
 from cutover.plan.dsn import variable
 from cutover.postgres import fence
@@ -82,6 +82,23 @@ async def test_a_fence_that_somebody_opened_and_a_stream_that_was_dropped_are_pu
     assert found.remedy.endswith("--mend")
     assert await mend(env, lambda _: None) == ["the fence at the service is shut again"]
     assert not await writable(env, "service")
+
+
+async def test_a_lost_record_of_changed_keys_is_made_anew_and_every_row_compared(
+    env: SwitchEnvironment, work: Work
+) -> None:
+    changed = env.changed("forward")
+    async with env.pair.monolith.session() as source:
+        await source.execute("SELECT pg_drop_replication_slot($1)", changed.slot)
+    await reverse.make_ready(env, "service")
+    with pytest.raises(GateClosed):
+        await section.run(env, order(env, "service"), lambda _: None)
+    found = await doctor.examine(env.plan, env.pair, env.control)
+    assert "the record of keys changed" in " ".join(found.problems)
+    assert found.remedy.endswith("--mend")
+    assert any("made anew" in line for line in await mend(env, lambda _: None))
+    assert (await doctor.examine(env.plan, env.pair, env.control)).problems == []
+    assert (await section.run(env, order(env, "service"), lambda _: None)).result == "done"
 
 
 async def test_the_command_tells_what_it_found_asks_and_mends(
