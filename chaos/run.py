@@ -22,6 +22,7 @@ from chaos.injection import Fault, Injector
 from chaos.processes import Child
 from chaos.traffic_set import Traffic
 from chaos.turns import Driver, Turn, Violation, count, sequence, where
+from cutover import doctor
 from cutover.control import audit
 from cutover.errors import CutoverError, NotYet
 from cutover.postgres import replication
@@ -45,6 +46,7 @@ class Result:
     turns: list[Turn] = field(default_factory=list)
     seconds: float = 0.0
     switches: int = 0
+    slots_lost: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     folder: Path = Path()
 
@@ -97,7 +99,10 @@ class Run:
                 await self._install()
             await self._begin()
             for number, cell in enumerate(self.plan.turns):
-                await self._turn(cell, "service" if number % 2 == 0 else "monolith")
+                to_side: Side = "service" if number % 2 == 0 else "monolith"
+                if number in self.plan.slots_lost:
+                    await self._lose_the_slot(other(to_side))
+                await self._turn(cell, to_side)
                 self.result.switches += 1
             async with self.calm():
                 await self._end()
@@ -248,6 +253,21 @@ class Run:
         direction = direction_from(to_side)
         name = LogicalStream(self.env.pair, direction).subscription
         await ground.execute(self.env.pair.sink(direction), f"ALTER SUBSCRIPTION {name} DISABLE")
+        await self._drop_slot(direction)
+
+    async def _lose_the_slot(self, side: Side) -> None:
+        """The slot of the stream of now goes by a mistake; the doctor has to see it, and a person does what it says."""
+        async with self.calm():
+            await self._drop_slot(direction_from(side))
+            self.result.slots_lost += 1
+            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+            if not found.remedy.endswith("--mend"):
+                raise Violation(f"a slot is lost, and the doctor says: {found}")
+        await self.driver.mended()
+        await self.driver.in_order(side)
+
+    async def _drop_slot(self, direction: Direction) -> None:
+        name = LogicalStream(self.env.pair, direction).subscription
         async with asyncio.timeout(_HAPPENS), self.env.pair.source(direction).session("chaos-admin") as source:
             while await replication.has_slot(source, name):
                 with suppress(NotYet):

@@ -156,14 +156,14 @@ class Driver:
                             break
                 await child.ended(5)
                 if child.killed and "section" in arguments and self.rng.random() < BY_DOCTOR:
-                    return await self._mended()
+                    return await self.mended()
             except TimeoutError:
                 # it may wake up later, and must not do any harm then
                 self._sleeping.append(child)
                 said = f"no heartbeat for {silence:g} s"
         raise Violation(f"{main.__name__} {arguments[-1:]} did not return within {CALLING:g} s; the last said: {said}")
 
-    async def _mended(self) -> dict[str, Any]:
+    async def mended(self) -> dict[str, Any]:
         """No worker comes back: a person does what the doctor says, and nothing else."""
         deadline = time.monotonic() + CALLING
         while time.monotonic() < deadline:
