@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from chaos import cells, servers
 from chaos.cells import TURNS, Cell, Level, Plan
 from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, ended, prepared, say
+from chaos.processes import silence
 from chaos.run import Result
 from chaos.servers import Servers
 from chaos.storm import Storm
@@ -60,11 +61,11 @@ async def measure(there: Servers) -> int:
     minutes = float(os.environ.get("MINUTES") or 60)
     folder = FOLDER / f"campaign-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    storm = Storm(there, seed)
+    storm = Storm(there, seed, folder / "storm.txt")
     *both, control = there.clusters
     matrix = Matrix(both, await prepared(control), folder, storm)
     end = time.monotonic() + minutes * 60
-    say(f"seed {seed}: {minutes:g} minutes")
+    say(f"seed {seed}: {minutes:g} minutes; what struck when: {storm.log}")
     for what, why in there.left_out.items():
         say(f"left out: {what}: {why}")
 
@@ -110,6 +111,7 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
 
 
 def main() -> None:
+    silence()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before there is anything to be taken away
     with servers.running(("monolith", "services", "control"), {**REPLICATION_SETTINGS, **SETTINGS}) as there:
         os.environ.update(there.environment)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import asyncpg
 
@@ -45,13 +46,14 @@ _MORE_WAL = "SELECT pg_logical_emit_message(false, 'storm', ''), pg_switch_wal()
 
 
 class Storm:
-    """Strikes until it is cancelled. `struck` counts what it did."""
+    """Strikes until it is cancelled. `struck` counts what it did, and `log` says when and to whom."""
 
-    def __init__(self, servers: Servers, seed: str) -> None:
+    def __init__(self, servers: Servers, seed: str, log: Path) -> None:
         self.servers = servers
+        self.log = log
         self.struck: Counter[str] = Counter()
         self.rng = random.Random(f"{seed}/storm")
-        every: dict[str, Callable[[], Awaitable[bool]]] = {
+        every: dict[str, Callable[[], Awaitable[str]]] = {
             "server killed": self.kill_server,
             "server stopped": self.stop_server,
             "disk full": self.fill_disk,
@@ -74,8 +76,12 @@ class Storm:
             what = self.rng.choice(list(self.strikes))
             await self._quiet.wait()
             self._idle.clear()
+            begun = time.strftime("%H:%M:%S")
             try:
-                self.struck[what] += await self.strikes[what]()
+                if hit := await self.strikes[what]():
+                    self.struck[what] += 1
+                    with self.log.open("a") as log:
+                        print(begun, time.strftime("%H:%M:%S"), what, hit, sep="\t", file=log)
             finally:
                 self._idle.set()
 
@@ -92,28 +98,28 @@ class Storm:
             if not self._checking:
                 self._quiet.set()
 
-    # ------------------------------------------------------------------ strikes; each says whether it hit somebody
+    # ------------------------------------------------------------------ strikes; each says whom it hit, "" for nobody
 
     def _any(self) -> Cluster:
         return self.rng.choice(self.servers.clusters)
 
-    async def kill_server(self) -> bool:
+    async def kill_server(self) -> str:
         cluster = self._any()
         seconds = self.rng.uniform(*DOWN)
         await asyncio.to_thread(cluster.kill9)
         await asyncio.sleep(seconds)
         await asyncio.to_thread(cluster.start)
-        return True
+        return cluster.name
 
-    async def stop_server(self) -> bool:
+    async def stop_server(self) -> str:
         """It is there, and does not answer."""
         cluster = self._any()
         seconds = self.rng.uniform(*SERVER_STOPPED)
         with stopped(cluster) as pids:
             await asyncio.sleep(seconds)
-        return bool(pids)
+        return f"{cluster.name}, {len(pids)} processes" if pids else ""
 
-    async def fill_disk(self) -> bool:
+    async def fill_disk(self) -> str:
         """Statements fail that need room, and where a new file of WAL is needed the server goes down."""
         number = self.rng.randrange(len(self.servers.disks))
         seconds, more_wal = self.rng.uniform(*FULL), self.rng.random() < 0.5
@@ -127,9 +133,9 @@ class Storm:
         finally:
             await asyncio.to_thread(disk.clear)
             await _up(cluster)
-        return True
+        return f"{cluster.name}{' and its WAL' if more_wal else ''}"
 
-    async def change_password(self) -> bool:
+    async def change_password(self) -> str:
         """Everybody has to log in anew, and nobody can."""
         cluster = self._any()
         seconds = self.rng.uniform(*REFUSED)
@@ -138,47 +144,47 @@ class Storm:
             await asyncio.sleep(seconds)
         finally:
             await _set_password(cluster, cluster.password)
-        return True
+        return cluster.name
 
-    async def jump_clock(self) -> bool:
+    async def jump_clock(self) -> str:
         """Of one server, or of all our own processes."""
         clock = self.rng.choice(self.servers.clocks)
-        seconds = self.rng.uniform(*OFF)
-        clock.shift(self.rng.randint(-JUMP, JUMP))
+        seconds, jump = self.rng.uniform(*OFF), self.rng.randint(-JUMP, JUMP)
+        clock.shift(jump)
         try:
             await asyncio.sleep(seconds)
         finally:
             clock.shift(0)
-        return True
+        return f"{clock.file.stem}, {jump:+d} s"
 
-    async def end_sessions(self) -> bool:
+    async def end_sessions(self) -> str:
         cluster = self._any()
         try:
             await _told(cluster, _END_SESSIONS)
         except FAILURES:
-            return False
-        return True
+            return ""
+        return cluster.name
 
     def _victim(self, names: Sequence[str]) -> Child | None:
         """Somebody who is missed: an attempt if there is one, else a relay or a client."""
         found = [child for child in Child.living() if child.name.startswith(tuple(names))]
         return self.rng.choice(sorted(found, key=lambda child: child.pid)) if found else None
 
-    async def kill_process(self) -> bool:
+    async def kill_process(self) -> str:
         # the client that nobody hurts and the bypass writers are the witnesses
-        if victim := self._victim(("attempt", "relays")):
+        if victim := self._victim(("attempt", "relays", "mend")):
             victim.kill()
-        return victim is not None
+        return str(victim or "")
 
-    async def stop_process(self) -> bool:
+    async def stop_process(self) -> str:
         seconds = self.rng.uniform(*STOPPED)
-        if victim := self._victim(("attempt", "relays", "client", "bypass")):
+        if victim := self._victim(("attempt", "relays", "mend", "client", "bypass")):
             victim.kill(signal.SIGSTOP)
             try:
                 await asyncio.sleep(seconds)
             finally:
                 victim.kill(signal.SIGCONT)
-        return victim is not None
+        return str(victim or "")
 
 
 async def _told(cluster: Cluster, *statements: str) -> None:

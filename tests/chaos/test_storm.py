@@ -59,7 +59,7 @@ def there() -> Iterator[Servers]:
 
 
 def struck(there: Servers, drawn: random.Random | None = None) -> Storm:
-    found = Storm(there, "")
+    found = Storm(there, "", Path("/dev/null"))
     found.rng = drawn or Drawn()
     return found
 
@@ -176,7 +176,7 @@ def test_what_the_machine_does_not_allow_is_left_out_and_said(
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with servers.running(("one",), _SETTINGS) as running:
-        found = Storm(running, "")
+        found = Storm(running, "", Path("/dev/null"))
         assert running.left_out.keys() == {"disk full", "clock jumped"}
         assert not running.left_out.keys() & found.strikes.keys()
         campaign.report([], found, "x", 1)
