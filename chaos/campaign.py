@@ -4,9 +4,10 @@
     MINUTES=60   how long; a run that has begun is ended and checked
 
 Each service goes through one run after the other: a first copy, then switches and rollbacks with faults at points of
-the product, while a storm kills servers and processes, stops them for a while, and ends sessions. Every run ends in a
-drain, and the history checker has the word. Prints each run, and as the last line one JSON object; exit status 1 where
-an invariant was violated. What a failed run leaves stands under .cutover/chaos.
+the product and lost slots between them, while a storm kills servers and processes, stops them for a while, fills
+disks, changes passwords, makes clocks jump, and ends sessions. Every run ends in a drain, and the history checker has
+the word. Prints each run, and as the last line one JSON object; under "left out" it has what this machine does not
+allow. Exit status 1 where an invariant was violated. What a failed run leaves stands under .cutover/chaos.
 """
 
 import asyncio
@@ -14,22 +15,26 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from bench import ground as servers
-from chaos import cells
+from chaos import cells, servers
 from chaos.cells import TURNS, Cell, Level, Plan
 from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, ended, prepared, say
+from chaos.processes import silence
 from chaos.run import Result
+from chaos.servers import Servers
 from chaos.storm import Storm
 from chaos.turns import where
-from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
+from cutover.devstack.cluster import REPLICATION_SETTINGS
 
 #: Turns of a run, least and most.
 _TURNS = (3, 7)
+#: How often the slot of a native stream is lost before a turn.
+_SLOT_LOST = 0.25
 
 
 def _fits(cell: Cell) -> bool:
@@ -47,19 +52,22 @@ def plans(level: Level, seed: str) -> Iterator[Plan]:
             direction = TURNS[turn] if turn < len(TURNS) else TURNS[1 + turn % 2]
             fitting = [cell for cell in every if cell.direction == direction]
             turns.append(rng.choice(fitting) if rng.random() < 0.5 else None)
-        yield Plan(number, level, tuple(turns), f"{seed}/{level}/{number}")
+        lost = [turn for turn in range(len(turns)) if level == "logical" and rng.random() < _SLOT_LOST]
+        yield Plan(number, level, tuple(turns), f"{seed}/{level}/{number}", frozenset(lost))
 
 
-async def measure(clusters: Sequence[Cluster]) -> int:
+async def measure(there: Servers) -> int:
     seed = os.environ.get("SEED") or commit()[:12]
     minutes = float(os.environ.get("MINUTES") or 60)
     folder = FOLDER / f"campaign-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    storm = Storm(clusters, seed)
-    matrix = Matrix(clusters[:2], await prepared(clusters[2]), folder, storm)
+    storm = Storm(there, seed, folder / "storm.txt")
+    *both, control = there.clusters
+    matrix = Matrix(both, await prepared(control), folder, storm)
     end = time.monotonic() + minutes * 60
-    say(f"seed {seed}: {minutes:g} minutes")
-    striking = asyncio.create_task(storm.run())
+    say(f"seed {seed}: {minutes:g} minutes; what struck when: {storm.log}")
+    for what, why in there.left_out.items():
+        say(f"left out: {what}: {why}")
 
     async def one(level: Level) -> None:
         for plan in plans(level, seed):
@@ -67,11 +75,10 @@ async def measure(clusters: Sequence[Cluster]) -> int:
                 return
             await matrix.run(plan)
 
-    try:
+    async with asyncio.TaskGroup() as group:  # without its storm a campaign proves nothing
+        striking = group.create_task(storm.run())
         await asyncio.gather(*(one(level) for level in cells.LEVELS))
-    finally:
         striking.cancel()
-        await asyncio.gather(striking, return_exceptions=True)
     return report(matrix.results, storm, seed, minutes)
 
 
@@ -81,6 +88,7 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
     counts: Counter[str] = Counter()
     for result in results:
         counts.update(result.counts)
+    struck = storm.struck + Counter({"slot lost": sum(result.slots_lost for result in results)})
     violations = [f"{result.plan}: {text}" for result in results for text in result.violations]
     for text in violations:
         print(f"VIOLATED: {text}")
@@ -91,8 +99,9 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
                 "minutes": minutes,
                 "runs": len(results),
                 "switches": sum(result.switches for result in results),
-                "faults": sum(turn.happened for turn in turns) + sum(storm.struck.values()),
-                "storm": dict(storm.struck),
+                "faults": sum(turn.happened for turn in turns) + struck.total(),
+                "storm": dict(struck),
+                "left out": storm.servers.left_out,
                 "operations": dict(counts),
                 "violations": len(violations),
             }
@@ -102,8 +111,11 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
 
 
 def main() -> None:
-    with servers.clusters(("monolith", "services", "control"), {**REPLICATION_SETTINGS, **SETTINGS}) as all_of_them:
-        sys.exit(ended(measure(all_of_them)))
+    silence()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before there is anything to be taken away
+    with servers.running(("monolith", "services", "control"), {**REPLICATION_SETTINGS, **SETTINGS}) as there:
+        os.environ.update(there.environment)
+        sys.exit(ended(measure(there)))
 
 
 if __name__ == "__main__":

@@ -130,6 +130,8 @@ class Plan:
     level: Level
     turns: tuple[Cell | None, ...]
     seed: str
+    #: Turns before which the slot of the stream of now is dropped by mistake.
+    slots_lost: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return f"run {self.number} ({self.level}): " + "; ".join(str(cell or "no fault") for cell in self.turns)

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -87,12 +87,13 @@ class Matrix:
         monolith, target = [
             Database(title, cluster.superuser_dsn(f"{title}_{name}")) for title, cluster in self.databases
         ]
-        async with self._calm():
-            for title, cluster in self.databases:
-                await ground.execute(administered(cluster), f"CREATE DATABASE {title}_{name}")
         migration = f"m{plan.number}-{plan.level}".replace("_", "-")
         place = Place(migration, plan.level, self.control, monolith, target, str(folder / "archive"))
-        async with place.opened() as env:
+        async with AsyncExitStack() as stack:
+            async with self._calm():
+                for title, cluster in self.databases:
+                    await ground.execute(administered(cluster), f"CREATE DATABASE {title}_{name}")
+                env = await stack.enter_async_context(place.opened())
             result = await Run(plan, place, folder, env, self._calm).execute()
         self.results.append(result)
         self._tell(result)

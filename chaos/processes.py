@@ -25,6 +25,11 @@ Say = Callable[[str, Any], None]
 Main = Callable[..., Coroutine[Any, Any, None]]
 
 
+def silence() -> None:
+    """Of what the driver says of each server that is away, over and over; the harness kills them itself."""
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+
+
 def _run(main: Main, pipe: Connection, arguments: tuple[Any, ...]) -> None:
     def say(what: str, detail: Any = None) -> None:
         with suppress(BrokenPipeError):
@@ -32,8 +37,7 @@ def _run(main: Main, pipe: Connection, arguments: tuple[Any, ...]) -> None:
 
     # Ctrl-C reaches the whole group; the parent ends its children by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # what the driver says of each server that is away, over and over; the harness kills them itself
-    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+    silence()
     try:
         asyncio.run(main(say, *arguments))
     except CutoverError as error:
@@ -57,6 +61,9 @@ class Child:
         self._queue: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
         self._open = True
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._read)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.pid})"
 
     @staticmethod
     def living() -> "list[Child]":

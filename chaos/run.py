@@ -10,7 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from chaos.ground import Place
 from chaos.injection import Fault, Injector
 from chaos.processes import Child
 from chaos.traffic_set import Traffic
-from chaos.turns import Driver, Turn, Violation, count, patiently, sequence, where
+from chaos.turns import PATIENCE, Calm, Driver, Turn, Violation, count, patiently, sequence, where
 from cutover import doctor
 from cutover.control import audit
 from cutover.errors import CutoverError, NotYet
 from cutover.flags import store as flags
 from cutover.postgres import replication
-from cutover.postgres.databases import FAILURES, Direction, Side, direction_from, other
+from cutover.postgres.databases import FAILURES, SIDES, Direction, Side, direction_from, other
 from cutover.streams.logical import LogicalStream
 from cutover.switch.environment import SwitchEnvironment
 
@@ -35,6 +35,8 @@ from cutover.switch.environment import SwitchEnvironment
 _HAPPENS = 30.0
 #: Of the turns to the service, those before which the reads have moved there.
 _READS_FIRST = 0.7
+#: Seconds between two looks at the relays.
+_LOOK = 0.3
 #: A row of the ground, which no client touches.
 _GROUND_KEY = tables.GROUND_KEYS - 1
 _POISON_KEY = tables.GROUND_KEYS - 1_000_000
@@ -49,6 +51,7 @@ class Result:
     turns: list[Turn] = field(default_factory=list)
     seconds: float = 0.0
     switches: int = 0
+    slots_lost: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     folder: Path = Path()
 
@@ -79,7 +82,7 @@ class Run:
         place: Place,
         folder: Path,
         env: SwitchEnvironment,
-        calm: Callable[[], AbstractAsyncContextManager[None]],
+        calm: Calm,
     ) -> None:
         self.plan = plan
         self.calm = calm
@@ -87,21 +90,28 @@ class Run:
         self.folder = folder
         self.env = env
         self.rng = random.Random(plan.seed)
-        self.driver = Driver(place, env, folder, self.rng)
+        self.driver = Driver(place, env, folder, self.rng, calm)
         self.traffic = Traffic(place, folder, plan.seed)
         self.result = Result(plan, folder=folder)
         self._relays: Child | None = None
+        #: Held by whoever starts and ends them.
+        self._arming = asyncio.Lock()
         self._poisoned = _POISON_KEY
 
     async def execute(self) -> Result:
         """Never raises for what it finds."""
         begun = time.monotonic()
+        supervising = asyncio.create_task(self._supervise())
         try:
             async with self.calm():
+                # a storm would begin the first pass anew for ever; its own faults hit the copy all the same
                 await self._install()
-            await self._begin()
+                await self._begin()
             for number, cell in enumerate(self.plan.turns):
-                await self._turn(cell, "service" if number % 2 == 0 else "monolith")
+                to_side: Side = "service" if number % 2 == 0 else "monolith"
+                if number in self.plan.slots_lost:
+                    await self._lose_the_slot(other(to_side))
+                await self._turn(cell, to_side)
                 self.result.switches += 1
             async with self.calm():
                 await self._end()
@@ -110,10 +120,13 @@ class Run:
         except (*FAILURES, ChildProcessError) as error:
             self.result.violations.append(f"{type(error).__name__}: {error}")
         finally:
+            supervising.cancel()
+            await asyncio.wait({supervising})
+            if not supervising.cancelled():
+                self.result.violations.append(f"the relays do not start: {supervising.exception()}")
             await self.traffic.kill()
             await self.driver.awake()
-            if self._relays is not None:
-                await self._relays.end()
+            await self._end_relays()
             self.result.seconds = time.monotonic() - begun
             if self.result.violations:
                 await self._keep()
@@ -126,16 +139,15 @@ class Run:
         await ground.start(self.env)
 
     async def _begin(self) -> None:
-        await self._arm_relays((), self.driver.faults_folder())
+        async with self._arming:
+            await self._start_relays()
         await self.traffic.start()
         first = self.plan.turns[0]
         turn = Turn(first, "service")
         if first is not None and where(first) == "copy":
             turn.sequence = sequence(first, self.rng)
         folder = self.driver.faults_folder()
-        # a storm would begin the first pass anew for ever; its own faults hit the copy all the same
-        async with self.calm():
-            await self.driver.call(actors.first_copy, turn, folder)
+        await self.driver.call(actors.first_copy, turn, folder)
         if turn.sequence:
             count(folder, turn)
             self.result.turns.append(turn)
@@ -199,11 +211,32 @@ class Run:
 
     # ------------------------------------------------------------------ faults beside the switch
 
-    async def _arm_relays(self, armed: tuple[Fault, ...], folder: Path) -> None:
-        if self._relays is not None:
-            await self._relays.end()
-        self._relays = Child("relays", actors.relays, self.place, armed, folder)
-        await self._relays.said("ready", 20)
+    async def _supervise(self) -> None:
+        """Starts the relays again where a storm has killed them."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            async with self._arming:
+                if self._relays is not None and not self._relays.alive:
+                    await self._start_relays()
+
+    async def _start_relays(self) -> None:
+        """Without faults; once more where a server is away. Raises ChildProcessError where they never start."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._relays = Child("relays", actors.relays, self.place, (), self.driver.faults_folder())
+            try:
+                await self._relays.said("ready", 20)
+                return
+            except ChildProcessError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_LOOK)
+
+    async def _end_relays(self) -> None:
+        async with self._arming:
+            if self._relays is not None:
+                await self._relays.end()
+            self._relays = None
 
     async def _keep_up(self, turn: Turn, folder: Path, start: Callable[[], Child]) -> Child:
         """Runs a process until all faults have happened, and starts it again where one ended it."""
@@ -221,17 +254,18 @@ class Run:
 
     async def _relay_faults(self, turn: Turn, folder: Path) -> None:
         assert turn.cell is not None
-        assert self._relays is not None
         if turn.cell.group == "janitor":
             await self._leave_in_doubt()
         if turn.cell.point.startswith("relay.hold"):
             await self._poison(turn)
-        await self._relays.end()
-        self._relays = await self._keep_up(
-            turn, folder, lambda: Child("relays", actors.relays, self.place, turn.sequence, folder)
-        )
-        # a process that was killed this moment may still look alive
-        await self._arm_relays((), folder)
+        await self._end_relays()
+        async with self._arming:
+            armed = await self._keep_up(
+                turn, folder, lambda: Child("relays", actors.relays, self.place, turn.sequence, folder)
+            )
+            # a process that was killed this moment may still look alive
+            await armed.end()
+            await self._start_relays()
         if turn.cell.point.startswith("relay.hold"):
             await self._cure(turn)
 
@@ -262,6 +296,21 @@ class Run:
         direction = direction_from(to_side)
         name = LogicalStream(self.env.pair, direction).subscription
         await ground.execute(self.env.pair.sink(direction), f"ALTER SUBSCRIPTION {name} DISABLE")
+        await self._drop_slot(direction)
+
+    async def _lose_the_slot(self, side: Side) -> None:
+        """The slot of the stream of now goes by a mistake; the doctor has to see it, and a person does what it says."""
+        async with self.calm():
+            await self._drop_slot(direction_from(side))
+            self.result.slots_lost += 1
+            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+            if not found.remedy.endswith("--mend"):
+                raise Violation(f"a slot is lost, and the doctor says: {found}")
+        await self.driver.mended()
+        await self.driver.in_order(side)
+
+    async def _drop_slot(self, direction: Direction) -> None:
+        name = LogicalStream(self.env.pair, direction).subscription
         async with asyncio.timeout(_HAPPENS), self.env.pair.source(direction).session("chaos-admin") as source:
             while await replication.has_slot(source, name):
                 with suppress(NotYet):
@@ -306,8 +355,7 @@ class Run:
     async def _clean_up(self, cell: Cell) -> None:
         turn = next(turn for turn in self.result.turns if turn.cell is cell)
         folder = self.driver.faults_folder()
-        if self._relays is not None:  # as the run that kept them has ended by then
-            await self._relays.end()
+        await self._end_relays()  # as the run that kept them has ended by then
         for step in actors.CLEANUP:
             await self.driver.call(actors.cleanup, turn, folder, step)
         count(folder, turn)
@@ -321,6 +369,10 @@ class Run:
                 entries = await audit.entries(connection, self.place.migration, 10_000)
             (self.folder / "audit.txt").write_text("\n".join(map(str, entries)))
             (self.folder / "run.txt").write_text(f"{self.plan}\n" + "\n".join(self.result.violations))
+            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+            (self.folder / "doctor.txt").write_text(str(found))
+            here, there = [await tables.read_rows(self.place.pair.at(side), self.place.service) for side in SIDES]
+            (self.folder / "differing.txt").write_text("\n".join(tables.differing(here, there)))
 
 
 def remove(folder: Path) -> None:

@@ -82,8 +82,7 @@ class Scene(Run):
     async def __aexit__(self, *_: object) -> None:
         await self.traffic.kill()
         await self.driver.awake()
-        if self._relays is not None:
-            await self._relays.end()
+        await self._end_relays()
         await self.hand.close()
         await ground.drop(self.place)
 

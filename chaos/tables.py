@@ -127,6 +127,19 @@ class Rows:
     events: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
+def differing(here: Rows, there: Rows) -> list[str]:
+    """Each row that is not alike, with both sides' word."""
+    one, other = _named(here), _named(there)
+    keys = sorted(one.keys() | other.keys())
+    return [f"{key}: {one.get(key)} | {other.get(key)}" for key in keys if one.get(key) != other.get(key)]
+
+
+def _named(rows: Rows) -> dict[str, object]:
+    return {f"item {key}": row for key, row in rows.items.items()} | {
+        f"event {token}": row for token, row in rows.events.items()
+    }
+
+
 async def read_rows(database: Database, service: str) -> Rows:
     """The rows of both tables in one snapshot. Raises Unreachable; ConfigError where the tables are not there."""
     async with (

@@ -14,7 +14,7 @@ import asyncpg
 from cutover.control import audit, migrate
 from cutover.control.audit import Connection, Entry
 from cutover.errors import ConfigError, Unreachable
-from cutover.postgres.databases import CONNECTION_ERRORS, Database
+from cutover.postgres.databases import CONNECTION_ERRORS, NOT_CONNECTED, Database
 
 __all__ = ["Connection", "Control"]
 
@@ -31,6 +31,7 @@ _LOST = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -93,7 +94,7 @@ class Control:
         """
         try:
             acquired = await self.pool.acquire(timeout=STATEMENT_TIMEOUT)
-        except CONNECTION_ERRORS as e:
+        except NOT_CONNECTED as e:
             raise self._unreachable(e) from None
         try:
             with self._translated():

@@ -75,6 +75,8 @@ class Cluster:
     #: The folder with `initdb` and `postgres` of another version, passable by the servers' account. Client programs
     #: are the package's all the same: they know older servers.
     bin: Path | None = None
+    #: What its server finds in its environment beside ours.
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:
@@ -211,7 +213,8 @@ class Cluster:
         arguments = [str((self.bin or server_bin(account)) / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
-        pid = processes.start(arguments, log=self.log, account=account, environment=_environment(), folder=self.folder)
+        environment = {**_environment(), **self.environment}
+        pid = processes.start(arguments, log=self.log, account=account, environment=environment, folder=self.folder)
         # Its pid file comes a moment after the process.
         processes.wait_until(lambda: self.pid == pid or not processes.command_line(pid), START_SECONDS)
 

@@ -37,6 +37,7 @@ FAILURES = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
 #: What opening a connection raises where a server is away, starting, full or does not know us. Nothing was sent.
 NOT_CONNECTED = (
     *CONNECTION_ERRORS,
+    asyncpg.InsufficientResourcesError,  # a new session needs room on the disk too
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )

@@ -24,6 +24,10 @@ from cutover.postgres.uniques import Unique
 
 TRIGGER = f"{catalog.OWN_PREFIX}give_way"
 _INSTALLED = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass($1) AND tgname = $2)"
+_ANY_INSTALLED = (
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger "
+    "WHERE tgrelid = ANY (SELECT to_regclass(name) FROM unnest($1::text[]) AS name) AND tgname = $2)"
+)
 
 
 async def install(sink: asyncpg.Connection, service: str, tables: Sequence[TableName]) -> None:
@@ -42,6 +46,12 @@ async def remove(sink: asyncpg.Connection, service: str, tables: Iterable[TableN
             drop = f"DROP TRIGGER IF EXISTS {TRIGGER} ON {table.sql}"
             await with_lock_limit(sink, drop, [table], f"giving way at {table}")
         await sink.execute(f"DROP FUNCTION IF EXISTS {_function(service, table)}()")
+
+
+async def installed(sink: asyncpg.Connection, tables: Sequence[TableName]) -> bool:
+    """Whether rows of any of these tables give way: then what a gap left behind has not been compared to the end."""
+    names = [table.sql for table in tables]
+    return bool(await sink.fetchval(_ANY_INSTALLED, names, TRIGGER))
 
 
 def _function(service: str, table: TableName) -> str:

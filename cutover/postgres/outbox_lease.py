@@ -3,7 +3,8 @@
 A lease is taken when nobody's runs any more, and its token rises with that. An apply locks the leases that it rests
 on (KEY SHARE) until its commit, and taking one over wants a lock that conflicts: so the old holder's apply has ended,
 or will be refused. A lease that ran out is never renewed, only taken anew: a token that holds has held all the time.
-All times are the sink's clock.
+All times are the sink's clock. Where that was set back, what it said before lies in the future, perhaps for hours, and
+its relay may be gone: a lease that ends later than any relay asks for has run out, and a sign of life of then is none.
 """
 
 import math
@@ -19,6 +20,9 @@ from cutover.postgres.epoch import GONE
 from cutover.postgres.outbox_schema import SHARDS
 
 LEASE_SECONDS = 5.0
+#: No relay asks for more.
+_LONGEST = "interval '60 seconds'"
+_RUNS = f"expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + {_LONGEST}"
 
 
 async def start(
@@ -156,7 +160,7 @@ async def beat(
             "WITH gone AS (DELETE FROM cutover.relay_member WHERE service = $1 AND direction = $2 "
             "AND seen_at < clock_timestamp() - make_interval(secs => 100 * $3)) "
             "SELECT count(*) FROM cutover.relay_member WHERE service = $1 AND direction = $2 "
-            "AND seen_at > clock_timestamp() - make_interval(secs => $3)",
+            "AND seen_at BETWEEN clock_timestamp() - make_interval(secs => $3) AND clock_timestamp()",
             service,
             direction,
             seconds,
@@ -168,7 +172,7 @@ async def beat(
         rows = await connection.fetch(
             # materialized: joined as it stands, the limit could count anew for each row
             "WITH free AS MATERIALIZED (SELECT shard FROM cutover.relay_lease WHERE service = $1 AND direction = $2 "
-            "AND expires_at < clock_timestamp() ORDER BY shard LIMIT $5 FOR UPDATE SKIP LOCKED) "
+            f"AND NOT ({_RUNS}) ORDER BY shard LIMIT $5 FOR UPDATE SKIP LOCKED) "
             "UPDATE cutover.relay_lease l SET token = token + 1, owner = $3, "
             "expires_at = clock_timestamp() + make_interval(secs => $4) FROM free "
             "WHERE l.service = $1 AND l.direction = $2 AND l.shard = free.shard RETURNING l.shard, l.token",
@@ -240,9 +244,10 @@ class Relays:
 async def relays(connection: asyncpg.Connection, service: str, direction: Direction) -> Relays:
     [row] = await connection.fetch(
         "SELECT (SELECT count(*) FROM cutover.relay_lease WHERE service = $1 AND direction = $2 "
-        "AND expires_at > clock_timestamp()) AS shards, "
+        f"AND {_RUNS}) AS shards, "
         "ARRAY(SELECT DISTINCT problem FROM cutover.relay_member WHERE service = $1 AND direction = $2 "
-        "AND problem <> '' AND seen_at > clock_timestamp() - make_interval(secs => $3) ORDER BY 1) AS problems",
+        "AND problem <> '' AND seen_at BETWEEN clock_timestamp() - make_interval(secs => $3) AND clock_timestamp() "
+        "ORDER BY 1) AS problems",
         service,
         direction,
         LEASE_SECONDS,

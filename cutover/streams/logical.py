@@ -154,6 +154,7 @@ class LogicalStream(OneDirection):
     async def health(self) -> StreamHealth:
         async with self.sink.session(self.label) as sink:
             subscription = await replication.subscription_health(sink, self.subscription)
+            half_rebuilt = await giving_way.installed(sink, self.pair.tables)
         async with self.source.session(self.label) as source:
             slot = await replication.slot_health(source, self.subscription)
         problems = []
@@ -169,10 +170,12 @@ class LogicalStream(OneDirection):
                 f"replication slot {self.subscription!r} at {self.source.name!r} is {slot.wal_status}: "
                 "changes are missing, the stream has to be rebuilt (cutover doctor)"
             )
+        elif half_rebuilt:
+            problems.append("a rebuild of the stream has not come to its end: changes may be missing (cutover doctor)")
         return StreamHealth(
             ok=not problems,
             apply_errors=subscription.apply_errors + subscription.sync_errors,
-            lost=lost,
+            lost=lost or half_rebuilt,
             detail="; ".join(problems),
         )
 

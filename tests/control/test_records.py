@@ -1,5 +1,6 @@
 """Stages, reports, conflicts, tasks, summaries: what is kept, and that keeping it twice is keeping it once."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from cutover.control import audit, conflicts, reports, stages, summaries, tasks
 from cutover.control.database import Control
 from cutover.control.reports import Difference, TableReport
 from cutover.errors import Refused, Unreachable
+from cutover.postgres.databases import Database
 from tests.control.plans import plan
 from tests.servers import Clusters
 
@@ -137,6 +139,25 @@ async def test_a_summary_of_the_same_hour_is_replaced(control: Control) -> None:
     assert second.bucket_start.minute == second.bucket_start.second == 0
     await summaries.record(control, M, S, {}, every=timedelta(seconds=1))
     assert len(await summaries.latest(control, M, S, limit=5)) >= 1
+
+
+async def test_a_server_that_lets_the_role_in_no_more_cannot_be_reached(control: Control) -> None:
+    name = f"guest_{os.getpid()}"
+    await control.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")
+    dsn = control.database.dsn.replace("postgres@", f"{name}@", 1)
+    guest = await Control.open(Database("control", dsn))
+    try:
+        assert await guest.fetchval("SELECT 1") == 1
+        await control.execute(f"ALTER ROLE {name} NOLOGIN")
+        await control.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", name)
+        for _ in range(2):  # the session that was ended, and the one that is not to be had
+            with pytest.raises(Unreachable, match="control database 'control' cannot be reached"):
+                await guest.fetchval("SELECT 1")
+        await control.execute(f"ALTER ROLE {name} LOGIN")
+        assert await guest.fetchval("SELECT 1") == 1
+    finally:
+        await guest.close()
+        await control.execute(f"DROP ROLE {name}")
 
 
 async def test_a_restarted_server_is_found_again_by_the_same_pool(control: Control, clusters: Clusters) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
+from cutover.errors import Unreachable
 from cutover.postgres import databases
 from cutover.postgres.applier import applier_session
 from cutover.postgres.databases import Database
@@ -24,6 +25,11 @@ async def end_all(database: Database) -> None:
     for idle in database._idle.values():
         for one in idle:
             await one.connection.close()
+
+
+def test_a_server_without_room_for_a_session_is_one_that_cannot_be_reached(monolith_db: Database) -> None:
+    with pytest.raises(Unreachable, match="DiskFullError"), monolith_db.opening():
+        raise asyncpg.DiskFullError("could not write init file")
 
 
 async def test_a_session_of_the_same_kind_is_used_again_with_its_settings_reset(kept: Database) -> None:

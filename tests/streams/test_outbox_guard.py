@@ -156,6 +156,25 @@ async def test_the_relay_that_lost_its_lease_and_one_whose_sink_is_primary_are_r
     assert await names(flowing) == []
 
 
+async def test_leases_and_complaints_from_before_the_clock_was_set_back_hold_nothing_up(flowing: World) -> None:
+    """Their relay is gone, and what it has left lies in the future."""
+    service, sink = flowing.pair.service, flowing.service
+    lease = (
+        "UPDATE cutover.relay_lease SET owner = 'gone', token = token + 1, expires_at = clock_timestamp() + '1 hour'"
+    )
+    await sink.execute(f"{lease} WHERE service = $1 AND direction = 'forward'", service)
+    await sink.execute(
+        "INSERT INTO cutover.relay_member VALUES ($1, 'forward', 'gone', clock_timestamp() + '1 hour', 'a problem')",
+        service,
+    )
+    assert await outbox_lease.relays(sink, service, "forward") == outbox_lease.Relays(0, ())
+    held = await outbox_lease.beat(
+        sink, service, "forward", "mine", {}, applied=0, failures=0, problem="", seconds=outbox_lease.LEASE_SECONDS
+    )
+    assert len(held) == 64, "each of them is taken over, and nobody else counts as a relay"
+    assert (await outbox_lease.relays(sink, service, "forward")).shards == 64
+
+
 async def test_versions_are_comparable_across_a_switch_and_back(flowing: World) -> None:
     service = flowing.pair.service
     await flowing.stream("reverse").start(copy=False)

@@ -2,22 +2,26 @@
 
 import asyncio
 
+import asyncpg
 import pytest
 from typer.testing import CliRunner
 
 from cutover import doctor, faults
 from cutover.cli.main import app
-from cutover.errors import Exit, GateClosed
+from cutover.errors import Exit, GateClosed, NotYet
 from cutover.flags import store as flags
+from cutover.monitor import catalogs
 from cutover.plan.dsn import variable
-from cutover.postgres import fence
+from cutover.postgres import fence, replication
 from cutover.postgres.databases import Side, other
+from cutover.streams.logical import LogicalStream
 from cutover.switch import finish, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.mending import mend
 from cutover.switch.steps import SECTION
 from tests.switch.conftest import TABLES, Work, order
 from tests.switch.test_section import writable
+from tests.waiting import until
 
 POINTS = ["switch.begin.after", *(f"switch.{name}.after" for name in SECTION), "switch.done.before"]
 
@@ -99,6 +103,39 @@ async def test_a_lost_record_of_changed_keys_is_made_anew_and_every_row_compared
     assert any("made anew" in line for line in await mend(env, lambda _: None))
     assert (await doctor.examine(env.plan, env.pair, env.control)).problems == []
     assert (await section.run(env, order(env, "service"), lambda _: None)).result == "done"
+
+
+async def test_a_rebuild_that_was_cut_off_is_done_by_the_next_mend(env: SwitchEnvironment) -> None:
+    """The new stream runs by then, and what the lost one did not carry is still missing."""
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
+    stream = env.stream("forward")
+    assert isinstance(stream, LogicalStream)
+    await stream.stop()
+    async with env.pair.monolith.session() as source:
+        await until(lambda: dropped(source, stream.subscription), "the slot is gone")
+        await source.execute("INSERT INTO trades (price, note) SELECT i, 'missed' FROM generate_series(1, 50) i")
+
+    async def die(at: str) -> None:
+        if at == "rebuild.mend.before":
+            raise Killed
+
+    with faults.armed(die), pytest.raises(Killed):
+        await mend(env, lambda _: None)
+    found = await doctor.examine(env.plan, env.pair, env.control)
+    assert found.remedy.endswith("--mend"), found
+    assert await mend(env, lambda _: None)
+    await in_order(env)
+    async with env.pair.monolith.session() as one, env.pair.target.session() as two:
+        query = "SELECT (SELECT jsonb_agg(t ORDER BY id) FROM trades t)::text"
+        assert await one.fetchval(query) == await two.fetchval(query)
+
+
+async def dropped(source: asyncpg.Connection, slot: str) -> bool:
+    try:
+        await replication.drop_slot(source, slot)
+    except NotYet:
+        return False
+    return True
 
 
 async def test_the_command_tells_what_it_found_asks_and_mends(
