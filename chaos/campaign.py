@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -79,6 +80,9 @@ async def measure(there: Servers) -> int:
         striking = group.create_task(storm.run())
         await asyncio.gather(*(one(level) for level in cells.LEVELS))
         striking.cancel()
+    if any(result.violations for result in matrix.results):
+        for cluster in there.clusters:
+            shutil.copy(cluster.log, folder / f"{cluster.name}.log")
     return report(matrix.results, storm, seed, minutes)
 
 

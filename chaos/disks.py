@@ -12,7 +12,7 @@ from pathlib import Path
 from cutover.errors import ConfigError
 
 #: Some times what a campaign's server keeps at most: its databases, `max_wal_size` and its log.
-SIZE_MB = 1024
+SIZE_MB = 640
 _LEAST = 4096
 
 

@@ -28,7 +28,7 @@ PREFIX = "cutover-chaos-"
 #: The storm's own superuser, which no strike hits.
 ADMINISTRATOR = "storm"
 #: WAL that fits on a disk some times over, and logins that cost little.
-SETTINGS = {"max_wal_size": "192MB", "scram_iterations": "32"}
+SETTINGS = {"max_wal_size": "192MB", "scram_iterations": "32", "log_replication_commands": "on"}
 
 
 @dataclass

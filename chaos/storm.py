@@ -74,7 +74,8 @@ class Storm:
         while True:
             await asyncio.sleep(self.rng.uniform(*APART))
             what = self.rng.choice(list(self.strikes))
-            await self._quiet.wait()
+            while not self._quiet.is_set():  # another one may ask for calm before a waiter goes on
+                await self._quiet.wait()
             self._idle.clear()
             begun = time.strftime("%H:%M:%S")
             try:

@@ -68,6 +68,28 @@ async def connected(cluster: Cluster) -> asyncpg.Connection:
     return await asyncpg.connect(cluster.superuser_dsn("postgres"))
 
 
+async def test_who_asks_for_calm_the_moment_that_another_one_ends_it_has_it(
+    there: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storm, "APART", (0.0, 0.0))
+    found = struck(there)
+    begun = asyncio.Event()
+
+    async def strike() -> str:
+        begun.set()
+        return "somebody"
+
+    found.strikes = {"strike": strike}
+    async with found.calm():
+        striking = asyncio.create_task(found.run())
+        await asyncio.sleep(0.05)  # by now it waits
+    async with found.calm():
+        await asyncio.sleep(0.05)
+        assert not begun.is_set()
+    await asyncio.wait_for(begun.wait(), 5)
+    striking.cancel()
+
+
 async def test_a_stopped_server_answers_nothing_until_it_goes_on(
     there: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
