@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import asyncpg
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
@@ -26,7 +25,7 @@ from cutover import faults
 from cutover.control import reports
 from cutover.errors import CutoverError
 from cutover.plan.models import Table
-from cutover.postgres.databases import DIRECTIONS, Direction, Side
+from cutover.postgres.databases import DIRECTIONS, FAILURES, Direction, Side
 from cutover.reconcile.conflicts import resolve
 from cutover.reconcile.passes import Job, run_pass
 from cutover.streams.base import settling
@@ -58,7 +57,7 @@ async def _telling(say: Say, work: Coroutine[Any, Any, Any]) -> None:
         say("done", await work)
     except (CutoverError, ApplicationError) as error:
         say("failed", (type(error).__name__, str(error)))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except FAILURES as error:  # the server's own text may hold values
         say("failed", (type(error).__name__, ""))
 
 
@@ -154,7 +153,7 @@ async def relays(say: Say, place: Place, sequence: Sequence[Fault], folder: Path
 
         async def tidy() -> None:
             while True:
-                with suppress(CutoverError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                with suppress(*FAILURES):
                     await janitor.resolve(older_than=1.0)
                 await asyncio.sleep(0.3)
 

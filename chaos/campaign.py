@@ -116,7 +116,8 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
 
 def main() -> None:
     silence()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before there is anything to be taken away
+    for number in (signal.SIGTERM, signal.SIGHUP):  # before there is anything to be taken away
+        signal.signal(number, signal.default_int_handler)
     with servers.running(("monolith", "services", "control"), {**REPLICATION_SETTINGS, **SETTINGS}) as there:
         os.environ.update(there.environment)
         sys.exit(ended(measure(there)))

@@ -224,7 +224,7 @@ def test_what_a_killed_campaign_leaves_is_swept_by_the_next_one() -> None:
     assert wait_until(lambda: not working_in(folder / "one" / "data"), 5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_campaign_that_is_stopped_leaves_no_server_and_no_disk(number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "chaos.campaign"],
