@@ -70,7 +70,7 @@ class Result:
     def from_json(cls, plan: Plan, found: dict[str, Any]) -> "Result":
         """What `as_json` has kept, as far as a report needs it."""
         turns = [Turn(plan.turns[one["turn"]], "service", happened=one["happened"]) for one in found["turns"]]
-        return cls(plan, found["violations"], turns, found["seconds"], found["switches"], found["counts"])
+        return cls(plan, found["violations"], turns, found["seconds"], found["switches"], counts=found["counts"])
 
 
 class Run:
