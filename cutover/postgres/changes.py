@@ -190,11 +190,11 @@ def slot_name(service: str, direction: Direction) -> str:
 
 
 async def slot_whole(connection: asyncpg.Connection, slot: str) -> bool:
-    """Whether the slot is there and has lost nothing."""
+    """Whether the slot is there and has lost nothing; one that is still being made goes again with its session."""
     return bool(
         await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 "
-            "AND database = current_database() AND plugin = 'pgoutput' AND wal_status IS DISTINCT FROM 'lost')",
+            "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database() "
+            "AND plugin = 'pgoutput' AND wal_status IS DISTINCT FROM 'lost' AND confirmed_flush_lsn IS NOT NULL)",
             slot,
         )
     )
@@ -204,19 +204,23 @@ async def ensure_slot(connection: asyncpg.Connection, slot: str, publication: st
     """Makes the slot where it is missing or lost; True where it was made, so that nothing before now is known.
 
     Waits for every transaction that is open in the cluster. Raises GateClosed where the publication is not there yet
-    (its changes could not be read later), Conflict where the slot belongs to another database.
+    (its changes could not be read later), Conflict where the slot belongs to another database, NotYet while another
+    session makes it.
     """
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)", publication):
         raise GateClosed(f"publication {publication!r} does not exist yet: start the stream first")
     row = await connection.fetchrow(
-        "SELECT database = current_database() AS here, plugin, wal_status FROM pg_replication_slots "
-        "WHERE slot_name = $1",
+        "SELECT database = current_database() AS here, plugin, wal_status, confirmed_flush_lsn IS NOT NULL AS made "
+        "FROM pg_replication_slots WHERE slot_name = $1",
         slot,
     )
     if row and (not row["here"] or row["plugin"] != "pgoutput"):
         raise Conflict(
             f"replication slot {slot!r} exists for another database or plugin: drop it, or rename the service"
         )
+    being_made = NotYet(f"replication slot {slot!r} is being made by another session just now")
+    if row and not row["made"] and row["wal_status"] != "lost":
+        raise being_made
     if row and row["wal_status"] != "lost":
         return False
     if row:
@@ -224,7 +228,7 @@ async def ensure_slot(connection: asyncpg.Connection, slot: str, publication: st
     try:
         await replication.create_slot(connection, slot)
     except asyncpg.DuplicateObjectError:
-        raise NotYet(f"replication slot {slot!r} is being made by another session just now") from None
+        raise being_made from None
     return True
 
 

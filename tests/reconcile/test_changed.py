@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from cutover.errors import GateClosed
+from cutover.errors import GateClosed, NotYet
 from cutover.postgres import changes
 from cutover.postgres.identifiers import TableName, quote
 from cutover.reconcile.changed import ChangedKeys
 from tests.reconcile.conftest import World
+from tests.waiting import until
 
 T = TableName("public", "t")
 
@@ -215,6 +216,36 @@ async def test_without_the_streams_publication_nothing_is_prepared(world: World)
     world.with_tables("t")
     with pytest.raises(GateClosed, match="'svc_reverse_pub' does not exist yet"):
         await ChangedKeys(world.pair, "reverse", world.control).prepare()
+
+
+async def test_a_slot_that_another_session_is_still_making_does_not_count_as_made(
+    world: World, changed: Callable[..., Any]
+) -> None:
+    """It goes with its session, and a switch would be left without it."""
+    await world.both("CREATE TABLE t (id int PRIMARY KEY)")
+    followed = await changed("t")
+    await followed.drop()
+    async with world.pair.monolith.session() as writer, world.pair.monolith.session() as maker:
+        begun = writer.transaction()
+        await begun.start()
+        await writer.execute("INSERT INTO t VALUES (1)")  # for the end of which a new slot waits
+        create = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')"
+        making = asyncio.create_task(maker.execute(create, followed.slot))
+
+        async def there() -> bool:
+            return bool(
+                await world.left.fetchval("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active "
+                                          "AND confirmed_flush_lsn IS NULL AND restart_lsn IS NOT NULL", followed.slot)
+            )  # fmt: skip
+
+        await until(there, "the slot is being made")
+        assert not await followed.whole()
+        with pytest.raises(NotYet, match="being made by another session"):
+            await followed.prepare()
+        await begun.rollback()
+        await making
+    assert await followed.whole()
+    await followed.prepare()
 
 
 async def test_two_readers_at_once_wait_for_each_other_and_lose_nothing(
