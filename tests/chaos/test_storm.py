@@ -23,7 +23,6 @@ from chaos.storm import Storm
 from cutover.devstack.cluster import Cluster
 from cutover.devstack.processes import wait_until, working_in
 from cutover.errors import Exit
-from cutover.postgres.databases import CONNECTION_ERRORS
 from tests.servers import Clusters
 
 T = TypeVar("T")
@@ -107,10 +106,8 @@ async def test_a_stopped_server_answers_nothing_until_it_goes_on(
     await connection.close()
 
 
-@pytest.mark.parametrize("new_wal", [True, False], ids=["and a new file of WAL", "and no file of WAL"])
-async def test_a_full_disk_takes_no_rows_until_there_is_room(
-    there: Servers, monkeypatch: pytest.MonkeyPatch, new_wal: bool
-) -> None:
+async def test_a_full_disk_takes_no_rows_until_there_is_room(there: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a new file of WAL, which would end the server: how long it then takes to come up is not for here."""
     if not there.disks:
         assert there.left_out["disk full"]
         return
@@ -118,20 +115,17 @@ async def test_a_full_disk_takes_no_rows_until_there_is_room(
     [cluster], [disk] = there.clusters, there.disks
     connection = await connected(cluster)
     await connection.execute("DROP TABLE IF EXISTS filled; CREATE TABLE filled (text text)")
-    striking = asyncio.create_task(struck(there, Drawn(0.0 if new_wal else 0.9)).fill_disk())
+    striking = asyncio.create_task(struck(there, Drawn(0.9)).fill_disk())
     while disk.free:
         await asyncio.sleep(0.01)
-    with pytest.raises((asyncpg.DiskFullError, *CONNECTION_ERRORS)) as refused:
-        await (await connected(cluster) if new_wal else connection).execute(_FILL)
+    with pytest.raises(asyncpg.DiskFullError):
+        await connection.execute(_FILL)
     assert disk.free == 0
-    assert new_wal or isinstance(refused.value, asyncpg.DiskFullError)
     assert await striking
     assert disk.free > 0
     connection.terminate()
     connection = await connected(cluster)
     assert await connection.execute(_FILL) == "INSERT 0 10000"
-    if new_wal:
-        assert "PANIC" in cluster.log.read_text()
     await connection.close()
 
 
