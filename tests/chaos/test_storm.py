@@ -235,7 +235,7 @@ def test_a_campaign_that_is_stopped_leaves_no_server_and_no_disk(number: signal.
     )
     assert process.stdout is not None
     folder = Path(process.stdout.readline().strip())
-    assert mounted_below(folder)
+    assert working_in(folder / "monolith" / "data")
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == Exit.INTERRUPTED, said
