@@ -303,9 +303,7 @@ class Run:
         async with self.calm():
             await self._drop_slot(direction_from(side))
             self.result.slots_lost += 1
-            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
-            if not found.remedy.endswith("--mend"):
-                raise Violation(f"a slot is lost, and the doctor says: {found}")
+            await self._require_remedy("a slot is lost")
         await self.driver.mended()
         await self.driver.in_order(side)
 
@@ -322,9 +320,12 @@ class Run:
         direction = direction_from(primary)
         async with self.env.pair.source(direction).session("chaos-admin") as source:
             await replication.drop_slot(source, self.env.changed(direction).slot)
+        await self._require_remedy("a record of changed keys is lost")
+
+    async def _require_remedy(self, what: str) -> None:
         found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
         if not found.remedy.endswith("--mend"):
-            raise Violation(f"a record of changed keys is lost, and the doctor says: {found}")
+            raise Violation(f"{what}, and the doctor says: {found}")
 
     async def _poison(self, turn: Turn) -> None:
         """A row that the other side refuses for good."""

@@ -199,11 +199,11 @@ class Pair:
 
     def source(self, direction: Direction) -> Database:
         """Where rows come from in that direction."""
-        return self.monolith if direction == "forward" else self.target
+        return self.at(source_side(direction))
 
     def sink(self, direction: Direction) -> Database:
         """Where rows go in that direction."""
-        return self.target if direction == "forward" else self.monolith
+        return self.at(other(source_side(direction)))
 
 
 def direction_from(primary: Side) -> Direction:

@@ -60,10 +60,7 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
         if time.monotonic() > deadline:
             raise NotYet(f"{env.pair.service}: the {direction} stream does not become ready; see cutover doctor")
         await asyncio.sleep(0.1)
-    found = []
-    for table in env.pair.tables:
-        async with faults.step("rebuild.mend"):
-            found.append(await _mend(env, direction, table, say))
+    found = await _mend_all(env, direction, say)
     async with faults.step("rebuild.stand"):
         await stream.let_rows_give_way(False)
     return found
@@ -78,6 +75,10 @@ async def follow_anew(env: SwitchEnvironment, say: Callable[[str], None]) -> lis
     direction = direction_from(route.primary_side)
     async with faults.step("rebuild.follow"):
         await env.changed(direction).prepare()
+    return await _mend_all(env, direction, say)
+
+
+async def _mend_all(env: SwitchEnvironment, direction: Direction, say: Callable[[str], None]) -> list[TableReport]:
     found = []
     for table in env.pair.tables:
         async with faults.step("rebuild.mend"):

@@ -16,6 +16,7 @@ from cutover.plan.models import Plan
 from cutover.postgres.databases import Side, direction_from
 from cutover.switch import forward, mending, reverse, section, servers
 from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.models import SwitchOutcome
 from tests.servers import Clusters, standby_of
 from tests.switch.conftest import drop_streams, order, verify
 from tests.switch.test_section import same_rows, switch, writable
@@ -86,42 +87,43 @@ async def led_back(env: SwitchEnvironment, to_side: Side) -> None:
     assert await same_rows(env)
 
 
-@pytest.mark.slow
-async def test_the_old_primarys_standby_promoted_behind_the_fence_goes_on_and_the_switch_is_undone(
-    env: SwitchEnvironment, clusters: Clusters, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@asynccontextmanager
+async def failed_over(
+    env: SwitchEnvironment, cluster: Cluster, step: str, guarded: SwitchEnvironment | None = None
+) -> AsyncIterator[SwitchOutcome]:
+    """A switch to the service in which that server fails over behind that step; the old server is back at the end."""
     await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
     await reverse.make_ready(env, "service")
-    request = order(env, "service")
-    async with standing_by(clusters.monolith) as promote:
-        with monkeypatch.context() as patch:
-            then_promote(patch, "_raise_sequences", promote)
-            outcome = await section.run(env, request, lambda _: None)
-        assert outcome.result == "undone"
-        assert await writable(env, "monolith")
-        assert not await writable(env, "service")
-        await led_back(env, "service")
+    async with standing_by(cluster) as promote:
+        with pytest.MonkeyPatch.context() as patch:
+            then_promote(patch, step, promote)
+            outcome = await section.run(guarded or env, order(env, "service"), lambda _: None)
+        yield outcome
         await drop_streams(env)
 
 
 @pytest.mark.slow
+async def test_the_old_primarys_standby_promoted_behind_the_fence_goes_on_and_the_switch_is_undone(
+    env: SwitchEnvironment, clusters: Clusters
+) -> None:
+    async with failed_over(env, clusters.monolith, "_raise_sequences") as outcome:
+        assert outcome.result == "undone"
+        assert await writable(env, "monolith")
+        assert not await writable(env, "service")
+        await led_back(env, "service")
+
+
+@pytest.mark.slow
 async def test_the_new_primarys_standby_promoted_behind_the_journal_has_all_and_the_switch_is_finished(
-    env: SwitchEnvironment, clusters: Clusters, monkeypatch: pytest.MonkeyPatch
+    env: SwitchEnvironment, clusters: Clusters
 ) -> None:
     """The control database stands on the same server and fails over with it."""
     values = env.plan.model_dump(mode="json")
     values["services"][env.pair.service]["standbys"] = [STANDBY]
     guarded = replace(env, plan=Plan.model_validate(values))
-    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
-    await reverse.make_ready(env, "service")
-    request = order(env, "service")
-    async with standing_by(clusters.services) as promote:
-        with monkeypatch.context() as patch:
-            then_promote(patch, "_journal", promote)
-            outcome = await section.run(guarded, request, lambda _: None)
+    async with failed_over(env, clusters.services, "_journal", guarded) as outcome:
         assert outcome.result == "done"
         assert await writable(env, "service")
         assert not await writable(env, "monolith")
         # the promoted server has no standby of its own yet: a person adopts a plan that names none
         await led_back(env, "monolith")
-        await drop_streams(env)
