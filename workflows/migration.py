@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from activities import ids
     from activities import signatures as s
     from activities.models import CalendarRequest, Stages, SwitchWindow
+    from workflows import timeouts
     from workflows.failures import explain
     from workflows.messages import MigrationStart, ServiceStart, Start
     from workflows.preparation import open_tasks
@@ -168,8 +169,8 @@ class MigrationWorkflow(Run[MigrationStart]):
             if self.plan_hash != asked:
                 self.deadlines.pop(f"switchover of {window.service} opens", None)
                 continue
-            # A pause may have outlasted the window: then the calendar is asked again.
-            if self.virtual_now() < window.end or window.end <= window.start:
+            # A pause or an outage may have outlasted the window: then the calendar is asked again.
+            if workflow.now() < opens + timeouts.window_of_run(window.end - window.start, self.rules.compress):
                 self.deadlines.pop(f"switchover of {window.service} opens", None)
                 return window.service
 

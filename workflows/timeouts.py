@@ -95,6 +95,11 @@ def summary_interval(hour: timedelta) -> timedelta:
     return max(hour, timedelta(seconds=1))
 
 
+def window_of_run(window: timedelta, compress: float) -> timedelta:
+    """How long a window of the calendar is open in a run; a compressed one at least for a minute, to be met at all."""
+    return max(window / compress, min(window, timedelta(minutes=1)))
+
+
 def take_over_poll() -> timedelta:
     """How often cleanup looks whether a switchover run has let go; nothing else tells it, and it does so at once."""
     return timedelta(seconds=1)

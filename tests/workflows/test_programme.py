@@ -108,6 +108,16 @@ async def test_the_programme_runs_from_preparation_to_cleanup_over_its_real_days
     assert harness.world.count("drop_tables") == 2
 
 
+async def test_a_window_that_compression_makes_shorter_than_a_look_at_the_stages_is_met_all_the_same(
+    make: Make,
+) -> None:
+    harness = await make(FIRST, compress=1_000_000.0)
+    harness.world.stages_of[FIRST], harness.world.stage = "ready", "prepared"
+    main = ids.migration(harness.plan)
+    await harness.start(MigrationWorkflow, main)
+    await harness.until(main, lambda one: "stage 'deprecated'" in one.waiting_for)
+
+
 async def test_blocking_findings_park_the_preparation_until_they_are_gone(make: Make) -> None:
     harness = await make(FIRST)
     harness.world.blocking = 2
