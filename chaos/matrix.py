@@ -1,6 +1,6 @@
 """`make chaos-matrix`: a fault at every point of every protocol, in real switches under traffic; then the invariants.
 
-    SEED=…      draws the cells (default: the commit's hash)
+    SEED=…      draws the cells (default: the hash of the last commit that changes anything but docs)
     CELLS=500   at least so many, among them every reachable pair of a point and a fault, a stream, a direction
     FULL=1      every reachable cell; goes on where an earlier FULL run of the same commit was stopped
     RUN=17      only that run of the seed, to see it again
@@ -47,7 +47,9 @@ def say(text: str) -> None:
 
 
 def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    """The last one that changes anything but docs."""
+    command = ["git", "log", "-1", "--format=%H", "--", ".", ":!docs", ":!*.md"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def administered(cluster: Cluster) -> Database:
