@@ -1,5 +1,6 @@
 """The command line's way to Temporal and the control database."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,9 @@ from cutover.errors import Unreachable
 from cutover.settings import CONTROL, Settings
 from cutover.telemetry.temporal import cutover_plugin
 
+#: A server that is there and does not answer would be waited for three times as long.
+ANSWER_SECONDS = 10.0
+
 
 async def temporal(settings: Settings) -> Client:
     """A client for the server that `TEMPORAL_*` names (profile file, environment, `.cutover/env`).
@@ -21,8 +25,9 @@ async def temporal(settings: Settings) -> Client:
     config.setdefault("target_host", settings.temporal_address)
     config.setdefault("namespace", settings.temporal_namespace)
     try:
-        return await Client.connect(**config, plugins=[cutover_plugin()])
-    except RuntimeError:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await Client.connect(**config, plugins=[cutover_plugin()])
+    except (RuntimeError, TimeoutError):
         raise Unreachable(
             f"the Temporal server at {config['target_host']} does not answer; "
             "start the development stack with `cutover dev up`, or set TEMPORAL_ADDRESS"

@@ -66,13 +66,13 @@ def judged(error: Exception) -> tuple[str, Exit]:
         case CutoverError():
             return str(error), exit_status(error)
         case WorkflowAlreadyStartedError():
-            return f"{error.workflow_id} runs already; see it with: cutover status", Exit.REFUSED
+            return f"{error.workflow_id} runs already; see it with: cutover status PLAN", Exit.REFUSED
         case WorkflowUpdateFailedError() | WorkflowFailureError():
             return str(error.cause), Exit.REFUSED
         case RPCError():
             return _rpc(error)
         case WorkflowUpdateRPCTimeoutOrCancelledError():
-            return "the Temporal server did not answer in time; see `cutover status`", Exit.UNREACHABLE
+            return "the Temporal server did not answer in time; see `cutover status PLAN`", Exit.UNREACHABLE
         case _ if isinstance(error, (*CONNECTION_ERRORS, asyncpg.PostgresError)):
             return f"a server does not answer ({type(error).__name__})", Exit.UNREACHABLE
         case _:
@@ -88,7 +88,7 @@ def ended(text: str, status: int) -> typer.Exit:
 
 def _rpc(error: RPCError) -> tuple[str, Exit]:
     if error.status == RPCStatusCode.NOT_FOUND:
-        return "no such run; list them with: cutover status", Exit.REFUSED
+        return "no such run; list them with: cutover status PLAN", Exit.REFUSED
     if error.status in AWAY:
         text = "the Temporal server does not answer; is it up (cutover dev status), is TEMPORAL_ADDRESS right?"
         return text, Exit.UNREACHABLE

@@ -73,7 +73,7 @@ async def answer(client: Client, run_id: str, action: str, payload: dict[str, An
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
         raise Unreachable(
             f"{run_id} did not answer within {ANSWER:g} s: the workers of task queue {described.task_queue!r} are gone "
-            f"or busy. The message may still arrive; see `cutover status`. {_what_to_do(run_id, action, payload)}"
+            f"or busy. The message may still arrive; see `cutover status PLAN`. {_what_to_do(run_id, action, payload)}"
         ) from None
 
 

@@ -1,6 +1,8 @@
 """`setup`, `reconcile`, `doctor`, `conflicts` and `status` as typed; exit statuses of all commands."""
 
 import json
+import socket
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
 from activities import ids
-from cutover.cli import doctor, operations
+from cutover.cli import connection, doctor, operations
 from cutover.cli.conflicts import Decide
 from cutover.control import audit, conflicts, reports
 from cutover.control.reports import Difference, TableReport
@@ -257,6 +259,17 @@ def test_a_server_that_is_away_ends_every_command_in_status_3(arguments: tuple[s
     ended = typed(*arguments, env=env)
     assert ended.exit_code == 3, ended.output
     assert ended.output.strip()
+
+
+def test_a_temporal_server_that_is_there_and_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as stopped:
+        address = f"127.0.0.1:{stopped.getsockname()[1]}"
+        begun = time.monotonic()
+        ended = typed("status", "x", env={"TEMPORAL_ADDRESS": address})
+    assert time.monotonic() - begun < 20  # by itself the client waits for half a minute
+    assert ended.exit_code == 3
+    assert f"the Temporal server at {address} does not answer" in ended.output
 
 
 def test_wrong_surroundings_end_in_status_2(tmp_path: Path) -> None:

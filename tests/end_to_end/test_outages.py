@@ -1,4 +1,7 @@
-"""A migration while each server, Temporal's too, and a worker is killed and comes back: it waits and goes on."""
+"""A migration while each server, Temporal's too, and a worker is killed and comes back: it waits and goes on.
+
+Temporal's server is stopped as well for a while, longer than all heartbeats: it is there, and does not answer.
+"""
 
 import asyncio
 import os
@@ -125,10 +128,10 @@ class People:
 
     async def _look(self) -> list[Status]:
         try:
-            found = [one for one in await open_runs(self.client, MIGRATION) if "/reconciliation" not in one]
-        except RPCError:
-            return []  # Temporal is the one that was killed
-        answers = await asyncio.gather(*(self._ask(one) for one in found))
+            found = await asyncio.wait_for(open_runs(self.client, MIGRATION), 5)
+        except (RPCError, TimeoutError):
+            return []  # Temporal is the one that is away
+        answers = await asyncio.gather(*(self._ask(one) for one in found if "/reconciliation" not in one))
         return [one for one in answers if one is not None]
 
     async def _ask(self, workflow_id: str) -> Status | None:
@@ -167,13 +170,17 @@ class People:
             f"nobody waits for {database} any more",
         )
 
-    async def without_temporal(self, ground: Ground) -> None:
-        """Kill Temporal's server, see that nobody answers, start it, see the runs go on."""
+    async def without_temporal(self, ground: Ground, number: signal.Signals) -> None:
+        """Kill or stop Temporal's server, see that nobody answers, have it go on, see the runs go on."""
         ports = ground.home.ports(ground.environ)
         pid = TemporalServer(ground.home.data / "temporal", ports.temporal, ports.ui).pid
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        await self.until(lambda: not self.runs, "no run answers")
+        os.kill(pid, number)
+        try:
+            await self.until(lambda: not self.runs, "no run answers")
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         await asyncio.to_thread(ground.stack(lambda text: None).up)
         await self.until(lambda: bool(self.runs), "the runs answer again")
 
@@ -203,12 +210,13 @@ async def test_each_server_and_a_worker_is_killed_and_the_run_waits_in_words_and
             await people.see(lambda one: one.phase == "dual-write" and one.service == SERVICE, "the dual-write phase")
             await people.away(clusters["monolith"], "monolith")
             await people.see(lambda one: one.phase == "soak", "the soak")
+            await people.without_temporal(ground, signal.SIGSTOP)
             # The service's own server is not for here: a soak that cannot read its guards is breached (invariant 6).
             await people.away(clusters[CONTROL], CONTROL)
             await people.see(lambda one: any(gate.name == "write" and gate.ok for gate in one.gates), "the write gate")
             fleet.kill("worker-1")
             people.hold.remove("write")
-            await people.without_temporal(ground)
+            await people.without_temporal(ground, signal.SIGKILL)
             await people.see(lambda one: one.phase == "deprecation", "the write switch")
             fleet.restart("worker-1")
             await people.away(clusters[DATABASE], DATABASE)
