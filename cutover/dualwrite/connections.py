@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
@@ -66,11 +67,20 @@ class RoutedConnection(asyncpg.Connection):
         first, self._before_commit = self._before_commit, ""
         try:
             status: str = await super().execute(f"{first}; COMMIT" if first else query, timeout=timeout)
-        except asyncpg.InFailedSQLTransactionError:
-            raise aborted() from None
+        except asyncpg.PostgresError as error:
+            await self._roll_back()
+            if isinstance(error, asyncpg.InFailedSQLTransactionError):
+                raise aborted() from None
+            raise
         if status == "ROLLBACK":
             raise aborted()
         return status
+
+    async def _roll_back(self) -> None:
+        """Where what stood in front of the COMMIT has failed, so that this was not reached."""
+        if self.is_in_transaction():
+            with suppress(*NOT_CONNECTED, asyncpg.PostgresError):  # gone, it has rolled back by itself
+                await super().execute("ROLLBACK")
 
 
 def aborted() -> TransactionAborted:
