@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 
-from cutover.control import stages, switches
+from cutover.control import rebuilds, stages, switches
 from cutover.control.database import Control
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
@@ -118,6 +118,9 @@ async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) 
 async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
     route = await flags.get(control, pair.migration, pair.service)
     stream = open_stream(pair, direction_from(route.primary_side), plan.service(pair.service))
+    if half := await rebuilds.unfinished(control, pair.migration, pair.service, stream.direction):
+        found.problems.append(f"{half}: changes may be missing at the other side")
+        _mends(pair, found)
     if not await stream.exists():
         found.facts["stream"] = f"{stream.direction}: not started"
         if route.primary_side == "service":

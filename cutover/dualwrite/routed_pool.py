@@ -244,6 +244,7 @@ class RoutedPool:
     async def _report(self) -> None:
         """Flushes statistics each second; what the control database does not take now, it gets later."""
         prune_at = time.monotonic() + random.uniform(0.5, 1.0) * PRUNE_EVERY
+        lapsed: list[tuple[str, str, str]] = []
         while True:
             await asyncio.sleep(FLUSH_EVERY)
             # an outage is logged by the watcher, once
@@ -252,7 +253,8 @@ class RoutedPool:
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + random.uniform(0.5, 1.0) * PRUNE_EVERY
                     await statistics.prune(self._watcher.control)
-                    await instances.forget_lapsed(self._watcher.control, self._watcher.migration)
+                    await instances.forget(self._watcher.control, self._watcher.migration, lapsed)
+                    lapsed = await instances.long_lapsed(self._watcher.control, self._watcher.migration)
 
 
 def _both_sides(database: Databases, service: str) -> dict[Side, Database]:

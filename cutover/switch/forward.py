@@ -9,7 +9,7 @@ from datetime import timedelta
 import asyncpg
 
 from cutover import faults
-from cutover.control import switches
+from cutover.control import rebuilds, switches
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.flags import instances
 from cutover.flags import store as flags
@@ -60,6 +60,7 @@ class Forward:
         self.changed = changed
         self.timings: list[StepTiming] = []
         self.acks = instances.Acks(acked=0, lapsed=0)
+        self._leases = instances.Leases()
         self.compared = 0
         self._begun = 0.0
         self._fence_begun = 0.0
@@ -148,6 +149,8 @@ class Forward:
     async def clear_the_way(self) -> None:
         """Before the pause: connections open, statements prepared, transactions in the way waited out on both sides.
 
+        And it is known who of the applications' instances is gone.
+
         Raises GateClosed where the stream is lost or a server is another one than the evidence came from: a pause
         would only be in vain. NotYet where the stream lags too far, or with the sessions that would hold a fence off.
         """
@@ -175,16 +178,18 @@ class Forward:
             if time.monotonic() > deadline:
                 raise NotYet(f"{self.request.service}: in the way of the fences: " + "; ".join(found[:5]))
             await asyncio.sleep(0.1)
+        await self._leases.settle(self.env.control, self.request.migration, self.request.service)
         # last of all, so that inside the fence only what changes from here on is left
         self.compared = await self.changed.shorten()
         await self.changed.require_short_tail(TAIL_LIMIT)
 
     async def _require_stream(self) -> None:
         health = await self.stream.health()
-        if health.lost or not health.ok:
+        half = await rebuilds.unfinished(self.env.control, self.request.migration, self.request.service, self.direction)
+        if half or health.lost or not health.ok:
             raise GateClosed(
-                f"{self.request.service}: {health.detail}; writes stay at the {self._from_side} (a lost stream: "
-                f"cutover doctor {self.request.migration} --service {self.request.service} --rebuild-stream)"
+                f"{self.request.service}: {half or health.detail}; writes stay at the {self._from_side} "
+                f"(a lost stream: cutover doctor {self.request.migration} --service {self.request.service} --mend)"
             )
 
     async def _require_short_lag(self) -> None:
@@ -237,6 +242,7 @@ class Forward:
             self.request.service,
             pause_id=self.request.switch_id,
             timeout=timedelta(seconds=self._remaining),
+            leases=self._leases,
         )
 
     async def _fence(self) -> None:

@@ -6,7 +6,7 @@ a database that does not answer, a report that is missing and evidence that is t
 
 import asyncpg
 
-from cutover.control import conflicts, reports
+from cutover.control import conflicts, rebuilds, reports
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
@@ -77,6 +77,9 @@ async def _servers(env: SwitchEnvironment, to_side: Side, found: Measurement) ->
 
 async def _stream(env: SwitchEnvironment, to_side: Side, found: Measurement) -> None:
     stream = env.stream(direction_from(other(to_side)))
+    if half := await rebuilds.unfinished(env.control, env.pair.migration, env.pair.service, stream.direction):
+        found.problems.append(f"{half}: cutover doctor {env.pair.migration} --service {env.pair.service} --mend")
+        return
     health = await stream.health()
     if not health.ok:
         found.problems.append(health.detail)

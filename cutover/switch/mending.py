@@ -6,7 +6,7 @@ overtaken, and one that runs is told so and has nothing left to do. It may be ca
 
 from collections.abc import Callable
 
-from cutover.control import stages, switches
+from cutover.control import rebuilds, stages, switches
 from cutover.errors import GateClosed, NotYet, StaleAttempt
 from cutover.flags import store as flags
 from cutover.monitor import fences
@@ -95,7 +95,8 @@ async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None]) -> 
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     stream = env.stream(direction_from(route.primary_side))
     gone = route.epoch > 0 and not await stream.exists()
-    if gone or (await stream.health()).lost:
+    half = await rebuilds.unfinished(env.control, env.pair.migration, env.pair.service, stream.direction)
+    if gone or half or (await stream.health()).lost:
         tell(f"the {stream.direction} stream was lost, and is built anew")
         await rebuild(env, tell)
     elif await env.changed(stream.direction).lost():

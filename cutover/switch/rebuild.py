@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from cutover import faults
-from cutover.control import reports, switches
+from cutover.control import rebuilds, reports, switches
 from cutover.control.reports import TableReport
 from cutover.errors import GateClosed, NotYet, Refused
 from cutover.flags import store as flags
@@ -46,7 +46,9 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     direction = direction_from(route.primary_side)
     stream, changed = env.stream(direction), env.changed(direction)
+    place = env.pair.migration, env.pair.service, direction
     say(f"dropping what is left of the {direction} stream, and making it anew")
+    await rebuilds.begin(env.control, *place)
     async with faults.step("rebuild.drop"), between_switches(env, route.primary_side) as attempt:
         await stream.drop(attempt.at_leisure)
         await changed.drop(attempt.at_leisure, attempt.row)
@@ -63,6 +65,7 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     found = await _mend_all(env, direction, say)
     async with faults.step("rebuild.stand"):
         await stream.let_rows_give_way(False)
+        await rebuilds.end(env.control, *place)
     return found
 
 

@@ -15,7 +15,7 @@ from cutover.plan.dsn import variable
 from cutover.postgres import fence, replication
 from cutover.postgres.databases import Side, other
 from cutover.streams.logical import LogicalStream
-from cutover.switch import finish, reverse, section
+from cutover.switch import finish, gates, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.mending import mend
 from cutover.switch.steps import SECTION
@@ -105,8 +105,9 @@ async def test_a_lost_record_of_changed_keys_is_made_anew_and_every_row_compared
     assert (await section.run(env, order(env, "service"), lambda _: None)).result == "done"
 
 
-async def test_a_rebuild_that_was_cut_off_is_done_by_the_next_mend(env: SwitchEnvironment) -> None:
-    """The new stream runs by then, and what the lost one did not carry is still missing."""
+@pytest.mark.parametrize("point", ["rebuild.drop.after", "rebuild.make.after", "rebuild.stand.before"])
+async def test_a_rebuild_that_was_cut_off_is_done_by_the_next_mend(env: SwitchEnvironment, point: str) -> None:
+    """There is no stream by then; or the new one runs, and what the lost one did not carry is still missing."""
     await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
     stream = env.stream("forward")
     assert isinstance(stream, LogicalStream)
@@ -116,13 +117,15 @@ async def test_a_rebuild_that_was_cut_off_is_done_by_the_next_mend(env: SwitchEn
         await source.execute("INSERT INTO trades (price, note) SELECT i, 'missed' FROM generate_series(1, 50) i")
 
     async def die(at: str) -> None:
-        if at == "rebuild.mend.before":
+        if at == point:
             raise Killed
 
     with faults.armed(die), pytest.raises(Killed):
         await mend(env, lambda _: None)
     found = await doctor.examine(env.plan, env.pair, env.control)
     assert found.remedy.endswith("--mend"), found
+    problems = (await gates.measure(env, "service")).problems
+    assert any("rebuild of the forward stream" in one for one in problems), problems
     assert await mend(env, lambda _: None)
     await in_order(env)
     async with env.pair.monolith.session() as one, env.pair.target.session() as two:
