@@ -44,7 +44,7 @@ prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and f
 prove-dualwrite: bootstrap ## takes each remedy of dual-write out and requires its test to fail, some minutes
 	@$(PYTHON) -m scripts.mutants_dualwrite
 
-chaos: bootstrap ## faults of all kinds over repeated switches under load, until the time is over (SEED MINUTES=60)
+chaos: bootstrap ## faults of all kinds over repeated switches under load, until the time is over (SEED MINUTES=60 RUN)
 	@$(PYTHON) -m chaos.campaign
 
 chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches under traffic (SEED CELLS=500 FULL=1 RUN PARALLEL=2)

@@ -140,9 +140,9 @@ async def cleanup(say: Say, place: Place, step: str, sequence: Sequence[Fault], 
         await _telling(say, _nothing(ActivityEnvironment().run(getattr(activities, step), ref)))
 
 
-async def mend(say: Say, place: Place) -> None:
+async def mend(say: Say, place: Place, sequence: Sequence[Fault], folder: Path) -> None:
     """`cutover doctor --mend`."""
-    async with place.opened() as env:
+    async with place.opened() as env, _armed(sequence, folder):
         await _telling(say, mending.mend(env, lambda _: None))
 
 

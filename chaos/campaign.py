@@ -1,7 +1,8 @@
 """`make chaos`: faults of all kinds over repeated switches and rollbacks of four services, until the time is over.
 
-    SEED=…       draws everything (default: the commit's hash)
+    SEED=…       draws everything (default: the hash of the last commit that changes anything but docs)
     MINUTES=60   how long; a run that has begun is ended and checked
+    RUN=…        only that run (strong/17), under a storm of the same seed, to see it again
 
 Each service goes through one run after the other: a first copy, then switches and rollbacks with faults at points of
 the product and lost slots between them, while a storm kills servers and processes, stops them for a while, fills
@@ -26,7 +27,7 @@ from chaos import cells, servers
 from chaos.cells import TURNS, Cell, Level, Plan
 from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, ended, prepared, say
 from chaos.processes import silence
-from chaos.run import Result
+from chaos.results import Result
 from chaos.servers import Servers
 from chaos.storm import Storm
 from chaos.turns import where
@@ -40,7 +41,7 @@ _SLOT_LOST = 0.25
 
 def _fits(cell: Cell) -> bool:
     """Cells that need no hand of the harness at the databases, which may be away just then."""
-    return where(cell) in ("attempt", "relay", "writer", "copy") and not cell.point.startswith("relay.hold")
+    return where(cell) in ("attempt", "relay", "writer", "copy") and cell.step not in ("relay.hold", "ready.drop")
 
 
 def plans(level: Level, seed: str) -> Iterator[Plan]:
@@ -50,7 +51,7 @@ def plans(level: Level, seed: str) -> Iterator[Plan]:
         rng = random.Random(f"{seed}/{level}/{number}")
         turns: list[Cell | None] = []
         for turn in range(rng.randint(*_TURNS)):
-            direction = TURNS[turn] if turn < len(TURNS) else TURNS[1 + turn % 2]
+            direction = TURNS[turn] if turn < len(TURNS) else TURNS[2 - turn % 2]
             fitting = [cell for cell in every if cell.direction == direction]
             turns.append(rng.choice(fitting) if rng.random() < 0.5 else None)
         lost = [turn for turn in range(len(turns)) if level == "logical" and rng.random() < _SLOT_LOST]
@@ -70,11 +71,16 @@ async def measure(there: Servers) -> int:
     for what, why in there.left_out.items():
         say(f"left out: {what}: {why}")
 
+    only = os.environ.get("RUN")
+
     async def one(level: Level) -> None:
         for plan in plans(level, seed):
             if time.monotonic() > end:
                 return
-            await matrix.run(plan)
+            if only in (None, "", f"{level}/{plan.number}"):
+                await matrix.run(plan)
+            if only == f"{level}/{plan.number}" or (only and not only.startswith(f"{level}/")):
+                return
 
     async with asyncio.TaskGroup() as group:  # without its storm a campaign proves nothing
         striking = group.create_task(storm.run())

@@ -6,8 +6,8 @@ occurs; `every` lists them all. What cannot be reached is in `unreachable`, with
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from chaos.injection import KINDS, Kind
 from cutover import faults
@@ -15,7 +15,7 @@ from cutover import faults
 Level = Literal["logical", "strong", "eventual", "best_effort"]
 Direction = Literal["switch", "rollback", "second switch"]
 LEVELS: tuple[Level, ...] = ("logical", "strong", "eventual", "best_effort")
-#: Groups of points that are passed once a service has been switched for good.
+#: Groups of points that are passed once a service has been switched for good: after any switch to it.
 AT_THE_END = ("archive", "retire", "cleanup")
 DIRECTIONS: tuple[Direction, ...] = ("switch", "rollback", "second switch")
 
@@ -38,34 +38,43 @@ class Cell:
         return self.point.partition(".")[0]
 
     @property
+    def step(self) -> str:
+        return self.point.rpartition(".")[0]
+
+    @property
     def pairs(self) -> set[tuple[str, str]]:
         return {(self.point, self.kind), (self.point, self.level), (self.point, self.direction)}
+
+
+#: Points behind which the process that passes them commits nothing any more.
+LAST = frozenset(
+    f"{step}.after"
+    for step in (
+        "ready.prove", "finish.stream", "take-back.stream", "rebuild.stand", "switch.done", "recovery.done",
+        "undo.reopen", "cleanup.last",
+    )
+)  # fmt: skip
 
 
 #: Why cells of a group (or of one step) do not exist; asked in this order, the first answer counts.
 def unreachable(cell: Cell) -> str:
     """In words why there is no such cell; "" where there is."""
-    step = cell.point.rpartition(".")[0]
     if cell.group in ("relay", "backfill", "janitor", "strong") and cell.level == "logical":
         return "a logical stream has no outbox, so no relay, copy, branch or janitor of ours"
-    if step == "relay.hold" and cell.level == "best_effort":
-        return "best_effort gives a refused change up and holds no key"
     if cell.group in ("strong", "janitor") and cell.level != "strong":
         return "only strong writes prepare branches"
     if cell.group == "backfill" and cell.direction != "switch":
         return "the first copy is made before the first switch, and never again"
-    if cell.group in AT_THE_END and cell.direction != "second switch":
-        return "cleanup comes once, when the service has been switched for good"
+    if cell.group in AT_THE_END and cell.direction == "rollback":
+        return "cleanup comes once the service has been switched for good"
     if cell.group == "keys":
         return "the tables of the matrix have no foreign key that crosses services (tests/switch/test_crossing.py)"
-    if cell.group == "turn" or step == "ready.arm":
+    if cell.group == "turn" or cell.step in ("ready.arm", "undo.halt", "undo.resume-stream"):
         return "directions take turns only with a server below 16 (tests/switch/test_versions.py)"
-    if step == "undo.reopen":
-        return "needs the control database away, which all runs of the matrix share (tests/switch/test_interrupted.py)"
-    if step == "ready.drop" and cell.level != "logical":
-        return "an outbox stream has no slot that could be lost"
-    if step.startswith("strong.") and cell.kind == "error":
-        return "an error of these statements is the server's own: a lost connection is `reset`"
+    if cell.step in ("strong.commit", "strong.end") and cell.kind == "error":
+        return "an error of COMMIT is a lost connection, which is `reset`"
+    if cell.kind == "reset" and cell.point in LAST:
+        return "nothing is committed any more by the process that passes it"
     return ""
 
 
@@ -129,16 +138,27 @@ class Plan:
     number: int
     level: Level
     turns: tuple[Cell | None, ...]
+    #: What its details are drawn from.
     seed: str
     #: Turns before which the slot of the stream of now is dropped by mistake.
     slots_lost: frozenset[int] = frozenset()
+
+    def as_json(self) -> dict[str, Any]:
+        turns = [asdict(cell) if cell is not None else None for cell in self.turns]
+        return {"run": self.number, "level": self.level, "seed": self.seed, "cells": turns,
+                "slots_lost": sorted(self.slots_lost)}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> "Plan":
+        turns = tuple(Cell(**one) if one is not None else None for one in found["cells"])
+        return cls(found["run"], found["level"], turns, found["seed"], frozenset(found["slots_lost"]))
 
     def __str__(self) -> str:
         return f"run {self.number} ({self.level}): " + "; ".join(str(cell or "no fault") for cell in self.turns)
 
 
-def runs(cells: Sequence[Cell], seed: str) -> list[Plan]:
-    """The cells in runs, as full as they can be; the same for the same seed."""
+def runs(cells: Sequence[Cell], seed: str, first: int = 0) -> list[Plan]:
+    """The cells in runs, as full as they can be, numbered from `first` on; the same for the same seed."""
     rng = random.Random(seed)
     found: list[tuple[Level, list[Cell | None]]] = []
     for level in LEVELS:
@@ -155,4 +175,4 @@ def runs(cells: Sequence[Cell], seed: str) -> list[Plan]:
                 turns.pop()
             found.append((level, turns))
     rng.shuffle(found)
-    return [Plan(n, level, tuple(turns), f"{seed}/{n}") for n, (level, turns) in enumerate(found)]
+    return [Plan(n, level, tuple(turns), f"{seed}/{n}") for n, (level, turns) in enumerate(found, first)]

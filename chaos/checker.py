@@ -14,7 +14,7 @@ from typing import Any
 from chaos import history
 from chaos.history import Event, Tears
 from chaos.register import BACK, LOST, UNEXPLAINED, Register, State, Wrong
-from chaos.sides import Switch, WritableSide
+from chaos.sides import Switch, Window, WritableSide
 from chaos.tables import GROUND, Item, Rows, events
 from cutover.errors import ConfigError
 from cutover.postgres.databases import SIDES, Side, other
@@ -83,16 +83,21 @@ def check(
     rows: Mapping[str, Mapping[Side, Rows]],
     switches: Mapping[str, Sequence[Switch]],
     before: Mapping[str, Rows] | None = None,
+    shut: Mapping[str, Sequence[Window]] | None = None,
 ) -> Verdict:
     """The verdict over the logs of all clients and bypass writers, none of which runs any more.
 
     `rows`: for each service in the logs the rows of its primary, read after the streams have drained; where the other
     side's are given too, both have to be alike. `switches`: all switches that were done, by service; those of a
     service that is not named: none. `before`: the primary's rows when the logs were begun, where there were any.
-    Raises ConfigError for an unusable log, and for switches that do not follow from one another.
+    `shut`: windows in which no side may have taken a write. Raises ConfigError for an unusable log, and for switches
+    that do not follow from one another.
     """
     verdict = Verdict()
-    services = {service: _Service(service, done, verdict, before) for service, done in _all(rows, switches).items()}
+    services = {
+        service: _Service(WritableSide(service, done, (shut or {}).get(service, ())), service, verdict, before)
+        for service, done in _all(rows, switches).items()
+    }
     tears = Tears()
     for event in history.read(logs, tears):
         if event.service not in services:
@@ -128,13 +133,12 @@ class _UnderWay:
 class _Service:
     """The history of one service."""
 
-    def __init__(
-        self, service: str, done: Sequence[Switch], verdict: Verdict, before: Mapping[str, Rows] | None
-    ) -> None:
+    def __init__(self, side: WritableSide, service: str, verdict: Verdict, before: Mapping[str, Rows] | None) -> None:
         self._service = service
         self._verdict = verdict
+        self._told_before = service in (before or {})
         self._before = (before or {}).get(service, Rows())
-        self._side = WritableSide(service, done)
+        self._side = side
         self._registers: dict[int, Register] = {}
         self._open: dict[str, _UnderWay] = {}
         #: Acknowledged events by token, with their id (0: the answer was lost).
@@ -259,7 +263,7 @@ class _Service:
                 self._wrong(
                     Wrong(LOST, f"there was {_say(was)} before, and no log names it; now {_say(row)}"), key, None
                 )
-            elif was is None and row is not None and row.origin != GROUND:
+            elif was is None and row is not None and (self._told_before or row.origin != GROUND):
                 self._wrong(Wrong(UNEXPLAINED, f"{_say(row)} is there, and no log names it"), key, None)
         self._end_events(primary)
         for under_way in self._open.values():

@@ -51,7 +51,8 @@ class Place:
     archive: str
     #: Seconds, and steps of each sequence.
     max_pause: float = MAX_PAUSE
-    sequence_margin: int = 1000
+    #: As few that a sequence which stayed behind gives an id twice within a turn.
+    sequence_margin: int = 5
 
     @property
     def service(self) -> str:

@@ -1,14 +1,19 @@
 """What an armed fault point does: it ends its process, raises, takes long, or has a COMMIT's connection reset.
 
 Faults come in a sequence: each happens once, in whichever process passes its point first, and only after the ones
-before it have happened. So a second one can hit the recovery from the first.
+before it have happened; two of one point happen in two passes. So a second one can hit the recovery from the first. A
+reset has happened once a connection was cut.
+
+Beside, every pass of a switch's points is noted with its time (`passes`), from which the checker knows in which windows
+both sides had to refuse.
 """
 
 import asyncio
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,9 @@ Kind = Literal["kill", "error", "delay", "reset", "hold"]
 #: The faults; a hold is none.
 KINDS: tuple[Kind, ...] = ("kill", "error", "delay", "reset")
 
+#: The file in a sequence's folder with the times of passes, and the groups of points whose passes stand there.
+PASSES = "passes"
+_NOTED = ("switch.", "undo.", "complete.")
 
 #: Seconds between two looks of a hold, and those after which it gives up.
 _LOOK = 0.005
@@ -33,7 +41,7 @@ class Fault:
     """One fault. `seconds` is a delay's length.
 
     `hard`: a delay or a hold stops the whole process, heartbeats too; a reset comes before COMMIT has left and not
-    after it.
+    after it; an error is a server's that refuses, and not that of one that does not answer.
     """
 
     point: str
@@ -43,7 +51,8 @@ class Fault:
 
     def __str__(self) -> str:
         words = {"delay": f" {self.seconds:g} s" + (" of the whole process" if self.hard else ""),
-                 "reset": " before it is sent" if self.hard else " before its answer"}  # fmt: skip
+                 "reset": " before it is sent" if self.hard else " before its answer",
+                 "error": " (full disk)" if self.hard else " (no answer)"}  # fmt: skip
         return f"{self.kind}{words.get(self.kind, '')} at {self.point}"
 
 
@@ -59,9 +68,21 @@ class Injector:
         return sum((self.folder / str(number)).exists() for number in range(len(self.sequence)))
 
     async def __call__(self, point: str) -> None:
+        self._note(point)
+        struck = False
         for number, fault in enumerate(self.sequence):
-            if fault.point == point and self._turn_of(number) and self._claim(number):
-                await self._perform(number, fault)
+            if fault.point != point or not self._turn_of(number):
+                continue
+            if fault.kind == "hold":
+                if self._claim(number):
+                    await self._stand(number, fault.hard)
+            elif not struck:
+                struck = await self._strike(number, fault)
+
+    def _note(self, point: str) -> None:
+        if point.startswith(_NOTED):
+            with (self.folder / PASSES).open("a") as file:
+                file.write(f"{time.monotonic():.7f} {point}\n")
 
     def _turn_of(self, number: int) -> bool:
         if self.sequence[number].kind == "hold":
@@ -77,20 +98,25 @@ class Injector:
             return False
         return True
 
-    async def _perform(self, number: int, fault: Fault) -> None:
+    async def _strike(self, number: int, fault: Fault) -> bool:
+        """Whether it was this pass that the fault was for."""
+        if fault.kind == "reset":
+            _Reset.hard, _Reset.claim = fault.hard, lambda: self._claim(number)
+            return not (self.folder / str(number)).exists()
+        if not self._claim(number):
+            return False
         match fault.kind:
-            case "hold":
-                await self._stand(number, fault.hard)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "error" if fault.hard:
+                raise asyncpg.DiskFullError(f"the harness failed {fault.point}")
             case "error":
                 raise Unreachable(f"the harness failed {fault.point}")
             case "delay" if fault.hard:
                 time.sleep(fault.seconds)  # noqa: ASYNC251  # heartbeats have to stop too
             case "delay":
                 await asyncio.sleep(fault.seconds)
-            case "reset":
-                _Reset.next = fault
+        return True
 
     async def _stand(self, number: int, hard: bool) -> None:
         deadline = time.monotonic() + _LONGEST_HOLD
@@ -101,6 +127,16 @@ class Injector:
                 time.sleep(_LOOK)  # noqa: ASYNC251  # heartbeats have to stop too
             else:
                 await asyncio.sleep(_LOOK)
+
+
+def passes(folders: Path) -> list[tuple[float, str]]:
+    """(time, point) of each pass that was noted in folders under this one, in their order."""
+    found: list[tuple[float, str]] = []
+    for file in folders.glob(f"*/{PASSES}"):
+        for line in file.read_text().splitlines():
+            at, _, point = line.partition(" ")
+            found.append((float(at), point))
+    return sorted(found)
 
 
 class Holds:
@@ -122,18 +158,23 @@ class Holds:
 
 
 class _Reset:
-    """The fault that the next COMMIT of this process meets."""
+    """What the next COMMIT of this process meets, unless another process has met it: `claim` tells."""
 
-    next: Fault | None = None
+    hard: bool = False
+    claim: Callable[[], bool] | None = None
+
+
+#: Calls that change something and stand in a SELECT.
+_EFFECTS = re.compile(r"PG_LOGICAL_EMIT_MESSAGE|PG_(CREATE|DROP)_\w*SLOT|PG_REPLICATION_(SLOT|ORIGIN)_\w+|SETVAL")
 
 
 def _commits(connection: asyncpg.Connection, sql: str) -> bool:
     """Whether the server commits something by this statement."""
     words = sql.lstrip().upper()
-    if words.startswith(("COMMIT", "PREPARE TRANSACTION", "END")) or "; COMMIT" in words:
+    if words.startswith(("COMMIT", "PREPARE TRANSACTION", "ROLLBACK PREPARED", "END")) or "; COMMIT" in words:
         return True
     writes = words.startswith(("INSERT", "UPDATE", "DELETE", "WITH", "ALTER", "CREATE", "DROP"))
-    return writes and not connection.is_in_transaction()
+    return (writes or _EFFECTS.search(words) is not None) and not connection.is_in_transaction()
 
 
 @contextmanager
@@ -144,11 +185,13 @@ def resets() -> Iterator[None]:
 
     def cutting(call: Any) -> Any:
         async def wrapped(self: asyncpg.Connection, query: str, *args: Any, **options: Any) -> Any:
-            fault = _Reset.next
-            if fault is None or not _commits(self, query):
+            claim, hard = _Reset.claim, _Reset.hard
+            if claim is None or not _commits(self, query):
                 return await call(self, query, *args, **options)
-            _Reset.next = None
-            if fault.hard:
+            _Reset.claim = None
+            if not claim():
+                return await call(self, query, *args, **options)
+            if hard:
                 self.terminate()
                 raise asyncpg.ConnectionDoesNotExistError("the harness cut the connection before COMMIT was sent")
             sent = asyncio.ensure_future(call(self, query, *args, **options))

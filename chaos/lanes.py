@@ -9,7 +9,7 @@ its rows are left alone for ever, and the end shows whether it was done, and who
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,11 @@ class Lane:
                     row.version, row.present = max(row.version, there.get(key, 0)), key in there
         return True
 
+    @property
+    def keys(self) -> list[int]:
+        """Those that it works on."""
+        return list(self._rows)
+
     def _add(self) -> None:
         self._rows[self._next * self._lanes + self._number] = Row()
         self._next += 1
@@ -137,16 +142,28 @@ class Lane:
 
 
 class Reader:
-    """A loop that reads rows of everybody's, mostly so that they have to be up to date."""
+    """A loop that reads rows of everybody's, mostly so that they have to be up to date.
 
-    def __init__(self, client: Client, number: int, lanes: int, *, keys: int, shared: int, seed: int) -> None:
+    Half of what it asks for are the rows that `beside`, the lanes of its own process, work on just now; the others may
+    be of any process, or not there yet.
+    """
+
+    def __init__(
+        self, client: Client, number: int, lanes: int, beside: Sequence[Lane], *, keys: int, shared: int, seed: int
+    ) -> None:
         self._client = client
-        self._highest, self._shared = lanes * keys, shared
+        self._beside = beside
+        self._highest, self._shared = 2 * lanes * keys, shared
         self._rng = random.Random(f"{seed}/{client.service}/reader {number}")
 
     async def act(self) -> None:
         """One read of a few rows."""
-        keys = self._rng.sample(range(self._highest), min(self._highest, self._rng.randint(1, 4)))
+        keys = {self._key() for _ in range(self._rng.randint(1, 4))}
         if self._shared and self._rng.random() < 0.3:
-            keys.append(-self._rng.randint(1, self._shared))
-        await self._client.look(keys, "stale_ok" if self._rng.random() < 0.2 else "read_your_writes")
+            keys.add(-self._rng.randint(1, self._shared))
+        await self._client.look(sorted(keys), "stale_ok" if self._rng.random() < 0.2 else "read_your_writes")
+
+    def _key(self) -> int:
+        if self._rng.random() < 0.5 and (present := [key for lane in self._beside for key in lane.keys]):
+            return self._rng.choice(present)
+        return self._rng.randrange(self._highest)

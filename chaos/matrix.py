@@ -2,12 +2,13 @@
 
     SEED=…      draws the cells (default: the hash of the last commit that changes anything but docs)
     CELLS=500   at least so many, among them every reachable pair of a point and a fault, a stream, a direction
-    FULL=1      every reachable cell; goes on where an earlier FULL run of the same commit was stopped
-    RUN=17      only that run of the seed, to see it again
-    PARALLEL=2  runs at once; never two of one stream
+    FULL=1      every reachable cell; goes on where an earlier one of the same code and seed was stopped
+    RUN=17      only that run, to see it again
+    PARALLEL=2  runs at once
 
-Prints each run, and as the last line one JSON object. Exit status 1 where an invariant was violated or a fault did not
-happen. What a failed run leaves stands under .cutover/chaos.
+A cell whose faults did not all happen is tried in two more runs. Prints each run, and as the last line one JSON object.
+Exit status 1 where an invariant was violated or a cell did not happen. What a failed run leaves stands under
+.cutover/chaos.
 """
 
 import asyncio
@@ -30,7 +31,8 @@ from bench import ground as servers
 from chaos import cells, ground
 from chaos.cells import Cell, Plan
 from chaos.ground import Place
-from chaos.run import Result, Run, remove
+from chaos.results import Result, earlier, not_reached, tried
+from chaos.run import Run, remove
 from chaos.storm import Storm
 from cutover.control.database import Control
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
@@ -38,6 +40,8 @@ from cutover.errors import CutoverError, Exit
 from cutover.postgres.databases import Database
 
 FOLDER = Path(".cutover/chaos")
+#: How often a cell is tried whose faults do not all happen.
+TRIES = 3
 #: fsync off: what is killed here are processes, never the machine.
 SETTINGS = {"fsync": "off", "max_connections": "400", "max_prepared_transactions": "100", "shared_buffers": "128MB"}
 
@@ -57,7 +61,7 @@ def administered(cluster: Cluster) -> Database:
 
 
 class Matrix:
-    """Executes runs, as many at once as there are slots, never two of one level."""
+    """Executes runs, as many at once as there are slots, in a folder that keeps their results."""
 
     def __init__(
         self, clusters: Sequence[Cluster], control: Database, folder: Path, storm: Storm | None = None
@@ -67,7 +71,6 @@ class Matrix:
         self.control = control
         self.folder = folder
         self.results: list[Result] = []
-        self._levels = {level: asyncio.Lock() for level in cells.LEVELS}
 
     async def execute(self, plans: Sequence[Plan], parallel: int) -> None:
         slots = asyncio.Semaphore(parallel)
@@ -78,6 +81,7 @@ class Matrix:
                     async with slots:
                         await self.run(plan)
 
+        # one after the other of each level: their slots have the same names
         await asyncio.gather(*(one(level) for level in cells.LEVELS))
 
     async def run(self, plan: Plan) -> None:
@@ -96,7 +100,7 @@ class Matrix:
                 for title, cluster in self.databases:
                     await ground.execute(administered(cluster), f"CREATE DATABASE {title}_{name}")
                 env = await stack.enter_async_context(place.opened())
-            result = await Run(plan, place, folder, env, self._calm).execute()
+            result = await Run(plan, place, folder, env, self.storm.calm if self.storm is not None else None).execute()
         self.results.append(result)
         self._tell(result)
         async with self._calm():
@@ -117,38 +121,37 @@ class Matrix:
             say(f"    what run {place.migration} leaves could not be dropped: {error}")
 
     def _tell(self, result: Result) -> None:
-        happened = sum(turn.happened > 0 for turn in result.turns)
-        said = f"{happened} of {len(result.turns)} cells in {result.seconds:.0f} s"
+        reached = sum(turn.reached for turn in result.turns)
+        said = f"{reached} of {len(result.turns)} cells in {result.seconds:.0f} s"
         say(f"{len(self.results)}: run {result.plan.number} ({result.plan.level}): {said}")
         for turn in result.turns:
-            if turn.cell is not None and not turn.happened:
-                say(f"    did not happen: {turn.cell} ({'; '.join(map(str, turn.sequence))})")
+            if not turn.reached:
+                say(f"    {turn.happened} faults happened: {turn.cell} ({'; '.join(map(str, turn.sequence))})")
         for violation in result.violations:
             say(f"    VIOLATED: {violation}\n      {result.plan}\n      see {result.folder}")
+            say(f"      again: {self._again(result)}")
         with (self.folder / "results.jsonl").open("a") as file:
             file.write(json.dumps(result.as_json()) + "\n")
 
-
-def earlier(folder: Path, plans: Sequence[Plan]) -> list[Result]:
-    """The runs that an interrupted one has made and in which nothing was found; the others are made again."""
-    path, known = folder / "results.jsonl", {plan.number: plan for plan in plans}
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    good = {row["run"]: row for row in rows if not row["violations"]}
-    return [Result.from_json(known[number], row) for number, row in good.items()]
+    def _again(self, result: Result) -> str:
+        if self.storm is not None:
+            return f"make chaos SEED={result.plan.seed.split('/')[0]} RUN={result.plan.level}/{result.plan.number}"
+        full = "FULL=1 " if self.folder.name.startswith("full") else ""
+        return f"make chaos-matrix {full}SEED={result.plan.seed.split('/')[0]} RUN={result.plan.number}"
 
 
-def report(results: Sequence[Result], wanted: set[tuple[str, str]]) -> int:
+def report(results: Sequence[Result], drawn: Sequence[Cell]) -> int:
     """Prints what was tried and what was found; the exit status."""
     turns = [turn for result in results for turn in result.turns]
-    reached: list[Cell] = [turn.cell for turn in turns if turn.cell is not None and turn.happened]
-    missing = wanted - {pair for cell in reached for pair in cell.pairs}
-    kinds = Counter(cell.kind for cell in reached)
-    print(f"{len(results)} runs, {len(turns)} cells, {len(reached)} of them happened; "
-          f"{sum(turn.happened for turn in turns)} faults: {dict(kinds)}")  # fmt: skip
+    missing = not_reached(results, drawn)
+    kinds = Counter(turn.cell.kind for turn in turns if turn.reached and turn.cell is not None)
+    happened = len(set(drawn)) - len(missing)
+    print(f"{len(results)} runs, {len(drawn)} cells, {happened} of them happened; "
+          f"{sum(turn.happened for turn in turns)} faults, cells by their kind: {dict(kinds)}")  # fmt: skip
     for reason, number in sorted(cells.left_out().items()):
         print(f"not reachable: {number} cells: {reason}")
-    for point, what in sorted(missing):
-        print(f"NOT REACHED: {point} × {what}")
+    for cell in sorted(missing):
+        print(f"NOT REACHED: {cell}")
     violations = [text for result in results for text in result.violations]
     for text in violations:
         print(f"VIOLATED: {text}")
@@ -157,9 +160,10 @@ def report(results: Sequence[Result], wanted: set[tuple[str, str]]) -> int:
         counts.update(result.counts)
     last = {
         "runs": len(results),
-        "cells": len(reached),
+        "cells": happened,
+        "not_reached": len(missing),
         "faults": sum(turn.happened for turn in turns),
-        "pairs_missing": len(missing),
+        "switches": sum(result.switches for result in results),
         "violations": len(violations),
         "operations": dict(counts),
     }
@@ -181,24 +185,30 @@ async def prepared(cluster: Cluster) -> Database:
 async def measure(clusters: list[Cluster]) -> int:
     environment = os.environ
     full, only = environment.get("FULL") == "1", environment.get("RUN")
-    head = commit()
-    seed = environment.get("SEED") or head[:12]
+    parallel = int(environment.get("PARALLEL") or 2)
+    code = commit()[:12]
+    seed = environment.get("SEED") or code
     drawn = list(cells.every()) if full else cells.chosen(seed, int(environment.get("CELLS") or 500))
     plans = cells.runs(drawn, seed)
-    wanted = {pair for cell in drawn for pair in cell.pairs}
-    folder = FOLDER / (f"full-{head[:12]}" if full else f"matrix-{seed}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = FOLDER / (f"full-{code}-{seed}" if full else f"matrix-{seed}")
     if only:
-        plans = [plan for plan in plans if str(plan.number) in only.split(",")]
-        wanted, full = set(), False  # to see it again, whatever became of it
+        known = {plan.number: plan for plan in [*plans, *(result.plan for result in earlier(folder))]}
+        plans = [known[int(number)] for number in only.split(",")]
+        drawn, full, folder = [], False, FOLDER / f"again-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not full:
+        (folder / "results.jsonl").unlink(missing_ok=True)
     matrix = Matrix(clusters, await prepared(clusters[1]), folder)
-    if full:
-        matrix.results = earlier(folder, plans)
-        done = {result.plan.number for result in matrix.results}
-        plans = [plan for plan in plans if plan.number not in done]
-    say(f"seed {seed}: {len(drawn)} cells; {len(plans)} runs to be made, {len(matrix.results)} are done")
-    await matrix.execute(plans, int(environment.get("PARALLEL") or 2))
-    return report(matrix.results, wanted)
+    matrix.results = earlier(folder)
+    done = {result.plan.number for result in matrix.results}
+    say(f"seed {seed}: {len(drawn)} cells; {len(plans)} runs, {len(done)} are done")
+    await matrix.execute([plan for plan in plans if plan.number not in done], parallel)
+    # what a fault was to hit does not always pass where the plan has it
+    while left := [cell for cell in not_reached(matrix.results, drawn) if tried(matrix.results)[cell] < TRIES]:
+        first = max(result.plan.number for result in matrix.results) + 1
+        say(f"{len(left)} cells did not happen, and are tried again")
+        await matrix.execute(cells.runs(left, f"{seed}/{first}", first), parallel)
+    return report(matrix.results, drawn)
 
 
 def ended(work: Coroutine[Any, Any, int]) -> int:
@@ -207,7 +217,7 @@ def ended(work: Coroutine[Any, Any, int]) -> int:
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
-        say("stopped; FULL=1 goes on from here, everything else begins anew")
+        say("stopped")
         return Exit.INTERRUPTED
 
 

@@ -45,6 +45,10 @@ def _run(main: Main, pipe: Connection, arguments: tuple[Any, ...]) -> None:
         sys.exit(1)
 
 
+class Crashed(Exception):
+    """A process ended by an error that none of our code expects."""
+
+
 _living: "weakref.WeakSet[Child]" = weakref.WeakSet()
 
 
@@ -120,6 +124,11 @@ class Child:
     def killed(self) -> bool:
         """Whether SIGKILL has ended it."""
         return self._process.exitcode == -signal.SIGKILL
+
+    def require_no_crash(self) -> None:
+        """Raises Crashed where neither itself nor a SIGKILL has ended it, but an error that nobody expected."""
+        if self._process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):
+            raise Crashed(f"{self.name} ended with {self._process.exitcode}: its traceback is in the output")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         with suppress(ProcessLookupError):

@@ -1,7 +1,8 @@
 """One run of the matrix: a service from its first copy through its turns, under traffic; what has to hold at the end.
 
 Around each turn runs what has to be armed: the attempt's own process, the relays and the janitor, an application that
-writes strongly, the first copy, a repair. What a kill ends is started again, as a supervisor would.
+writes strongly, the first copy, a repair. What a kill ends is started again, as a supervisor would. After each turn
+everything has to be in order, every client at work at the new side, and all that was acknowledged there.
 """
 
 import asyncio
@@ -9,72 +10,37 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
-from chaos import actors, ground, tables
+from chaos import actors, ending, ground, mishaps, tables
 from chaos.cells import Cell, Plan
 from chaos.ground import Place
 from chaos.injection import Fault, Injector
-from chaos.processes import Child
-from chaos.traffic_set import Traffic
-from chaos.turns import PATIENCE, Calm, Driver, Turn, Violation, count, patiently, sequence, where
+from chaos.processes import Child, Crashed
+from chaos.results import Result
+from chaos.traffic_set import ARMED, Traffic
+from chaos.turns import PATIENCE, Calm, Driver, Turn, Violation, patiently, sequence, where
+from chaos.witness import Idle
 from cutover import doctor
 from cutover.control import audit
-from cutover.errors import CutoverError, NotYet
 from cutover.flags import store as flags
-from cutover.postgres import replication
-from cutover.postgres.databases import FAILURES, SIDES, Direction, Side, direction_from, other
-from cutover.streams.logical import LogicalStream
+from cutover.postgres.databases import FAILURES, SIDES, Side, direction_from, other
 from cutover.switch.environment import SwitchEnvironment
 
-#: Seconds in which a fault that is armed beside the switch has to happen.
-_HAPPENS = 30.0
 #: Of the turns to the service, those before which the reads have moved there.
 _READS_FIRST = 0.7
 #: Seconds between two looks at the relays.
 _LOOK = 0.3
-#: A row of the ground, which no client touches.
-_GROUND_KEY = tables.GROUND_KEYS - 1
-_POISON_KEY = tables.GROUND_KEYS - 1_000_000
-
-
-@dataclass
-class Result:
-    """What became of a run."""
-
-    plan: Plan
-    violations: list[str] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    seconds: float = 0.0
-    switches: int = 0
-    slots_lost: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    folder: Path = Path()
-
-    def as_json(self) -> dict[str, Any]:
-        cells = [
-            {"turn": self.plan.turns.index(turn.cell), "cell": str(turn.cell), "happened": turn.happened,
-             "faults": [str(one) for one in turn.sequence], "calls": turn.calls, "seconds": round(turn.seconds, 2),
-             "outcomes": [f"{one['result']} {one.get('reason') or ''}".strip() for one in turn.outcomes]}
-            for turn in self.turns
-        ]  # fmt: skip
-        return {"run": self.plan.number, "level": self.plan.level, "seed": self.plan.seed, "turns": cells,
-                "switches": self.switches, "seconds": round(self.seconds, 1), "violations": self.violations,
-                "counts": self.counts}  # fmt: skip
-
-    @classmethod
-    def from_json(cls, plan: Plan, found: dict[str, Any]) -> "Result":
-        """What `as_json` has kept, as far as a report needs it."""
-        turns = [Turn(plan.turns[one["turn"]], "service", happened=one["happened"]) for one in found["turns"]]
-        return cls(plan, found["violations"], turns, found["seconds"], found["switches"], counts=found["counts"])
+#: Seconds in which everybody has to be at work at the new side.
+_AT_WORK = 60.0
+#: What relays may end with where a server is away: their supervisor starts them again.
+_PASSING = ("Unreachable", "NotYet", "StaleAttempt")
 
 
 class Run:
-    """Executes one plan at one place."""
+    """Executes one plan at one place; `storm` gives times without strikes, where there are any."""
 
     def __init__(
         self,
@@ -82,21 +48,23 @@ class Run:
         place: Place,
         folder: Path,
         env: SwitchEnvironment,
-        calm: Calm,
+        storm: Calm | None = None,
     ) -> None:
         self.plan = plan
-        self.calm = calm
+        self.stormy, self.calm = storm is not None, storm or nullcontext
         self.place = place
         self.folder = folder
         self.env = env
         self.rng = random.Random(plan.seed)
-        self.driver = Driver(place, env, folder, self.rng, calm)
+        self.driver = Driver(place, env, folder, self.rng, self.calm)
         self.traffic = Traffic(place, folder, plan.seed)
         self.result = Result(plan, folder=folder)
+        #: The rows that no client has made.
+        self.before = tables.Rows()
         self._relays: Child | None = None
         #: Held by whoever starts and ends them.
         self._arming = asyncio.Lock()
-        self._poisoned = _POISON_KEY
+        self._poison = mishaps.Poison()
 
     async def execute(self) -> Result:
         """Never raises for what it finds."""
@@ -111,11 +79,11 @@ class Run:
                 to_side: Side = "service" if number % 2 == 0 else "monolith"
                 if number in self.plan.slots_lost:
                     await self._lose_the_slot(other(to_side))
-                await self._turn(cell, to_side)
+                await self._turn(number, cell, to_side)
                 self.result.switches += 1
             async with self.calm():
                 await self._end()
-        except Violation as found:
+        except (Violation, Idle, Crashed) as found:
             self.result.violations.append(str(found))
         except (*FAILURES, ChildProcessError) as error:
             self.result.violations.append(f"{type(error).__name__}: {error}")
@@ -123,19 +91,21 @@ class Run:
             supervising.cancel()
             await asyncio.wait({supervising})
             if not supervising.cancelled():
-                self.result.violations.append(f"the relays do not start: {supervising.exception()}")
+                self.result.violations.append(f"the relays: {supervising.exception()}")
             await self.traffic.kill()
             await self.driver.awake()
             await self._end_relays()
             self.result.seconds = time.monotonic() - begun
             if self.result.violations:
-                await self._keep()
+                async with self.calm():
+                    await self._keep()
         return self.result
 
     # ------------------------------------------------------------------ the run
 
     async def _install(self) -> None:
         await ground.install(self.place)
+        self.before = await tables.read_rows(self.place.monolith, self.place.service)
         await ground.start(self.env)
 
     async def _begin(self) -> None:
@@ -146,64 +116,95 @@ class Run:
         turn = Turn(first, "service")
         if first is not None and where(first) == "copy":
             turn.sequence = sequence(first, self.rng)
-        folder = self.driver.faults_folder()
-        await self.driver.call(actors.first_copy, turn, folder)
+        async with self._counted(turn) as folder:
+            await self.driver.call(actors.first_copy, turn, folder)
         if turn.sequence:
-            count(folder, turn)
             self.result.turns.append(turn)
 
-    async def _turn(self, cell: Cell | None, to_side: Side) -> None:
-        turn = Turn(cell, to_side)
+    @asynccontextmanager
+    async def _counted(self, turn: Turn) -> AsyncIterator[Path]:
+        """Gives the folder of its faults; how many have happened is known at the end, whatever that is."""
         folder = self.driver.faults_folder()
+        try:
+            yield folder
+        finally:
+            turn.count(folder)
+
+    async def _turn(self, number: int, cell: Cell | None, to_side: Side) -> None:
         at = where(cell) if cell is not None else "attempt"
+        # a copy was made before the first turn, a cleanup comes after the last one
+        turn = Turn(cell if at not in ("copy", "end") else None, to_side, number=number)
+        if turn.cell is not None:
+            turn.sequence = sequence(turn.cell, self.rng)
+            self.result.turns.append(turn)
         if to_side == "service" and self.rng.random() < _READS_FIRST:
             await patiently(self._move_reads)
-        if cell is not None and at != "copy":
-            turn.sequence = sequence(cell, self.rng)
-            self.result.turns.append(turn)
-        try:
+        #: The switch of a turn whose faults happen beside it.
+        plain = Turn(None, to_side, number=number)
+        async with self._counted(turn) as folder, self._counted(plain) as unhurt:
             match at:
                 case "attempt":
-                    if cell is not None and cell.point.startswith("ready.drop"):
+                    if cell is not None and cell.step == "ready.drop":
                         await self._lose_the_way_back(to_side)
                     await self.driver.switch(turn, folder)
                 case "relay":
                     await self._relay_faults(turn, folder)
-                    await self.driver.switch(Turn(None, to_side), folder)
                 case "writer":
                     await self._client_faults(turn, folder)
-                    await self.driver.switch(Turn(None, to_side), folder)
                 case "repair":
                     await self._repair(turn, folder)
-                    await self.driver.switch(Turn(None, to_side), folder)
-                case "rebuild":
-                    await self.driver.switch(Turn(None, to_side), folder)
-                    name = "rebuild"
-                    if cell is not None and cell.point.startswith("rebuild.follow"):
-                        await self._lose_the_record(to_side)
-                        name = "follow"
-                    await self.driver.call(actors.compensation, turn, folder, name, to_side)
-                case "copy" | "end":
-                    await self.driver.switch(Turn(None, to_side), self.driver.faults_folder())
-            await self.driver.in_order(to_side)
-        finally:
-            if at != "end":
-                count(folder, turn)
+            if at != "attempt":
+                await self.driver.switch(plain, unhurt)
+            if at == "rebuild":
+                await self._rebuild(turn, folder)
+            await self._settled(to_side)
+        turn.judge(stormy=self.stormy)
+        plain.judge(stormy=self.stormy)
+
+    async def _settled(self, side: Side) -> None:
+        """All is as it has to be after a turn; raises Violation or Idle."""
+        await self.driver.in_order(side)
+        await self.traffic.at_work(side, _AT_WORK)
+
+        async def lost() -> set[str]:
+            return await self.traffic.lost(side)
+
+        if missing := await patiently(lost):
+            raise Violation(f"{len(missing)} acknowledged events are not at the {side}, {min(missing)} among them")
 
     async def _end(self) -> None:
-        await self.traffic.stop()
-        await self.driver.awake()
         last = self.plan.turns[-1]
         side: Side = "service" if len(self.plan.turns) % 2 else "monolith"
-        stream = self.env.stream(direction_from(side))
-        await stream.await_marker(await stream.put_marker(), 30)
-        found = await self.traffic.check(self.env)
+        cleaned = last is not None and where(last) == "end"
+        if last is not None and cleaned:
+            await self._clean_up(last)
+        await self.traffic.stop()
+        await self.driver.awake()
+        if not cleaned:
+            stream = self.env.stream(direction_from(side))
+            await stream.await_marker(await stream.put_marker(), 30)
+        found = await self.traffic.check(self.env, self.before, (side,) if cleaned else SIDES)
         self.result.counts = found.counts
         self.result.violations += [f"{number} × {name}" for name, number in found.violations.items()]
         if found.shown:
             (self.folder / "verdict.json").write_text(json.dumps(found.as_json(), indent=1))
-        if last is not None and where(last) == "end":
-            await self._clean_up(last)
+        done, proved = found.counts["switches done"], found.counts["switches proved by writes"]
+        if done != proved:
+            self.result.violations.append(f"{done} switches were done, and writes prove {proved}")
+
+    async def _clean_up(self, cell: Cell) -> None:
+        """The way back is given up, under traffic."""
+        turn = Turn(cell, "service", sequence(cell, self.rng), number=len(self.plan.turns) - 1)
+        self.result.turns.append(turn)
+        self.traffic.witness.look()
+        told = len(self.traffic.witness.events)
+        await self._end_relays()  # as the run that kept them has ended by then
+        async with self._counted(turn) as folder:
+            for step in actors.CLEANUP:
+                await self.driver.call(actors.cleanup, turn, folder, step)
+        turn.judge(stormy=self.stormy)
+        await self.traffic.at_work("service", _AT_WORK)
+        self.result.violations += await ending.wrong(self.place, self.env.plan, told)
 
     async def _move_reads(self) -> None:
         """The read switch comes before that of the writes; a rollback takes the reads back with it."""
@@ -212,12 +213,21 @@ class Run:
     # ------------------------------------------------------------------ faults beside the switch
 
     async def _supervise(self) -> None:
-        """Starts the relays again where a storm has killed them."""
+        """Starts the relays and a client again where a storm has killed them."""
         while True:
             await asyncio.sleep(_LOOK)
             async with self._arming:
                 if self._relays is not None and not self._relays.alive:
+                    self._require_passing(self._relays)
                     await self._start_relays()
+            self.traffic.keep_up()
+
+    def _require_passing(self, relays: Child) -> None:
+        """Raises Crashed where something has ended them that only a defect explains."""
+        relays.require_no_crash()
+        told = [str(text) for what, detail in relays.waiting() if what == "failed" for text in detail]
+        if unknown := [text for text in told if not text.startswith((*_PASSING, "None", "CancelledError"))]:
+            raise Crashed(f"relays ended with {unknown}")
 
     async def _start_relays(self) -> None:
         """Without faults; once more where a server is away. Raises ChildProcessError where they never start."""
@@ -238,10 +248,14 @@ class Run:
                 await self._relays.end()
             self._relays = None
 
-    async def _keep_up(self, turn: Turn, folder: Path, start: Callable[[], Child]) -> Child:
-        """Runs a process until all faults have happened, and starts it again where one ended it."""
+    async def _keep_up(self, turn: Turn, folder: Path, start: Callable[[], Child], *, beside: bool = False) -> Child:
+        """Runs a process until all faults have happened, and starts it again where one ended it.
+
+        With `beside` another one takes over from the first fault on, while the first one may sleep.
+        """
         child = start()
-        deadline = time.monotonic() + _HAPPENS
+        second: Child | None = None
+        deadline = time.monotonic() + mishaps.WITHIN
         injector = Injector(turn.sequence, folder)
         while injector.happened() < len(turn.sequence):
             if time.monotonic() > deadline:
@@ -249,25 +263,38 @@ class Run:
             if not child.alive:
                 await child.ended(1)
                 child = start()
+            if beside and second is None and injector.happened():
+                second = start()
             await asyncio.sleep(0.02)
+        if second is not None:
+            await second.end()
         return child
 
     async def _relay_faults(self, turn: Turn, folder: Path) -> None:
-        assert turn.cell is not None
-        if turn.cell.group == "janitor":
+        cell = turn.cell
+        assert cell is not None
+        direction = direction_from(other(turn.to_side))
+        if cell.group == "janitor":
             await self._leave_in_doubt()
-        if turn.cell.point.startswith("relay.hold"):
-            await self._poison(turn)
+        if cell.step == "relay.hold":
+            if self.place.level == "best_effort":  # which gives up what is refused, except where a switch is near
+                await self.driver.activity("ready", Turn(None, turn.to_side), "", self.driver.faults_folder())
+            self.before = tables.Rows(
+                {**self.before.items, **await self._poison.put(self.env, direction)}, self.before.events
+            )
         await self._end_relays()
         async with self._arming:
             armed = await self._keep_up(
-                turn, folder, lambda: Child("relays", actors.relays, self.place, turn.sequence, folder)
+                turn,
+                folder,
+                lambda: Child("relays", actors.relays, self.place, turn.sequence, folder),
+                beside=cell.kind == "delay",
             )
             # a process that was killed this moment may still look alive
             await armed.end()
             await self._start_relays()
-        if turn.cell.point.startswith("relay.hold"):
-            await self._cure(turn)
+        if cell.step == "relay.hold":
+            await self._poison.cure(self.env, direction)
 
     async def _leave_in_doubt(self) -> None:
         places = ("strong.prepare.after", "strong.commit.after")
@@ -276,104 +303,70 @@ class Run:
 
     async def _client_faults(self, turn: Turn, folder: Path) -> None:
         """A client that its faults hit; it is ended afterwards in good order."""
-        child = await self._keep_up(turn, folder, lambda: self.traffic.client(1, turn.sequence, folder))
+        child = await self._keep_up(turn, folder, lambda: self.traffic.client(ARMED, turn.sequence, folder))
         await child.end(20)
 
     async def _repair(self, turn: Turn, folder: Path) -> None:
         """A row of the other side is changed behind everybody's back, found and mended."""
         direction = direction_from(other(turn.to_side))
-        sink = self.env.pair.sink(direction)
-        table = tables.items(self.place.service)
-        await ground.behind_the_fence(sink, f"UPDATE {table} SET value = 'changed' WHERE key = {_GROUND_KEY}")
-        await self.driver.call(actors.repair, turn, folder, direction)
+        injector = Injector(turn.sequence, folder)
+        while True:
+            happened = injector.happened()
+            await mishaps.change_a_row(self.env, direction)
+            await self.driver.call(actors.repair, turn, folder, direction)
+            if injector.happened() in (happened, len(turn.sequence)):
+                break
         async with self.env.changed(direction):
             if differing := await ground.verify(self.env, direction):
                 raise Violation(f"{differing} rows differ after their repair")
 
+    async def _rebuild(self, turn: Turn, folder: Path) -> None:
+        name = "rebuild"
+        if turn.cell is not None and turn.cell.step == "rebuild.follow":
+            await mishaps.drop_record(self.env, direction_from(turn.to_side))
+            await self._require_remedy("a record of changed keys is lost")
+            name = "follow"
+        await self.driver.call(actors.compensation, turn, folder, name, turn.to_side)
+
     async def _lose_the_way_back(self, to_side: Side) -> None:
-        """It is made ready before its time, and its slot goes as an administrator's mistake would have it."""
+        """It is made ready before its time, and breaks as an administrator's mistake would have it."""
         await self.driver.activity("ready", Turn(None, to_side), "", self.driver.faults_folder())
-        direction = direction_from(to_side)
-        name = LogicalStream(self.env.pair, direction).subscription
-        await ground.execute(self.env.pair.sink(direction), f"ALTER SUBSCRIPTION {name} DISABLE")
-        await self._drop_slot(direction)
+        await mishaps.break_stream(self.env, direction_from(to_side))
 
     async def _lose_the_slot(self, side: Side) -> None:
         """The slot of the stream of now goes by a mistake; the doctor has to see it, and a person does what it says."""
         async with self.calm():
-            await self._drop_slot(direction_from(side))
+            await mishaps.drop_slot(self.env, direction_from(side))
             self.result.slots_lost += 1
             await self._require_remedy("a slot is lost")
-        await self.driver.mended()
+        await self.driver.mended(Turn(None, side), self.driver.faults_folder())
         await self.driver.in_order(side)
-
-    async def _drop_slot(self, direction: Direction) -> None:
-        name = LogicalStream(self.env.pair, direction).subscription
-        async with asyncio.timeout(_HAPPENS), self.env.pair.source(direction).session("chaos-admin") as source:
-            while await replication.has_slot(source, name):
-                with suppress(NotYet):
-                    await replication.drop_slot(source, name)
-                await asyncio.sleep(0.05)
-
-    async def _lose_the_record(self, primary: Side) -> None:
-        """The slot of the changed keys goes as an administrator's mistake would have it; the doctor sees it."""
-        direction = direction_from(primary)
-        async with self.env.pair.source(direction).session("chaos-admin") as source:
-            await replication.drop_slot(source, self.env.changed(direction).slot)
-        await self._require_remedy("a record of changed keys is lost")
 
     async def _require_remedy(self, what: str) -> None:
         found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
         if not found.remedy.endswith("--mend"):
             raise Violation(f"{what}, and the doctor says: {found}")
 
-    async def _poison(self, turn: Turn) -> None:
-        """A row that the other side refuses for good."""
-        self._poisoned -= 1
-        sink, source = self._ends(turn)
-        table = tables.items(self.place.service)
-        await ground.execute(
-            sink, f"ALTER TABLE {table} ADD CONSTRAINT chaos CHECK (key <> {self._poisoned}) NOT VALID"
-        )
-        value = tables.value_of(tables.GROUND, self._poisoned)
-        sql = f"INSERT INTO {table} VALUES ({self._poisoned}, '{value}', 1, '{tables.GROUND}')"
-        await ground.execute(source, sql)
-
-    async def _cure(self, turn: Turn) -> None:
-        """As a person does: the cause is taken away, and what was held is tried again."""
-        sink, source = self._ends(turn)
-        table = tables.items(self.place.service)
-        await ground.execute(sink, f"ALTER TABLE {table} DROP CONSTRAINT chaos")
-        stream = self.env.stream(direction_from(other(turn.to_side)))
-        async with asyncio.timeout(_HAPPENS):
-            while await ground.retry_held(source, self.place.service) or not (await stream.health()).ok:
-                await asyncio.sleep(0.1)
-
-    def _ends(self, turn: Turn) -> tuple[Any, Any]:
-        direction: Direction = direction_from(other(turn.to_side))
-        return self.env.pair.sink(direction), self.env.pair.source(direction)
-
-    async def _clean_up(self, cell: Cell) -> None:
-        turn = next(turn for turn in self.result.turns if turn.cell is cell)
-        folder = self.driver.faults_folder()
-        await self._end_relays()  # as the run that kept them has ended by then
-        for step in actors.CLEANUP:
-            await self.driver.call(actors.cleanup, turn, folder, step)
-        count(folder, turn)
-
     # ------------------------------------------------------------------ what is kept of a failed one
 
     async def _keep(self) -> None:
-        """The run's own notes beside the clients' logs, for whoever looks into it."""
-        with suppress(CutoverError):
+        """The run's own notes beside the clients' logs, for whoever looks into it; as far as the servers tell."""
+        (self.folder / "run.txt").write_text(f"{self.plan}\n" + "\n".join(self.result.violations))
+
+        async def audited() -> str:
             async with self.env.control.transaction() as connection:
-                entries = await audit.entries(connection, self.place.migration, 10_000)
-            (self.folder / "audit.txt").write_text("\n".join(map(str, entries)))
-            (self.folder / "run.txt").write_text(f"{self.plan}\n" + "\n".join(self.result.violations))
-            found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
-            (self.folder / "doctor.txt").write_text(str(found))
+                return "\n".join(map(str, await audit.entries(connection, self.place.migration, 10_000)))
+
+        async def examined() -> str:
+            return str(await doctor.examine(self.env.plan, self.env.pair, self.env.control))
+
+        async def differing() -> str:
             here, there = [await tables.read_rows(self.place.pair.at(side), self.place.service) for side in SIDES]
-            (self.folder / "differing.txt").write_text("\n".join(tables.differing(here, there)))
+            return "\n".join(tables.differing(here, there))
+
+        for name, look in (("audit", audited), ("doctor", examined), ("differing", differing)):
+            with suppress(*FAILURES):
+                (self.folder / f"{name}.txt").write_text(await look())
 
 
 def remove(folder: Path) -> None:

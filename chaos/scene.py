@@ -8,7 +8,6 @@ shut, and the way back is there (invariants 1, 2, 4 and 5).
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -70,7 +69,7 @@ class Scene(Run):
     """Use it as a context: it begins with a service that streams, under traffic; `verdict` ends it."""
 
     def __init__(self, level: Level, place: Place, folder: Path, env: SwitchEnvironment) -> None:
-        super().__init__(Plan(0, level, (None,), "scene"), place, folder, env, nullcontext)
+        super().__init__(Plan(0, level, (None,), "scene"), place, folder, env)
         self.driver.rng = _Called()
         self.hand = Hand(place, folder)
 
@@ -179,7 +178,7 @@ class Scene(Run):
             await stream.await_marker(await stream.put_marker(), _DRAINED)
         except (CutoverError, asyncpg.PostgresError) as error:
             self.wrong(f"the stream of now carries nothing: {error}")
-        found = await self.traffic.check(self.env)
+        found = await self.traffic.check(self.env, self.before)
         self.result.counts = found.counts
         for name, number in found.violations.items():
             first = next(one for one in found.shown if one.name == name)

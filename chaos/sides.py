@@ -30,6 +30,34 @@ class Switch:
     ended: float = math.inf
 
 
+@dataclass(frozen=True)
+class Window:
+    """Times of the monotonic clock between which no write may lie as a whole: neither side takes any."""
+
+    begun: float
+    ended: float
+
+
+#: The point at which a side was shut, and those behind which one may be opened.
+_SHUT = "switch.fence-commit.after"
+_OPENED = (
+    "switch.unfence.before", "complete.open.before", "undo.open.before", "undo.reopen.before", "mend.fences.before",
+)  # fmt: skip
+
+
+def both_shut(passes: Sequence[tuple[float, str]]) -> list[Window]:
+    """The windows of one service in which both its sides had to refuse, from the (time, point) of all passes."""
+    found: list[Window] = []
+    begun: float | None = None
+    for at, point in passes:
+        if point == _SHUT:
+            begun = at
+        elif point in _OPENED and begun is not None:
+            found.append(Window(begun, at))
+            begun = None
+    return found
+
+
 async def done_switches(control: Control, migration: str) -> dict[str, list[Switch]]:
     """Each service's switches that were done, as the control database has recorded them; without times."""
     found: dict[str, list[Switch]] = {}
@@ -51,7 +79,8 @@ class Breach:
 class WritableSide:
     """The turns of one service's sides, checked against its acknowledged writes in the order of their ends."""
 
-    def __init__(self, service: str, done: Sequence[Switch]) -> None:
+    def __init__(self, service: str, done: Sequence[Switch], shut: Sequence[Window] = ()) -> None:
+        self.shut = shut
         self.switches = sorted(done, key=lambda switch: switch.epoch)
         side: Side = "monolith"
         before = -math.inf
@@ -81,6 +110,9 @@ class WritableSide:
 
     def accepted(self, op: str, side: Side, begun: float, ended: float) -> Breach | None:
         """Takes the next acknowledged write; what is wrong with it, or None."""
+        for window in self.shut:
+            if window.begun <= begun and ended <= window.ended:
+                return Breach("accepted at a fenced side", f"accepted at the {side} while both sides were shut")
         while (following := self._following()) is not None and following.ended <= ended:
             self._next_turn(following.ended, "")
         if side == self._side or begun <= self._since:

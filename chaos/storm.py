@@ -173,7 +173,7 @@ class Storm:
 
     async def kill_process(self) -> str:
         # the client that nobody hurts and the bypass writers are the witnesses
-        if victim := self._victim(("attempt", "relays", "mend")):
+        if victim := self._victim(("attempt", "relays", "mend", "client-2")):
             victim.kill()
         return str(victim or "")
 

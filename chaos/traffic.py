@@ -99,11 +99,11 @@ async def run(
             shape = {"keys": options.keys, "shared": options.shared, "seed": options.seed}
             lanes = options.clients * options.loops
             for service, client in clients.items():
-                for index in range(options.loops):
-                    lane = Lane(client, options.client * options.loops + index, lanes, **shape)
-                    loops.append(asyncio.create_task(_write(lane, recalled.get(service, {}), pace, stop)))
+                first = options.client * options.loops
+                ours = [Lane(client, first + index, lanes, **shape) for index in range(options.loops)]
+                loops += [asyncio.create_task(_write(lane, recalled.get(service, {}), pace, stop)) for lane in ours]
                 for index in range(options.readers if reading else 0):
-                    reader = Reader(client, options.client * options.readers + index, lanes, **shape)
+                    reader = Reader(client, options.client * options.readers + index, lanes, ours, **shape)
                     assert reading is not None
                     loops.append(asyncio.create_task(_read(reader, reading, stop)))
             await _until_stopped(loops, stop, options)

@@ -1,22 +1,25 @@
 """The traffic of one run: clients over the library, writers that pass it by, and the checker's word on their logs."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chaos import actors, bypass, traffic
+from chaos import actors, bypass, injection, traffic
 from chaos.checker import Verdict, check
 from chaos.ground import Place
 from chaos.injection import Fault
 from chaos.processes import Child
-from chaos.sides import done_switches
-from chaos.tables import read_rows
-from cutover.postgres.databases import SIDES
+from chaos.sides import both_shut, done_switches
+from chaos.tables import Rows, read_rows
+from chaos.witness import Idle, Who, Witness
+from cutover.postgres.databases import SIDES, Side
 from cutover.switch.environment import SwitchEnvironment
 
-#: Processes over the library: one that nobody hurts, and one that faults of its own may hit.
-CLIENTS = 2
+#: Processes over the library: one that nobody hurts, one that faults of its own may hit, and one that a storm may kill.
+UNHURT, ARMED, KILLED = range(3)
+CLIENTS = 3
+_LOOPS = 3
 _STARTED = 30.0
 
 
@@ -28,49 +31,75 @@ class Traffic:
         self.folder = folder
         self._bypass = bypass.Options(folder / "bypass.jsonl", [place.service], rate=8.0)
         self._options = traffic.Options(
-            folder / "client.jsonl", [place.service], clients=CLIENTS, loops=3, readers=1, keys=12, shared=2,
-            rate=30.0, reads=15.0, seed=sum(map(ord, seed)), migration=place.migration,
+            folder / "client.jsonl", [place.service], clients=CLIENTS, loops=_LOOPS, readers=1, keys=12, shared=2,
+            rate=24.0, reads=12.0, seed=sum(map(ord, seed)), migration=place.migration,
         )  # fmt: skip
-        self._running: list[Child] = []
+        self._running: dict[str, Child] = {}
+        self.witness = Witness(folder, lambda key: key % (CLIENTS * _LOOPS))
 
     def _client(self, number: int) -> traffic.Options:
-        return replace(self._options, client=number, log=self.folder / f"client-{number}.jsonl")
+        busy = 1.0 if number != KILLED else 0.4
+        return replace(self._options, client=number, log=self.folder / f"client-{number}.jsonl",
+                       rate=self._options.rate * busy, reads=self._options.reads * busy)  # fmt: skip
 
     async def start(self) -> None:
-        """The client that nobody hurts, and the bypass writers; returns once they write."""
-        self._running = [
-            self.client(0, (), self.folder),
-            Child("bypass", actors.bypass_writers, self.place, self._bypass),
-        ]
-        for child in self._running:
+        """The clients that go on all the time, and the bypass writers; returns once they work."""
+        self._running = {
+            "client-0": self.client(UNHURT, (), self.folder),
+            "client-2": self.client(KILLED, (), self.folder),
+            "bypass": Child("bypass", actors.bypass_writers, self.place, self._bypass),
+        }
+        for child in self._running.values():
             await child.said("ready", _STARTED)
-        async with asyncio.timeout(_STARTED):
-            while not (log := self._client(0).log).exists() or '"ok"' not in log.read_text():
-                await asyncio.sleep(0.05)
+        await self.at_work("monolith", _STARTED)
 
     def client(self, number: int, armed: Sequence[Fault], folder: Path) -> Child:
         """A client with these faults in it; one that was killed goes on where its log ends."""
         return Child(f"client-{number}", actors.client, self.place, self._client(number), armed, folder)
 
+    def keep_up(self) -> None:
+        """Starts the client again that a storm has killed."""
+        child = self._running.get("client-2")
+        if child is not None and not child.alive and child.killed:
+            self._running["client-2"] = self.client(KILLED, (), self.folder)
+
+    async def at_work(self, side: Side, within: float) -> None:
+        """Returns once every loop has written, at that side, and read. Raises Idle."""
+        everybody: list[Who] = [("bypass", side)]
+        for number in (UNHURT, KILLED):
+            everybody += [(f"client-{number}", number * _LOOPS + loop) for loop in range(_LOOPS)]
+            everybody.append((f"client-{number}", "read"))
+        await self.witness.at_work(side, everybody, within)
+
+    async def lost(self, side: Side) -> set[str]:
+        """Tokens of events that were acknowledged before this call and are not at that side."""
+        self.witness.look()
+        acknowledged = set(self.witness.events)
+        return acknowledged - (await read_rows(self.place.pair.at(side), self.place.service)).events.keys()
+
     async def stop(self) -> None:
         """Ends them; what is under way gets its outcome first. Raises ChildProcessError where one had died."""
-        for child in self._running:
-            if not child.alive:
+        running, self._running = list(self._running.values()), {}
+        for child in running:
+            if not child.alive and not child.killed:
                 raise ChildProcessError(f"{child.name} ended by itself: {child.waiting()}")
-        for child in self._running:
+        for child in running:
             await child.end(20)
-        self._running.clear()
 
     async def kill(self) -> None:
-        for child in self._running:
+        running, self._running = list(self._running.values()), {}
+        for child in running:
             child.kill()
             await child.ended(5)
-        self._running.clear()
 
-    async def check(self, env: SwitchEnvironment) -> Verdict:
-        """Both sides' rows, the logs and the switches that were done."""
+    async def check(self, env: SwitchEnvironment, before: Rows, sides: Sequence[Side] = SIDES) -> Verdict:
+        """These sides' rows, the logs, and the switches that were done, with the windows in which both were shut."""
         service = self.place.service
-        rows = {side: await read_rows(self.place.pair.at(side), service) for side in SIDES}
+        rows: Mapping[Side, Rows] = {side: await read_rows(self.place.pair.at(side), service) for side in sides}
         switches = await done_switches(env.control, self.place.migration)
+        shut = both_shut(injection.passes(self.folder))
         logs = sorted(self.folder.glob("*.jsonl"))
-        return await asyncio.to_thread(check, logs, {service: rows}, switches)
+        return await asyncio.to_thread(check, logs, {service: rows}, switches, {service: before}, {service: shut})
+
+
+__all__ = ["CLIENTS", "Idle", "Traffic"]

@@ -16,11 +16,12 @@ from uuid import uuid4
 
 from chaos import actors
 from chaos.actors import Stage
-from chaos.cells import AT_THE_END, Cell
+from chaos.cells import AT_THE_END, LAST, Cell
 from chaos.ground import MAX_PAUSE, Place
-from chaos.injection import Fault, Injector
+from chaos.injection import Fault, Injector, Kind
 from chaos.processes import Child, Main
 from cutover import doctor
+from cutover.errors import ConfigError, PlanError, Refused
 from cutover.flags import store as flags
 from cutover.postgres.databases import FAILURES, Side, direction_from
 from cutover.switch.environment import SwitchEnvironment
@@ -38,13 +39,35 @@ CALLING, MOST_SWITCHES = 120.0, 8
 #: Seconds in which all has to be in order after a turn.
 IN_ORDER = 60.0
 
-#: How often a killed section is left to `cutover doctor --mend` and not called again, and what its outcome is called.
+#: How often a stage that failed is left to `cutover doctor --mend`, and what a section's outcome is called then.
 BY_DOCTOR, MENDED = 0.34, "mended"
+#: Seconds in which an activity that sleeps as a whole is overtaken by the next attempt.
+OVERTAKEN = 1.0
 
+_PLACES = (".before", ".after")
 BEFORE_JOURNAL = ("fence", "marker", "sequences", "compare", "unfence")
 AFTER_JOURNAL = ("switch.journal.after", "switch.commit.before", "switch.commit.after", "switch.flip.before")
+#: Steps in which nothing has begun that would be undone.
+UNBEGUN = ("switch.token", "switch.seize", "switch.clear", "switch.begin")
 UNDO = ("undo.decide", "undo.open", "undo.resume", "undo.shut", "recovery.done")
 COMPLETE = ("complete.marker", "complete.open", "complete.flip", "complete.shut", "recovery.done")
+FINISH = ("finish.prove", "finish.changed", "finish.stream")
+#: Where a second fault meets what follows a point that is not passed twice.
+NEXT = {
+    "switch.done.after": FINISH,
+    "undo.decide.after": UNDO[1:],
+    "ready.drop.after": ("ready.prepare",),
+    "archive.prove.after": ("retire.rename",),
+}
+
+
+def _subclasses(kind: type) -> set[str]:
+    """Its name, and those of all that derive from it."""
+    return {kind.__name__}.union(*map(_subclasses, kind.__subclasses__()))
+
+
+#: Errors that Temporal would not try again (activities/errors.py).
+FOR_GOOD = _subclasses(Refused) | _subclasses(PlanError) | _subclasses(ConfigError)
 
 
 class Violation(Exception):
@@ -70,37 +93,79 @@ class Turn:
     cell: Cell | None
     to_side: Side
     sequence: tuple[Fault, ...] = ()
+    #: Its place in the plan.
+    number: int = 0
     #: Faults of the sequence that have happened, and how often an activity was called.
     happened: int = 0
     calls: int = 0
     seconds: float = 0.0
     outcomes: list[dict[str, Any]] = field(default_factory=list)
+    #: What Temporal would not have tried again: a run would have stopped there and asked a person.
+    parked: list[str] = field(default_factory=list)
+
+    @property
+    def reached(self) -> bool:
+        """Whether all has happened that its cell is."""
+        return self.cell is not None and self.happened == len(self.sequence)
+
+    def count(self, folder: Path) -> None:
+        """Notes how many of its faults have happened; they come in their order."""
+        self.happened = Injector(self.sequence, folder).happened()
+
+    def judge(self, *, stormy: bool) -> None:
+        """Raises Violation where it was undone, or refused, and no fault explains that."""
+        undone = [str(one["reason"]) for one in self.outcomes if one["result"] == "undone"]
+        if broken := [reason for reason in undone if "keys differ" in reason]:
+            raise Violation(f"the marker was passed, and yet {broken[0]}")
+        if not stormy and len(undone) > self.happened:
+            raise Violation(f"undone {len(undone)} times, and {self.happened} faults had happened: {undone[-1]}")
+        if not stormy and self.parked and not self.happened:
+            raise Violation(f"no fault had happened, and a run would have stopped: {self.parked[0]}")
 
 
-def fault(point: str, kind: str, rng: random.Random) -> Fault:
+def fault(point: str, kind: Kind, rng: random.Random, hard: bool | None = None) -> Fault:
+    """One of that kind, with what is left open drawn."""
     seconds = round(rng.uniform(MAX_PAUSE + 0.5, MAX_PAUSE + 2.0), 2) if kind == "delay" else 0.0
-    return Fault(point, kind, seconds, hard=rng.random() < 0.5)  # type: ignore[arg-type]
+    drawn = rng.random() < 0.5
+    return Fault(point, kind, seconds, hard=drawn if hard is None else hard)
 
 
 def sequence(cell: Cell, rng: random.Random) -> tuple[Fault, ...]:
     """The faults of a cell: what has to happen first, its own, and another one on recovery."""
     found: list[Fault] = []
-    places = (".before", ".after")
+    done = False
     if cell.group == "undo" or (cell.group == "recovery" and rng.random() < 0.5):
         lead = f"switch.{rng.choice(BEFORE_JOURNAL)}.after"
-        found.append(fault(lead, rng.choice(("error", "kill")), rng))
+        found.append(fault(lead, "error" if cell.step == "undo.reopen" else rng.choice(("error", "kill")), rng))
     elif cell.group in ("complete", "recovery"):
         found.append(fault(rng.choice(AFTER_JOURNAL), "kill", rng))
+        done = True
     elif cell.group == "take-back":
         found.append(fault("switch.fence.after", "error", rng))
-    found.append(fault(cell.point, cell.kind, rng))
+    if cell.step == "undo.reopen":  # the control database is away where the switch is to be undone
+        found.append(fault("undo.decide.before", "error", rng, hard=False))
+    # of a server that refuses there is no doubt; a process that sleeps as a whole is overtaken
+    hard = True if (cell.group == "strong" and cell.kind == "error") or (cell.again and cell.kind == "delay") else None
+    found.append(fault(cell.point, cell.kind, rng, hard))
     if cell.again:
-        again = cell.point
-        if cell.group == "switch" and rng.random() < 0.5:
-            done = cell.point in AFTER_JOURNAL or cell.point.startswith(("switch.flip", "switch.done"))
-            again = rng.choice(COMPLETE if done else UNDO) + rng.choice(places)
-        found.append(fault(again, cell.kind, rng))
+        found.append(fault(_again(cell, done, rng), cell.kind, rng))
     return tuple(found)
+
+
+def _again(cell: Cell, done: bool, rng: random.Random) -> str:
+    """Where the second fault happens: at the same point, or at one that what follows the first one passes."""
+    steps = NEXT.get(cell.point)
+    if cell.point == "recovery.done.after":
+        steps = FINISH if done else ("switch.token", "switch.fence", "switch.marker")
+    elif cell.point in (*AFTER_JOURNAL, "switch.flip.after", "switch.done.before"):
+        # a commit that was cut is looked up or made again, and then the switch goes on
+        steps = FINISH if cell.kind == "reset" else COMPLETE
+    elif steps is None and cell.group == "switch" and cell.step not in UNBEGUN and rng.random() < 0.5:
+        steps = UNDO
+    if steps is None:
+        return cell.point
+    points = [step + place for step in steps for place in _PLACES]
+    return rng.choice([point for point in points if cell.kind != "reset" or point not in LAST])
 
 
 class Driver:
@@ -150,33 +215,52 @@ class Driver:
                                silence=HEARTBEAT_TIMEOUT if stage == "section" else PATIENCE)  # fmt: skip
 
     async def call(self, main: Main, turn: Turn, folder: Path, *arguments: Any, silence: float = PATIENCE) -> Any:
-        """Calls until it returns; its result. Raises Violation where it never does."""
+        """Calls until it returns; its result. Raises Violation where it never does, or ends as nothing explains."""
         said = ""
         deadline = time.monotonic() + CALLING
         while time.monotonic() < deadline:
             turn.calls += 1
             child = Child(main.__name__, main, self.place, *arguments, turn.sequence, folder)
             try:
-                while (message := await child.message(silence)) is not None:
+                while (message := await self._heard(child, silence, turn, folder)) is not None:
                     match message:
                         case ("done", result):
                             await child.ended(5)
                             return result
                         case ("failed", (kind, text)):
                             said = f"{kind}: {text}"
+                            if kind in FOR_GOOD:
+                                turn.parked.append(said)
                             await asyncio.sleep(0.2)
                             break
                 await child.ended(5)
-                if child.killed and "section" in arguments and self.rng.random() < BY_DOCTOR:
-                    return await self.mended()
+                child.require_no_crash()
+                if main is actors.attempt and self.rng.random() < BY_DOCTOR:
+                    mended = await self.mended(turn, folder)
+                    if "section" in arguments:
+                        return mended
             except TimeoutError:
                 # it may wake up later, and must not do any harm then
                 self._sleeping.append(child)
                 said = f"no heartbeat for {silence:g} s"
         raise Violation(f"{main.__name__} {arguments[-1:]} did not return within {CALLING:g} s; the last said: {said}")
 
-    async def mended(self) -> dict[str, Any]:
-        """No worker comes back: a person does what the doctor says, and nothing else."""
+    async def _heard(self, child: Child, silence: float, turn: Turn, folder: Path) -> tuple[str, Any] | None:
+        """Its next message. Raises TimeoutError where it is silent; one that sleeps as a whole is soon given up."""
+        sleeps = [folder / str(number) for number, one in enumerate(turn.sequence) if one.kind == "delay" and one.hard]
+        awake = sum(path.exists() for path in sleeps)
+        end = time.monotonic() + silence
+        while True:
+            try:
+                return await child.message(min(0.2, silence) if sleeps else silence)
+            except TimeoutError:
+                if (asleep := sum(path.exists() for path in sleeps)) > awake:
+                    awake, end = asleep, min(end, time.monotonic() + OVERTAKEN)
+                if time.monotonic() >= end or not sleeps:
+                    raise
+
+    async def mended(self, turn: Turn, folder: Path) -> dict[str, Any]:
+        """A person does what the doctor says, and nothing else; the turn's faults hit that too."""
         deadline = time.monotonic() + CALLING
         while time.monotonic() < deadline:
             found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
@@ -185,11 +269,14 @@ class Driver:
             if not found.remedy.endswith("--mend"):
                 await asyncio.sleep(0.2)  # a server is away: none of our commands can help
                 continue
-            child = Child("mend", actors.mend, self.place)
-            async with asyncio.timeout(PATIENCE):
-                while await child.message(PATIENCE) is not None:
+            child = Child("mend", actors.mend, self.place, turn.sequence, folder)
+            try:
+                while await self._heard(child, PATIENCE, turn, folder) is not None:
                     pass
-            await child.ended(5)
+                await child.ended(5)
+                child.require_no_crash()
+            except TimeoutError:
+                self._sleeping.append(child)
         raise Violation(f"the doctor's remedy did not lead back: {found.remedy}; {'; '.join(found.problems)}")
 
     async def _writable(self) -> Side:
@@ -222,11 +309,6 @@ class Driver:
             return await stream.await_marker(await stream.put_marker(), IN_ORDER)
 
         await patiently(carry)
-
-
-def count(folder: Path, turn: Turn) -> None:
-    """Notes how many of the turn's faults have happened."""
-    turn.happened = Injector(turn.sequence, folder).happened()
 
 
 Where = Literal["attempt", "relay", "writer", "copy", "repair", "rebuild", "end"]

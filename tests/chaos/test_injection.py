@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from chaos.injection import Fault, Holds, Injector, resets
+from chaos.injection import passes as found_passes
 from chaos.processes import Child, Say
 from cutover import faults
 from cutover.errors import Unreachable
@@ -47,6 +48,49 @@ async def test_a_sequence_happens_in_its_order(tmp_path: Path) -> None:
             assert injector.happened() == happened
         async with faults.step(STEP):
             pass
+
+
+async def test_two_faults_of_one_point_happen_in_two_passes(tmp_path: Path) -> None:
+    injector = Injector([Fault(f"{STEP}.before", "delay", 0.0)] * 2, tmp_path)
+    with faults.armed(injector):
+        for happened in (1, 2):
+            async with faults.step(STEP):
+                pass
+            assert injector.happened() == happened
+
+
+@pytest.mark.parametrize(("hard", "kind"), [(True, asyncpg.DiskFullError), (False, Unreachable)])
+async def test_an_error_is_a_server_s_that_refuses_or_that_does_not_answer(
+    tmp_path: Path, hard: bool, kind: type[Exception]
+) -> None:
+    with faults.armed(Injector((Fault(f"{STEP}.before", "error", hard=hard),), tmp_path)), pytest.raises(kind):
+        async with faults.step(STEP):
+            pass
+
+
+async def test_the_passes_of_a_switch_are_noted_with_their_times_and_those_of_others_are_not(tmp_path: Path) -> None:
+    folder = tmp_path / "faults-1"
+    folder.mkdir()
+    with faults.armed(Injector((), folder)):
+        begun = time.monotonic()
+        for name in (STEP, "relay.apply"):
+            async with faults.step(name):
+                pass
+    (first, before), (second, after) = found_passes(tmp_path)
+    assert (before, after) == (f"{STEP}.before", f"{STEP}.after")
+    assert begun - 0.001 <= first <= second <= time.monotonic()
+
+
+async def test_a_reset_has_happened_once_a_commit_was_cut_and_not_before(tmp_path: Path, monolith_db: Database) -> None:
+    injector = Injector((Fault(f"{STEP}.before", "reset"),), tmp_path)
+    connection = await asyncpg.connect(monolith_db.dsn)
+    with resets(), faults.armed(injector):
+        async with faults.step(STEP):
+            assert await connection.fetchval("SELECT 1") == 1
+        assert injector.happened() == 0
+        with pytest.raises((asyncpg.PostgresConnectionError, ConnectionError)):
+            await connection.fetchval("SELECT pg_logical_emit_message(false, 'chaos', '')")
+        assert injector.happened() == 1
 
 
 @pytest.mark.parametrize("hard", [True, False])

@@ -1,5 +1,6 @@
 """A sample of the crash matrix, another one for each commit: processes, faults, traffic, and the checker's word."""
 
+import json
 import random
 from pathlib import Path
 
@@ -7,16 +8,17 @@ import pytest
 
 from chaos import cells
 from chaos.cells import LEVELS, TURNS, Cell, Level, Plan
-from chaos.matrix import Matrix, commit, earlier, prepared, report
-from chaos.run import Result
-from chaos.turns import where
+from chaos.injection import Fault
+from chaos.matrix import Matrix, commit, prepared, report
+from chaos.results import Result, earlier, not_reached, tried
+from chaos.turns import Turn, Violation, where
 from tests.servers import Clusters
 
 
 def sample(level: Level, seed: str) -> Plan:
-    """A switch, a rollback and a second switch, each with a fault in the process that performs it."""
+    """A switch, a rollback and a second switch, each with faults in the process that performs it."""
     rng = random.Random(f"{seed}/{level}")
-    every = [cell for cell in cells.every() if cell.level == level and where(cell) == "attempt" and not cell.again]
+    every = [cell for cell in cells.every() if cell.level == level and where(cell) == "attempt"]
     turns: list[Cell | None] = [rng.choice([c for c in every if c.direction == turn]) for turn in TURNS[:3]]
     return Plan(LEVELS.index(level), level, tuple(turns), f"{seed}/{level}")
 
@@ -31,19 +33,59 @@ async def test_a_sample_of_the_matrix_violates_nothing(clusters: Clusters, tmp_p
     [result] = matrix.results
     assert result.violations == [], plan
     assert result.switches == 3
-    assert all(turn.happened for turn in result.turns), plan
+    assert all(turn.reached for turn in result.turns), plan
     assert result.counts["switches done"] >= 3
     # and a later call of the same matrix takes it for done
-    [known] = earlier(tmp_path, [plan])
+    [known] = earlier(tmp_path)
+    assert known.plan == plan
     assert known.as_json()["counts"] == result.counts
-    assert [turn.cell for turn in known.turns] == [turn.cell for turn in result.turns]
+    assert [turn.cell for turn in known.turns if turn.reached] == list(plan.turns)
 
 
-def test_a_run_that_violates_something_or_misses_a_pair_ends_with_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = Plan(0, "logical", (), "x")
-    assert report([Result(plan)], set()) == 0
-    assert report([Result(plan)], {("switch.fence.before", "kill")}) == 1
-    assert report([Result(plan, ["two writable sides"])], set()) == 1
+CELL = Cell("switch.fence.before", "kill", False, "logical", "switch")
+PLAN = Plan(3, "logical", (CELL, None), "x/3")
+FAULTS = (Fault(CELL.point, "kill"),) * 2
+
+
+def test_a_run_that_violates_something_or_a_cell_that_did_not_happen_ends_with_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = Result(PLAN, turns=[Turn(CELL, "service", FAULTS, happened=2)])
+    half = Result(PLAN, turns=[Turn(CELL, "service", FAULTS, happened=1)])
+    assert report([done], [CELL]) == 0
+    assert report([half, done], [CELL]) == 0
+    assert report([half], [CELL]) == 1
+    assert report([], [CELL]) == 1
+    assert report([done, Result(PLAN, ["two writable sides"])], [CELL]) == 1
     said = capsys.readouterr().out
-    assert "NOT REACHED: switch.fence.before × kill" in said
+    assert f"NOT REACHED: {CELL}" in said
     assert "VIOLATED: two writable sides" in said
+
+
+def test_what_a_run_has_found_is_known_to_a_later_call_and_never_made_good_by_it(tmp_path: Path) -> None:
+    broken = Result(PLAN, ["sides differ"], [Turn(CELL, "service", FAULTS, happened=1)], 2.0, 1, counts={"ok": 3})
+    clean = Result(PLAN, [], [Turn(CELL, "service", FAULTS, happened=2)])
+    lines = [json.dumps(one.as_json()) for one in (broken, clean)]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+    first, second = earlier(tmp_path)
+    assert (first.plan, first.violations, first.switches, first.counts) == (PLAN, ["sides differ"], 1, {"ok": 3})
+    assert [turn.reached for turn in (*first.turns, *second.turns)] == [False, True]
+    assert not_reached([first], [CELL]) == [CELL]
+    assert not_reached([first, second], [CELL]) == []
+    assert tried([first, second])[CELL] == 2
+    assert report([first, second], [CELL]) == 1
+
+
+def test_a_turn_that_is_undone_without_a_fault_that_explains_it_is_a_violation() -> None:
+    undone = {"result": "undone", "reason": "a lock was not obtained"}
+    turn = Turn(CELL, "service", FAULTS, happened=1, outcomes=[undone, {"result": "done", "reason": ""}])
+    turn.judge(stormy=False)
+    turn.outcomes.append(undone)
+    turn.judge(stormy=True)
+    with pytest.raises(Violation, match="undone 2 times, and 1 faults"):
+        turn.judge(stormy=False)
+    differing = {"result": "undone", "reason": "keys differ inside the fence (t: 1)"}
+    with pytest.raises(Violation, match="keys differ"):
+        Turn(CELL, "service", FAULTS, happened=2, outcomes=[differing]).judge(stormy=True)
+    with pytest.raises(Violation, match="a run would have stopped: Conflict"):
+        Turn(None, "service", parked=["Conflict: nothing to switch"]).judge(stormy=False)

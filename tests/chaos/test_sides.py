@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chaos.checker import check
-from chaos.sides import Switch
+from chaos.checker import Verdict, check
+from chaos.sides import Switch, Window, both_shut
 from cutover.errors import ConfigError
 from cutover.postgres.databases import Side, other
 from tests.chaos.stories import SERVICE, TO_MONOLITH, TO_SERVICE, Story, event, rows, taken, verdict, wrong
@@ -112,3 +112,33 @@ def test_switches_that_do_not_follow_from_one_another_are_refused(story: Story, 
         verdict(path, rows(), TO_SERVICE, Switch(2, "service"))
     with pytest.raises(ConfigError, match="its rows there are not given"):
         check([path], {SERVICE: {"monolith": rows()}}, {SERVICE: [TO_SERVICE]})
+
+
+def test_a_write_that_lies_between_a_fence_and_what_opens_a_side_again_is_found(story: Story, path: Path) -> None:
+    story.accepted("monolith", 1, 3)  # it may have been committed before the fence
+    inside = story.accepted("monolith", 4, 5)
+    story.accepted("monolith", 6, 9)  # or after the undo
+    done: dict[str, list[Switch]] = {SERVICE: []}
+
+    def found(*shut: Window) -> Verdict:
+        return check([path], {SERVICE: {"monolith": taken(1, 4, 6)}}, done, shut={SERVICE: shut})
+
+    assert found().ok
+    assert found(Window(2, 4.5), Window(4.6, 8)).ok
+    broken = found(Window(2, 8))
+    assert wrong(broken) == ["accepted at a fenced side"]
+    assert broken.shown[0].op == inside
+
+
+def test_both_sides_are_shut_from_the_fence_s_commit_to_the_next_step_that_opens_one() -> None:
+    passes = [
+        (1.0, "switch.fence.before"),
+        (2.0, "switch.fence-commit.after"),
+        (3.0, "switch.marker.before"),
+        (4.0, "undo.open.before"),
+        (5.0, "switch.unfence.before"),  # of an attempt that slept
+        (6.0, "switch.fence-commit.after"),
+        (7.0, "switch.unfence.before"),
+        (8.0, "switch.fence-commit.after"),  # and the run was ended
+    ]
+    assert both_shut(passes) == [Window(2.0, 4.0), Window(6.0, 7.0)]

@@ -1,0 +1,67 @@
+"""What became of runs: kept as one JSON line each, so that a later call knows what was tried and what it found."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chaos.cells import Cell, Plan
+from chaos.injection import Fault
+from chaos.turns import Turn
+
+
+@dataclass
+class Result:
+    """What became of a run."""
+
+    plan: Plan
+    violations: list[str] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    seconds: float = 0.0
+    switches: int = 0
+    slots_lost: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    folder: Path = Path()
+
+    def as_json(self) -> dict[str, Any]:
+        turns = [
+            {"turn": turn.number, "cell": str(turn.cell), "happened": turn.happened, "reached": turn.reached,
+             "faults": [str(one) for one in turn.sequence], "calls": turn.calls, "seconds": round(turn.seconds, 2),
+             "outcomes": [f"{one['result']} {one.get('reason') or ''}".strip() for one in turn.outcomes],
+             "parked": turn.parked}
+            for turn in self.turns
+        ]  # fmt: skip
+        return {**self.plan.as_json(), "turns": turns, "switches": self.switches, "seconds": round(self.seconds, 1),
+                "violations": self.violations, "counts": self.counts}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> "Result":
+        """What `as_json` has kept, as far as a report needs it."""
+        plan = Plan.from_json(found)
+        turns = []
+        for one in found["turns"]:
+            cell = plan.turns[one["turn"]]
+            turn = Turn(cell, "service", number=one["turn"], happened=one["happened"])
+            # of which faults it was does not matter any more
+            turn.sequence = (Fault("", "kill"),) * (one["happened"] if one["reached"] else one["happened"] + 1)
+            turns.append(turn)
+        return cls(plan, found["violations"], turns, found["seconds"], found["switches"], counts=found["counts"])
+
+
+def earlier(folder: Path) -> list[Result]:
+    """The runs that were made in this folder, whatever they found."""
+    path = folder / "results.jsonl"
+    return [Result.from_json(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def tried(results: Sequence[Result]) -> Counter[Cell]:
+    """How often each cell was tried."""
+    return Counter(turn.cell for result in results for turn in result.turns if turn.cell is not None)
+
+
+def not_reached(results: Sequence[Result], drawn: Sequence[Cell]) -> list[Cell]:
+    """The cells of which no run has seen all faults happen."""
+    reached = {turn.cell for result in results for turn in result.turns if turn.reached}
+    return [cell for cell in drawn if cell not in reached]
