@@ -167,6 +167,12 @@ class Branch:
             return True
         return False
 
+    def leave(self) -> None:
+        """Leaves it as it stands, to whoever finds out its decision; its session is not kept for that."""
+        if self._session is not None:
+            self._session.terminate()
+        self._give_back()
+
     async def _try_to_roll_back(self, session: asyncpg.Connection) -> None:
         try:
             await session.execute("ROLLBACK")

@@ -66,9 +66,16 @@ class Strong:
         self._changes: list[Change] = []
         #: COMMIT was sent: it may have been done.
         self._sent = False
+        #: Its answer was lost.
+        self._lost = False
 
     async def commit(self, connection: "Connection", transaction: "Transaction") -> None:
-        await uninterrupted(self._commit(connection, transaction))
+        try:
+            await uninterrupted(self._commit(connection, transaction))
+        except asyncio.CancelledError:
+            if self._lost:  # a caller that is cancelled does not ask any more
+                await self.decided()
+            raise
 
     async def _commit(self, connection: "Connection", transaction: "Transaction") -> None:
         beginning = asyncio.create_task(self._branch.begin())
@@ -90,9 +97,13 @@ class Strong:
         try:
             async with faults.step("strong.commit"):
                 await transaction.commit()
-        except (asyncpg.PostgresError, CutoverError) as error:
-            if not outcome.is_lost(error):  # else `decided` finds out
-                await self._branch.end("abort")
+        except BaseException as error:
+            self._lost = outcome.is_lost(error)
+            if isinstance(error, asyncpg.PostgresError | CutoverError):
+                if not self._lost:  # else `decided` finds out
+                    await self._branch.end("abort")
+            elif not self._lost:
+                self._leave_to_the_janitor()
             raise
         await self._finish()
 
@@ -106,6 +117,7 @@ class Strong:
             self._leave_to_the_janitor()
 
     def _leave_to_the_janitor(self) -> None:
+        self._branch.leave()
         self.counters.in_doubt += 1
         self.sides.mirror.left_behind()
 

@@ -54,13 +54,15 @@ class Held:
 
 
 @asynccontextmanager
-async def held(both: Both, level: str) -> AsyncIterator[Held]:
+async def held(both: Both, level: str, **options: Any) -> AsyncIterator[Held]:
     await both.on("monolith", WAITS)
     if level != "strong":
         await both.on("monolith", IN_COMMIT)
     async with Relay(both.databases["monolith"]) as relay, both.databases["monolith"].session("holder") as holder:
         trading = await both.service(
-            level, databases={"monolith": relay.database, "service": both.databases["service"]}, patience=15.0
+            level,
+            databases={"monolith": relay.database, "service": both.databases["service"]},
+            **{"patience": 15.0, **options},
         )
         await holder.execute(f"SELECT pg_advisory_lock({LOCK})")
         yield Held(both, relay, trading, holder)
@@ -157,6 +159,51 @@ async def test_while_the_database_is_away_nobody_can_say(
         with pytest.raises(UnknownOutcome):
             await running
         await at.relay.mend()
+
+
+async def test_a_strong_write_of_which_nobody_can_say_does_not_keep_its_session(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two_sides, "DECIDE_WITHIN", 0.5)
+    hold_the_commit(monkeypatch)
+    async with held(both, "strong", max_size=1, patience=8.0) as at:
+        running = asyncio.ensure_future(by_transaction(at.trading))
+        await at.cut_in_commit(running, commit=True, mend=False)
+        with pytest.raises(UnknownOutcome):
+            await running
+        assert at.trading.gate.counters.in_doubt == 1
+        await at.relay.mend()
+        assert [one.decision for one in await both.janitor().resolve(older_than=0)] == ["commit"]
+        monkeypatch.undo()
+        await at.trading.run_in_transaction(lambda c: add(c, 2))
+        await both.require_equal()
+
+
+@pytest.mark.parametrize("decision", ["commit", "abort", None])
+async def test_a_caller_that_is_cancelled_while_its_commit_is_lost_leaves_both_sides_alike(
+    both: Both, monkeypatch: pytest.MonkeyPatch, decision: str | None
+) -> None:
+    monkeypatch.setattr(two_sides, "DECIDE_WITHIN", 0.5 if decision is None else 5.0)
+    hold_the_commit(monkeypatch)
+    async with held(both, "strong", max_size=1, patience=8.0) as at:
+        running = asyncio.ensure_future(by_transaction(at.trading))
+        await until_true("COMMIT is under way", lambda: both.on("monolith", WAITING))
+        running.cancel()
+        await at.cut_in_commit(running, commit=decision != "abort", mend=decision is not None)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert at.trading.gate.counters.in_doubt == (decision is None)
+        assert len(await both.branches()) == (decision is None)
+        assert at.trading.gate.mirror is not None
+        assert not (decision is None and at.trading.gate.mirror.complete)
+        if decision is None:
+            await at.relay.mend()
+            await both.janitor().resolve(older_than=0)
+        await both.require_equal()
+        assert await both.ids("monolith") == ([] if decision == "abort" else [1])
+        monkeypatch.undo()
+        await at.trading.run_in_transaction(lambda c: add(c, 2))
+        await both.require_equal()
 
 
 async def test_a_note_that_may_be_gone_is_not_asked_for(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
