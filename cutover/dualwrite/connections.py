@@ -178,22 +178,42 @@ class Pools:
         task.add_done_callback(self._releasing.discard)
 
     async def warm(self, database: Database, like: Database) -> None:
-        """Opens as many connections as there are to `like`, before they are needed all at once."""
+        """Opens as many connections as there are to `like`, before they are needed all at once; nobody waits for it."""
         for pools in self._beside:
             if like in pools._pools:
                 await pools.warm(database, like)
         known = self._pools.get(like)
-        wanted = known.get_size() if known else 1
-        taken: list[Connection] = []
+        wanted = min(known.get_size() if known else 1, self._max_size)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                for _ in range(min(wanted, self._max_size)):
-                    taken.append(await self.acquire(database, CONNECT_TIMEOUT))
-        except (CutoverError, TimeoutError) as error:
+            pool = await self._pool(database)
+        except (CutoverError, *NOT_CONNECTED) as error:
             _log.debug("connections to %s were not opened ahead: %s", database.name, type(error).__name__)
+            return
+        missing = wanted - pool.get_size()
+        if missing <= 0:
+            return
+        # A pool lends its open connections first: they are taken, and given back once the others have begun to open.
+        begun = asyncio.Event()
+        openings = [self._open_ahead(database, begun) for _ in range(pool.get_idle_size() + missing)]
+        opening = asyncio.gather(*openings)
+        try:
+            await asyncio.sleep(0)
         finally:
-            for connection in taken:
-                await self.release(database, connection)
+            begun.set()
+        await opening
+
+    async def _open_ahead(self, database: Database, begun: asyncio.Event) -> None:
+        if self._busy(database):
+            return
+        try:
+            connection = await self.acquire(database, CONNECT_TIMEOUT)
+        except CutoverError as error:
+            _log.debug("a connection to %s was not opened ahead: %s", database.name, type(error).__name__)
+            return
+        try:
+            await begun.wait()
+        finally:
+            await self.release(database, connection)
 
     async def close(self, timeout: float) -> None:
         """Closes every pool; connections still in use after `timeout` seconds are cut."""
