@@ -2,7 +2,13 @@
 
 import re
 
+#: What stands in front of a statement, where comments are not nested; and where there are none.
 _LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()+", re.DOTALL)
+_BRACKETS = re.compile(r"[\s(]+")
+#: What begins a comment, or a text in which none begins.
+_OPENS = re.compile(r"""--|/\*|"|(?<![\w$])[eE]'|'|(?<![\w$])\$(?:[^\W\d]\w*)?\$""")
+_COMMENT = re.compile(r"/\*|\*/")
+_ESCAPED = re.compile(r"(?:[^\\']|\\.)*'", re.DOTALL)
 _WRITES = re.compile(
     r"(insert|update|delete|merge|call|truncate|copy|do|create|alter|drop|lock|refresh|import|comment|grant|revoke)\b",
     re.IGNORECASE,
@@ -18,11 +24,42 @@ def writes(sql: str) -> bool:
 
     A function with side effects called by SELECT is not seen: say `write=True` for it.
     """
-    if leading := _LEADING.match(sql):
-        sql = sql[leading.end() :]
-    if _WITH.match(sql):
-        return bool(_CTE_WRITES.search(sql))
-    return bool(_WRITES.match(sql))
+    text = without_comments(sql)
+    if leading := _BRACKETS.match(text):
+        text = text[leading.end() :]
+    if _WITH.match(text):
+        # as it is, too: a server may be set so that a text ends elsewhere (`standard_conforming_strings`)
+        return bool(_CTE_WRITES.search(text) or _CTE_WRITES.search(sql))
+    return bool(_WRITES.match(text))
+
+
+def without_comments(sql: str) -> str:
+    """The statement with a blank for each comment; what looks like one inside of quotes stays."""
+    if "--" not in sql and "/*" not in sql:
+        return sql
+    parts, at = [], 0
+    while opening := _OPENS.search(sql, at):
+        parts.append(sql[at : opening.start()])
+        at = _end(sql, opening.group(), opening.end())
+        parts.append(" " if opening.group() in ("--", "/*") else sql[opening.start() : at])
+    return "".join([*parts, sql[at:]])
+
+
+def _end(sql: str, opened: str, start: int) -> int:
+    """Where that ends which was opened before `start`."""
+    if opened == "/*":
+        depth = 1
+        for mark in _COMMENT.finditer(sql, start):
+            depth += 1 if mark.group() == "/*" else -1
+            if not depth:
+                return mark.end()
+        return len(sql)
+    if len(opened) == 2 and opened.endswith("'"):  # E'…'
+        text = _ESCAPED.match(sql, start)
+        return text.end() if text else len(sql)
+    closing = "\n" if opened == "--" else opened  # a doubled quote begins the next text at once
+    found = sql.find(closing, start)
+    return len(sql) if found < 0 else found + len(closing)
 
 
 def with_part(sql: str, part: str, *, arguments: int) -> str | None:
@@ -37,5 +74,7 @@ def with_part(sql: str, part: str, *, arguments: int) -> str | None:
     if "(" in sql[:start]:
         return None
     if words := _WITH_WORDS.match(sql, start):
+        if sql[words.end() :].lstrip().startswith(("--", "/*")):
+            return None  # RECURSIVE may stand behind it
         return f"{sql[: words.end()]} {part},{sql[words.end() :]}"
     return f"WITH {part} {sql}" if _TAKES_WITH.match(sql, start) else None

@@ -248,6 +248,7 @@ async def test_a_stream_that_is_taken_away_costs_a_retry_and_no_more(both: Both)
         ("INSERT INTO t VALUES (1);", 0, "WITH p INSERT INTO t VALUES (1);"),
         ("INSERT INTO t VALUES (1); DELETE FROM t", 0, None),
         ("-- a\nwith recursive a AS (TABLE x) TABLE a", 1, "-- a\nwith recursive p, a AS (TABLE x) TABLE a"),
+        ("with /* a */ recursive a AS (TABLE x) TABLE a", 0, None),
         ("SELECT pay($1)", 1, "WITH p SELECT pay($1)"),
         ("CALL pay($1)", 1, None),
         ("MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE", 0, None),

@@ -26,6 +26,17 @@ from tests.dualwrite.waiting import until
         ("WITH a AS (SELECT 1) INSERT INTO t SELECT * FROM a", True),
         ("MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE", True),
         ("VALUES (1)", False),
+        ("WITH a AS ( /* why */ DELETE FROM t RETURNING id) SELECT * FROM a", True),
+        ("WITH a AS (SELECT 1) -- why\n -- more\n INSERT INTO t SELECT * FROM a", True),
+        ("WITH a AS (SELECT 1) /* a /* nested */ one */ UPDATE/**/t SET a = 1", True),
+        ("WITH a AS (SELECT 1) DELETE /* all */ FROM t", True),
+        ("/* a /* nested */ one */ (DELETE FROM t RETURNING id)", True),
+        ("/* unended DELETE FROM t", False),
+        ("WITH a AS (SELECT '--', \"/*\", $a$ /* $a$, date'1-1-1', E'\\'--') DELETE FROM t", True),
+        ("WITH a AS (SELECT date'x\\', '/*', $$--$$) DELETE FROM t", True),
+        ("WITH a AS (SELECT 'it\\'s', '--') DELETE FROM t", True),
+        ("-- WITH\nSELECT '(delete from' -- (delete from t)", False),
+        ("SELECT 1 /* ; (DELETE FROM t) */", False),
     ],
 )
 def test_a_statement_that_writes_is_told_from_one_that_reads(sql: str, writing: bool) -> None:
