@@ -1,11 +1,17 @@
 """What an error says about the statement that met it: refused, not sent, worth a retry, or unknown."""
 
+from typing import TYPE_CHECKING
+
 import asyncpg
 
+from cutover.dualwrite.connections import gone
 from cutover.dualwrite.errors import UnknownOutcome
 from cutover.errors import CutoverError, Unreachable
 from cutover.postgres.databases import CONNECTION_ERRORS
 from cutover.postgres.epoch import FENCED_SQLSTATE
+
+if TYPE_CHECKING:
+    from cutover.dualwrite.connections import Connection
 
 _DEPTH = 10
 
@@ -39,6 +45,21 @@ def is_lost(error: BaseException) -> bool:
         severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
         return severity in ("FATAL", "PANIC") or isinstance(error, CONNECTION_ERRORS)
     return isinstance(error, CONNECTION_ERRORS)
+
+
+def is_lost_on(connection: "Connection", error: BaseException) -> bool:
+    """Whether the connection is gone or a statement's end was not waited for, so that nobody knows what became of it.
+
+    With the connection still open a complaint of the driver (a wrong number of arguments) is one: nothing was sent.
+    """
+    if isinstance(error, asyncpg.InterfaceError) and not gone(connection):
+        return False
+    return is_lost(error)
+
+
+def is_timeout_on(connection: "Connection", error: BaseException) -> bool:
+    """Whether the caller's own limit (`timeout`, `command_timeout`) ended a statement, on a connection that is open."""
+    return isinstance(error, TimeoutError) and not gone(connection)
 
 
 def is_own_mistake(error: BaseException) -> bool:

@@ -64,9 +64,12 @@ async def lent_transaction(
             raise
         if reading:
             raise _lost(gate, database, error) from None
+        timeout = outcome.is_timeout_on(connection, error)
         decision = await ending.decided()
         if decision == "commit":
             return
+        if decision == "abort" and timeout:
+            raise
         if decision == "abort":
             raise _lost(gate, database, error) from None
         gate.counters.unknown += 1

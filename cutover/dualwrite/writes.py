@@ -84,7 +84,7 @@ async def write_once(
     """Makes the call on the lent connection, once.
 
     Raises Unreachable where nothing was done, AnswerLost where it was done but its answer is lost, UnknownOutcome where
-    nobody can say; what a transaction's ending raises.
+    nobody can say, TimeoutError where a limit of the caller's ended it; what a transaction's ending raises.
     """
     ending = ALONE if verb in _UTILITY else await ending_of(gate, sides, lent.side, level)
     if not isinstance(ending, Strong):
@@ -105,7 +105,7 @@ async def _alone(gate: Gate, call: Call[T], lent: Lent, verb: str) -> T:
     try:
         return await call.on(lent.connection)
     except BaseException as error:
-        if outcome.is_lost(error):
+        if outcome.is_lost_on(lent.connection, error):
             raise _unknown(gate, lent, verb, error) from None
         raise
 
@@ -119,9 +119,12 @@ async def _noted(gate: Gate, ending: Noted, call: Call[T], sql: str, lent: Lent,
         if own_schema.is_taken_away(error):
             ending.sides.noted.discard(ending.side)
             return await _alone(gate, call, lent, verb)
-        if not outcome.is_lost(error):
+        if not outcome.is_lost_on(lent.connection, error):
             raise
+        timeout = outcome.is_timeout_on(lent.connection, error)
         match await ending.decided():
+            case "abort" if timeout:
+                raise
             case "abort":
                 raise Unreachable(
                     f"{gate.service}: the connection to {lent.database.name!r} was lost in a write "

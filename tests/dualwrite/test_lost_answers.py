@@ -241,6 +241,39 @@ async def test_a_stream_that_is_taken_away_costs_a_retry_and_no_more(both: Both)
     assert await both.ids("monolith") == [1, 2, 3]
 
 
+@pytest.mark.parametrize("level", ["eventual", "strong"])
+async def test_a_statement_that_its_callers_limit_has_ended_is_a_timeout_and_is_not_sent_again(
+    both: Both, level: str
+) -> None:
+    trading = await both.service(level)
+    await trading.execute("INSERT INTO trades (id, note) VALUES (1, 'a')")
+    async with both.databases["monolith"].session("holder") as holder, holder.transaction():
+        await holder.execute("SELECT FROM trades FOR UPDATE")
+        with pytest.raises(TimeoutError):
+            await trading.execute("UPDATE trades SET note = 'b' WHERE id = $1", 1, timeout=0.3)
+        with pytest.raises(TimeoutError):
+            await trading.fetchval("UPDATE trades SET note = 'b' RETURNING id", timeout=0.3)
+    assert trading.gate.counters.retried == trading.gate.counters.unknown == 0
+    assert await both.on("monolith", "SELECT note FROM trades") == "a"
+    await trading.execute("UPDATE trades SET note = 'c'")
+    assert await both.on("monolith", "SELECT note FROM trades") == "c"
+
+
+@pytest.mark.parametrize("write", [by_transaction, by_executemany, by_statement])
+@pytest.mark.parametrize("level", ["eventual", "strong"])
+async def test_a_commit_that_the_pools_limit_has_ended_is_a_timeout_and_is_not_sent_again(
+    both: Both, monkeypatch: pytest.MonkeyPatch, write: Write, level: str
+) -> None:
+    if level == "strong":
+        hold_the_commit(monkeypatch)
+    async with held(both, level, command_timeout=1.0) as at:
+        with pytest.raises(TimeoutError):
+            await write(at.trading)
+        assert at.trading.gate.counters.retried == at.trading.gate.counters.unknown == 0
+        assert await both.branches() == []
+        assert await both.ids("monolith") == []
+
+
 @pytest.mark.parametrize(
     ("sql", "arguments", "expected"),
     [
