@@ -16,6 +16,7 @@ _WRITES = re.compile(
 _WITH = re.compile(r"with\b", re.IGNORECASE)
 _WITH_WORDS = re.compile(r"with\b(\s+recursive\b)?", re.IGNORECASE)
 _TAKES_WITH = re.compile(r"(insert|update|delete|select|values)\b", re.IGNORECASE)
+_PARAMETER = re.compile(r"\$(\d+)")
 _CTE_WRITES = re.compile(r"[()]\s*(insert\s+into|update|delete\s+from|merge\s+into)\b", re.IGNORECASE)
 
 
@@ -69,6 +70,8 @@ def with_part(sql: str, part: str, *, arguments: int) -> str | None:
     """
     if not arguments and ";" in sql.rstrip().rstrip(";"):
         return None  # several statements in one text
+    if any(int(number) > arguments for number in _PARAMETER.findall(sql)):
+        return None  # one argument is missing, and the part's own would take its place
     leading = _LEADING.match(sql)
     start = leading.end() if leading else 0
     if "(" in sql[:start]:

@@ -274,6 +274,19 @@ async def test_a_commit_that_the_pools_limit_has_ended_is_a_timeout_and_is_not_s
         assert await both.ids("monolith") == []
 
 
+@pytest.mark.parametrize("level", ["eventual", "strong"])
+@pytest.mark.parametrize("arguments", [(1, "x"), (1, "x", "y", "z")])
+async def test_a_statement_with_a_wrong_number_of_arguments_writes_nothing(
+    both: Both, level: str, arguments: tuple[object, ...]
+) -> None:
+    trading = await both.service(level)
+    await trading.execute("INSERT INTO trades (id, note) VALUES (1, 'a')")
+    with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresError)):
+        await trading.execute("UPDATE trades SET note = $2, name = $3 WHERE id = $1", *arguments)
+    assert await both.on("monolith", "SELECT note FROM trades WHERE name IS NULL") == "a"
+    assert trading.gate.counters.unknown == 0
+
+
 @pytest.mark.parametrize(
     ("sql", "arguments", "expected"),
     [
@@ -283,6 +296,8 @@ async def test_a_commit_that_the_pools_limit_has_ended_is_a_timeout_and_is_not_s
         ("-- a\nwith recursive a AS (TABLE x) TABLE a", 1, "-- a\nwith recursive p, a AS (TABLE x) TABLE a"),
         ("with /* a */ recursive a AS (TABLE x) TABLE a", 0, None),
         ("SELECT pay($1)", 1, "WITH p SELECT pay($1)"),
+        ("SELECT pay($1, $2)", 1, None),
+        ("SELECT pay($12)", 1, None),
         ("CALL pay($1)", 1, None),
         ("MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE", 0, None),
         ("CREATE TABLE x ()", 0, None),
