@@ -112,7 +112,8 @@ async def own_changes(connection: asyncpg.Connection, service: str, flows: Mappi
         "IN ('off', 'local') THEN pg_catalog.set_config('synchronous_commit', 'on', true) END), "
         f"own AS MATERIALIZED (SELECT o.* FROM alike CROSS JOIN {own_function(service).sql}() AS o), "
         "decided AS (INSERT INTO cutover.decision (gid, service, outcome) "
-        f"SELECT $1::text, {quote_literal(service)}, 'commit' WHERE EXISTS (SELECT FROM own)) "
+        f"SELECT $1::text, {quote_literal(service)}, 'commit' WHERE EXISTS (SELECT FROM own) "
+        "OR pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL) "  # of tables that are not captured
         f"SELECT x.*, {shape} AS shape FROM ({' UNION ALL '.join(parts)}) AS x"
     )
     carefully = await connection.fetchval(_CARE, [flow.table.sql for flow in flows.values()])

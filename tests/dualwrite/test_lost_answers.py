@@ -126,6 +126,25 @@ async def test_a_transaction_that_was_committed_is_answered_as_such(
         assert await both.ids("service") == ([1] if level == "strong" else [])
 
 
+@pytest.mark.parametrize("level", ["eventual", "strong"])
+async def test_a_transaction_that_wrote_only_what_is_not_captured_is_answered_as_such_too(
+    both: Both, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    await both.on("monolith", "CREATE TABLE journal (line text)")
+    if level == "strong":
+        hold_the_commit(monkeypatch)
+    async with held(both, level) as at:
+        if level != "strong":
+            await both.on("monolith", IN_COMMIT.replace("ON trades", "ON journal").replace("wait AFTER", "later AFTER"))
+        running = asyncio.create_task(
+            at.trading.run_in_transaction(lambda c: c.execute("INSERT INTO journal VALUES ('once')"))
+        )
+        await at.cut_in_commit(running, commit=True)
+        await running
+        assert await both.on("monolith", "SELECT count(*) FROM journal") == 1
+        assert await both.branches() == []
+
+
 @pytest.mark.parametrize("write", [by_transaction, by_executemany, by_statement, by_with])
 @pytest.mark.parametrize("level", ["eventual", "strong"])
 async def test_what_was_not_committed_is_done_again_once(
