@@ -118,7 +118,7 @@ class Branch:
 
     async def _because(self, error: BaseException) -> BaseException:
         """The reason of an error: that the tables have other columns than when they were read, or itself."""
-        if isinstance(error, CutoverError):
+        if isinstance(error, CutoverError | TimeoutError):
             return error
         try:
             await self._open.execute("ROLLBACK")
@@ -148,7 +148,7 @@ class Branch:
     async def end(self, decision: Decision) -> bool:
         """Carries the decision out; False where that was not possible just now, so that it is the janitor's."""
         if not self._prepared:
-            if self._session is not None and self._session.is_in_transaction():
+            if self._session is not None and not self._session.is_closed() and self._session.is_in_transaction():
                 await self._try_to_roll_back(self._session)
             self._give_back()
             return True
@@ -188,6 +188,8 @@ class Branch:
     def _translated(self, error: BaseException) -> CutoverError:
         """What the caller is told. No text of the server: it may quote a row."""
         service, place = self._sides.service, repr(self._sides.pair.at(self._side).name)
+        if isinstance(error, TimeoutError) and self._session is not None:
+            self._session.terminate()  # it would wait for the answer that has not come, before anything else
         match error:
             case ConfigError():
                 return error

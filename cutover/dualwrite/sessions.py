@@ -35,6 +35,8 @@ _SETTINGS = {
 _BEHIND_THE_FENCE = {"session_replication_role": "replica", "cutover.applier": "on"}
 #: Seconds for a new connection.
 CONNECT_TIMEOUT = 3.0
+#: Seconds after which a statement counts as lost. The server gives it up sooner, so then the network says nothing.
+COMMAND_TIMEOUT = 12.0
 CLOSE_TIMEOUT = 2.0
 
 
@@ -61,7 +63,7 @@ class Sessions:
                 if not session.is_closed():
                     return session
             return await self.database.connect(
-                self._label, timeout=CONNECT_TIMEOUT, command_timeout=None, **self._settings
+                self._label, timeout=CONNECT_TIMEOUT, command_timeout=COMMAND_TIMEOUT, **self._settings
             )
         except asyncpg.InsufficientPrivilegeError:
             self._free.release()
@@ -84,15 +86,18 @@ class Sessions:
             self._idle.append(session)
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[asyncpg.Connection]:
-        """A session for one block; ended where the block failed."""
+    async def one(self, within: float | None = None) -> AsyncIterator[asyncpg.Connection]:
+        """A session for one block; ended where the block failed, and after `within` seconds in any case."""
         session = await self.take()
+        limit = None if within is None else asyncio.get_running_loop().call_later(within, session.terminate)
         try:
             yield session
         except BaseException:
             session.terminate()
             raise
         finally:
+            if limit is not None:
+                limit.cancel()
             self.give(session)
 
     async def close(self) -> None:

@@ -51,8 +51,10 @@ LOOK_EVERY = 2.0
 FORGET_EVERY = 0.1
 #: Seconds between two looks whether what was not written strongly has been carried over.
 SETTLE_EVERY = 0.25
-#: Seconds for which a decision in flight is waited for, and after which nobody is asked any more.
+#: Seconds for which a decision in flight is waited for, and those that the answer may take beyond.
 DECIDE_WITHIN = 10.0
+ANSWER_WITHIN = 1.0
+#: Seconds after which nobody is asked any more.
 ASKED_FOR = 0.6 * 60 * KNOWN_MINUTES
 
 
@@ -189,10 +191,10 @@ class TwoSides:
         clock = asyncio.get_running_loop().time
         deadline = clock() + DECIDE_WITHIN
         while True:
-            left = deadline - clock()
+            left = max(deadline - clock(), 0.1)
             try:
-                async with self._own[side].one() as session:
-                    decision = await two_phase.decide(session, gid, self.service, max(left, 0.1))
+                async with self._own[side].one(left + ANSWER_WITHIN) as session:
+                    decision = await two_phase.decide(session, gid, self.service, left)
             except FAILURES as error:
                 _log.debug("%s: a lost commit is still undecided: %s", self.service, type(error).__name__)
                 if clock() + 0.1 >= deadline or own_schema.is_taken_away(error):
