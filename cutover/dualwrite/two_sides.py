@@ -77,13 +77,15 @@ class TwoSides:
         self.pair = pair
         self.level = level
         strong = level == (planned or level) == "strong"
-        self.mirror = Mirror(lambda: strong and self.in_force("strong", "monolith") == "strong")
+        self.mirror = Mirror(lambda: strong and self.streams("monolith"))
         label = f"cutover-dualwrite/{pair.service}"
         self._own = {side: Sessions(pair.at(side), label, 2, behind_the_fence=False) for side in SIDES}
         self._writers = {side: Sessions(pair.at(side), label, limit, behind_the_fence=True) for side in SIDES}
         #: Sides at which decisions can be kept, and directions whose stream has been started.
         self.noted: set[Side] = set()
         self.streaming: set[Direction] = set()
+        #: Sides that have been looked at; of another one nobody knows whether it has a stream.
+        self._looked: set[Side] = set()
         self._routes: dict[Direction, Route] = {}
         self._preparing = asyncio.Lock()
         self._done: dict[Side, list[tuple[int, int]]] = defaultdict(list)
@@ -105,29 +107,50 @@ class TwoSides:
     async def look(self) -> None:
         """Finds out what is there. A side that does not answer is thought to be as it was."""
         for side in SIDES:
-            direction = direction_from(other(side))
-            try:
-                async with self._own[side].one() as session:
-                    noted = await two_phase.installed(session, self.service)
-                    (self.noted.add if noted else self.noted.discard)(side)
-                    streaming = await outbox_lease.stream_row(session, self.service, direction) is not None
-                    # a range that is being copied holds its rows; and what is half there cannot be at both sides
-                    streaming = streaming and not await outbox_sink.copying(session, self.service, direction)
-            except asyncpg.InsufficientPrivilegeError:
-                streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
-            except FAILURES as error:
-                _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
-                continue
-            if streaming and direction not in self.streaming:
-                self.mirror.left_behind()  # what was written while there was no stream
-            (self.streaming.add if streaming else self.streaming.discard)(direction)
-            if not streaming:
-                self._routes.pop(direction, None)
+            await self._look_at(side)
+
+    async def _look_at(self, side: Side) -> None:
+        direction = direction_from(other(side))
+        try:
+            async with self._own[side].one() as session:
+                noted = await two_phase.installed(session, self.service)
+                (self.noted.add if noted else self.noted.discard)(side)
+                streaming = await outbox_lease.stream_row(session, self.service, direction) is not None
+                # a range that is being copied holds its rows; and what is half there cannot be at both sides
+                streaming = streaming and not await outbox_sink.copying(session, self.service, direction)
+        except asyncpg.InsufficientPrivilegeError:
+            streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
+        except FAILURES as error:
+            _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
+            return
+        self._looked.add(side)
+        if streaming and direction not in self.streaming:
+            self.mirror.left_behind()  # what was written while there was no stream
+        (self.streaming.add if streaming else self.streaming.discard)(direction)
+        if not streaming:
+            self._routes.pop(direction, None)
+
+    async def known(self, primary: Side) -> bool:
+        """Whether it is known if there is a stream from that primary; looks where nobody has looked yet."""
+        if primary not in self._looked:
+            await self._look_at(primary)
+        if primary in self._looked and primary not in self.noted:
+            return True
+        if other(primary) not in self._looked:
+            await self._look_at(other(primary))
+        return {primary, other(primary)} <= self._looked
+
+    def streams(self, primary: Side) -> bool:
+        """Whether a stream from that primary was seen."""
+        return primary in self.noted and direction_from(primary) in self.streaming
 
     def in_force(self, level: Consistency, primary: Side) -> Consistency:
-        """The level that writes at that primary have: eventual where there is no stream (any more)."""
-        there = primary in self.noted and direction_from(primary) in self.streaming
-        return level if there else "eventual"
+        """The level that writes at that primary have: eventual where there is no stream (any more).
+
+        The other side that has never answered may have one: then the level stands, and a strong write is refused.
+        """
+        unknown = primary in self.noted and other(primary) not in self._looked
+        return level if unknown or self.streams(primary) else "eventual"
 
     async def require_prepared(self) -> None:
         """Raises ConfigError where a server would refuse to prepare a transaction, or our role to write there."""

@@ -42,7 +42,7 @@ class Verifier:
     @property
     def possible(self) -> bool:
         """Whether there is a stream, and so another side to compare with."""
-        return self.sides.in_force("strong", self.gate.route.primary_side) == "strong"
+        return self.sides.streams(self.gate.route.primary_side)
 
     def offer(self, table: TableName, key: Key) -> None:
         """A key to compare; never waits."""

@@ -64,7 +64,13 @@ async def ending_of(gate: Gate, sides: TwoSides | None, side: Side, level: Consi
     require_level(gate.service, sides, level)
     if sides is None:
         return ALONE
-    if sides.in_force(level or sides.level, side) == "strong":
+    wanted = level or sides.level
+    if wanted == "strong" and not await sides.known(side):
+        raise SecondaryAway(
+            f"{gate.service}: whether its stream is there could not be found out, for a side does not answer; nothing "
+            "was done, try again"
+        )
+    if sides.in_force(wanted, side) == "strong":
         try:
             route = await sides.route(side)
         except (NotYet, Unreachable, asyncpg.PostgresError, *CONNECTION_ERRORS) as error:

@@ -124,6 +124,38 @@ async def test_with_the_other_side_away_nothing_is_done_and_later_it_is(both: Bo
     await both.require_equal()
 
 
+async def test_a_pool_that_is_opened_while_the_other_side_is_away_writes_nothing_at_the_primary_alone(
+    both: Both,
+) -> None:
+    async with Relay(both.databases["service"]) as relay:
+        databases = {"monolith": both.databases["monolith"], "service": relay.database}
+        await relay.cut()
+        trading = await both.service(databases=databases, patience=0.5)
+        assert trading.level_in_force() == "strong"
+        assert trading.gate.mirror is not None
+        assert not trading.gate.mirror.complete, "reads stay at the primary"
+        with pytest.raises(SecondaryAway, match="nothing was done"):
+            await trading.execute("INSERT INTO trades (id) VALUES (1)")
+        with pytest.raises(SecondaryAway, match="nothing was done"):
+            await trading.run_in_transaction(lambda c: add(c, 1), attempts=1)
+        assert await both.ids("monolith") == []
+        await trading.execute("INSERT INTO trades (id) VALUES (2)", level="eventual")
+        await relay.mend()
+        await trading.execute("INSERT INTO trades (id) VALUES (3)")
+        assert await both.ids("service") == [3]
+
+
+async def test_a_pool_that_is_opened_while_both_sides_are_away_writes_strongly_when_they_are_back(both: Both) -> None:
+    async with Relay(both.databases["monolith"]) as monolith, Relay(both.databases["service"]) as service:
+        await monolith.cut()
+        await service.cut()
+        trading = await both.service(databases={"monolith": monolith.database, "service": service.database})
+        await monolith.mend()
+        await service.mend()
+        await trading.execute("INSERT INTO trades (id) VALUES (1)")
+        assert await both.ids("service") == [1]
+
+
 async def test_rows_that_the_other_side_refuses_are_nowhere(both: Both, trading: ServicePool) -> None:
     await both.on("service", "ALTER TABLE trades ADD CONSTRAINT sober CHECK (note <> 'poison')")
     with pytest.raises(SecondaryRefused, match="constraint sober") as caught:
