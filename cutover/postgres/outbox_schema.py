@@ -122,8 +122,8 @@ _SINK_TABLES = ("relay_lease", "relay_member", "outbox_stream", "backfill_table"
 
 #: How long the id of a write is known. Whoever asks later is told that nobody knows.
 KNOWN_MINUTES = 15
-#: Rows of decisions that one call prunes.
-_PRUNED = 50_000
+#: Rows of decisions that one call prunes at most.
+PRUNED = 50_000
 #: For everybody, like the insert: it takes only what nobody may ask for any more. Decisions on prepared branches, whose
 #: ids begin otherwise, are pruned by the janitor.
 _PRUNE = f"""
@@ -137,7 +137,7 @@ BEGIN
     END IF;
     DELETE FROM cutover.decision WHERE ctid = ANY (ARRAY(
         SELECT d.ctid FROM cutover.decision d WHERE starts_with(d.gid, 'write:')
-        AND d.at < clock_timestamp() - interval '{KNOWN_MINUTES} minutes' LIMIT {_PRUNED} FOR UPDATE SKIP LOCKED));
+        AND d.at < clock_timestamp() - interval '{KNOWN_MINUTES} minutes' LIMIT {PRUNED} FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS pruned = ROW_COUNT;
     RETURN pruned;
 END $$;

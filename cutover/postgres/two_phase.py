@@ -22,7 +22,7 @@ from cutover.errors import Conflict
 from cutover.postgres.compare import TEXT_SETTINGS
 from cutover.postgres.identifiers import TableName, quote_literal
 from cutover.postgres.keys import Key
-from cutover.postgres.outbox_schema import outbox_table, own_function
+from cutover.postgres.outbox_schema import PRUNED, outbox_table, own_function
 from cutover.postgres.outbox_source import Change
 from cutover.postgres.outbox_tables import Flow, Redefined
 
@@ -286,5 +286,10 @@ async def prune(connection: asyncpg.Connection, service: str, standing: Sequence
 
 
 async def prune_writes(connection: asyncpg.Connection) -> int:
-    """Deletes ids of writes that nobody may ask for any more; how many. For every role."""
-    return int(await connection.fetchval("SELECT cutover.prune_decisions()"))
+    """Deletes ids of writes that nobody may ask for any more, all there are; how many. For every role."""
+    pruned = 0
+    while True:
+        some = int(await connection.fetchval("SELECT cutover.prune_decisions()"))
+        pruned += some
+        if some < PRUNED:
+            return pruned

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from cutover import faults
 from cutover.alerts.store import recent
 from cutover.dualwrite.branch import Branch
 from cutover.errors import NotYet
-from cutover.postgres import two_phase
+from cutover.postgres import outbox_schema, two_phase
 from cutover.streams.outbox import OutboxStream, janitor
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, until_true
 from tests.relay import Relay
@@ -200,3 +201,33 @@ async def test_decisions_are_pruned_once_nobody_may_ask(both: Both) -> None:
     await both.on("monolith", "UPDATE cutover.decision SET at = at - interval '61 minutes'")
     assert await both.janitor().prune() == 2
     assert await both.on("monolith", count) == 0
+
+
+MANY = """
+INSERT INTO cutover.decision (gid, service, outcome, at)
+SELECT 'write:trading_engine:' || n, 'trading_engine', 'commit', clock_timestamp() - interval '1 day'
+FROM generate_series(1, $1::int) AS n
+"""
+COUNT = "SELECT count(*) FROM cutover.decision"
+
+
+async def test_a_pruning_takes_all_that_is_old_however_much_it_is(both: Both) -> None:
+    await both.on("monolith", MANY, outbox_schema.PRUNED + 1)
+    assert await both.janitor().prune() == outbox_schema.PRUNED + 1
+    assert await both.on("monolith", COUNT) == 0
+
+
+async def test_decisions_are_pruned_at_the_side_that_answers(both: Both) -> None:
+    await both.on("monolith", MANY, 3)
+    async with Relay(both.databases["service"]) as relay:
+        one = janitor.Janitor(replace(both.pair, target=relay.database))
+        await relay.cut()
+        running = asyncio.create_task(one.run())
+        try:
+            await until_true("they are pruned", lambda: _none_noted(both))
+        finally:
+            running.cancel()
+
+
+async def _none_noted(both: Both) -> bool:
+    return bool(await both.on("monolith", COUNT) == 0)

@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import asyncpg
 
@@ -31,8 +32,8 @@ EVERY = 5.0
 LOCK_TIMEOUT = 2.0
 #: Seconds for which decisions on branches that are gone are kept.
 KEEP = 3600.0
-#: Rounds between two prunings.
-_PRUNE_EVERY = 12
+#: Seconds between two prunings.
+PRUNE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Janitor:
     def __init__(self, pair: Pair, control: Control | None = None) -> None:
         self.pair = pair
         self.control = control
+        self._label = f"cutover-janitor/{pair.service}"
 
     async def resolve(self, *, older_than: float = OWN_BUSINESS) -> list[Resolved]:
         """Both directions; see the function. Branches younger than `older_than` seconds are left alone."""
@@ -100,40 +102,60 @@ class Janitor:
         return found
 
     async def prune(self, *, keep_seconds: float = KEEP) -> int:
-        """Deletes decisions that nobody may ask for any more, at both databases; how many."""
+        """Deletes decisions that nobody may ask for any more, at both databases; how many.
+
+        What a side that is away leaves undone is done the next time.
+        """
         pruned = 0
-        label = f"cutover-janitor/{self.pair.service}"
         for direction in DIRECTIONS:
-            async with (
-                self.pair.sink(direction).session(label) as sink,
-                self.pair.source(direction).session(label) as source,
-            ):
-                if not await two_phase.installed(source, self.pair.service):
-                    continue
-                pruned += await two_phase.prune_writes(source)
-                standing = [branch.gid for branch in await two_phase.branches(sink, self.pair.service)]
-                pruned += await two_phase.prune(source, self.pair.service, standing, keep_seconds)
+            for prune in (self._prune_writes, partial(self._prune_branches, keep_seconds=keep_seconds)):
+                try:
+                    pruned += await prune(direction)
+                except FAILURES as error:
+                    _log.debug("%s: decisions were not pruned: %s", self.pair.service, type(error).__name__)
         return pruned
+
+    async def _prune_writes(self, direction: Direction) -> int:
+        async with self.pair.source(direction).session(self._label) as source:
+            if not await two_phase.installed(source, self.pair.service):
+                return 0
+            return await two_phase.prune_writes(source)
+
+    async def _prune_branches(self, direction: Direction, keep_seconds: float) -> int:
+        async with (
+            self.pair.sink(direction).session(self._label) as sink,
+            self.pair.source(direction).session(self._label) as source,
+        ):
+            if not await two_phase.installed(source, self.pair.service):
+                return 0
+            standing = [branch.gid for branch in await two_phase.branches(sink, self.pair.service)]
+            return await two_phase.prune(source, self.pair.service, standing, keep_seconds)
 
     async def run(self) -> None:
         """One round at once, then all the time. A round that fails is tried again; what stays too long is told."""
-        turn = 0
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_resolving())
+            tasks.create_task(self._keep_pruning())
+
+    async def _keep_resolving(self) -> None:
         while True:
             try:
                 await self._tell([one for one in await self.resolve() if one.age > TOO_OLD])
-                if turn % _PRUNE_EVERY == 0:
-                    await self.prune()
             except FAILURES as error:
                 _log.debug("%s: the janitor's round failed: %s", self.pair.service, type(error).__name__)
                 await self._look_for_old_ones()
-            turn += 1
             await asyncio.sleep(EVERY * random.uniform(0.8, 1.2))
+
+    async def _keep_pruning(self) -> None:
+        while True:
+            await self.prune()
+            await asyncio.sleep(PRUNE_EVERY * random.uniform(0.8, 1.2))
 
     async def _look_for_old_ones(self) -> None:
         """A branch that cannot be ended, for the primary is away, still holds its locks: that is told too."""
         for direction in DIRECTIONS:
             try:
-                async with self.pair.sink(direction).session(f"cutover-janitor/{self.pair.service}") as sink:
+                async with self.pair.sink(direction).session(self._label) as sink:
                     branches = await two_phase.branches(sink, self.pair.service)
             except FAILURES as error:
                 _log.debug("%s: branches were not counted: %s", self.pair.service, type(error).__name__)
