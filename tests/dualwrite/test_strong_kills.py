@@ -6,6 +6,7 @@ import sys
 from asyncio.subprocess import PIPE
 from dataclasses import replace
 
+import asyncpg
 import pytest
 
 from cutover import faults
@@ -185,6 +186,33 @@ async def test_a_janitor_at_work_ends_what_it_finds_and_tells_of_what_stood_too_
         running.cancel()
     [alert] = await recent(both.control, MIGRATION)
     assert (alert.alert.kind, alert.alert.severity) == ("in-doubt", "warning")
+
+
+async def test_a_branch_that_cannot_be_ended_keeps_no_other_from_it_and_is_told(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(janitor, "TOO_OLD", 0.0)
+    for number in (1, 2):
+        await write_and_die(both, number, "strong.prepare.after")
+    [refused, _] = await both.branches()
+    end = two_phase.end
+
+    async def end_others(sink: asyncpg.Connection, gid: str, decision: two_phase.Decision) -> bool:
+        if gid == refused:
+            raise asyncpg.InsufficientPrivilegeError("permission denied to finish prepared transaction")
+        return await end(sink, gid, decision)
+
+    monkeypatch.setattr(two_phase, "end", end_others)
+    one = janitor.Janitor(both.pair, both.control)
+    found = await one.resolve(older_than=0)
+    assert [(at.decision, at.problem) for at in found] == [(None, "InsufficientPrivilegeError"), ("abort", "")]
+    assert await both.branches() == [refused]
+    await one._tell(found)
+    [alert] = await recent(both.control, MIGRATION)
+    assert alert.alert.severity == "critical"
+    assert f"{refused} was refused (InsufficientPrivilegeError)" in alert.alert.text
+    monkeypatch.undo()
+    await both.janitor().resolve(older_than=0)
 
 
 async def _told(both: Both) -> bool:

@@ -17,7 +17,7 @@ from cutover import faults
 from cutover.alerts.store import Alert, Severity, raise_alert
 from cutover.control.database import Control
 from cutover.postgres import two_phase
-from cutover.postgres.databases import DIRECTIONS, FAILURES, Direction, Pair
+from cutover.postgres.databases import CONNECTION_ERRORS, DIRECTIONS, FAILURES, Direction, Pair
 from cutover.postgres.two_phase import Branch, Decision
 
 _log = logging.getLogger(__name__)
@@ -38,20 +38,21 @@ PRUNE_EVERY = 60.0
 
 @dataclass(frozen=True)
 class Resolved:
-    """A branch that was found in doubt; `decision` None: its decision is still in flight."""
+    """A branch that was found in doubt; `decision` None: it stands, for its decision is in flight or by `problem`."""
 
     gid: str
     direction: Direction
     age: float
     decision: Decision | None
+    problem: str = ""
 
 
 async def resolve(pair: Pair, direction: Direction, *, older_than: float = 0.0) -> list[Resolved]:
     """Ends the branches of one direction that are at least that many seconds old; what became of each.
 
     With the source fenced no decision is in flight any more, so that afterwards none of ours is left at the sink.
-    The role has to be the one that prepared them, or a superuser. Raises Unreachable and the servers' errors: run it
-    again, what is done is done.
+    The role has to be the one that prepared them, or a superuser; one that cannot be ended keeps no other from it.
+    Raises Unreachable and errors of connections: run it again, what is done is done.
     """
     label = f"cutover-janitor/{pair.service}"
     async with pair.sink(direction).session(label, lock_timeout=f"{LOCK_TIMEOUT:g}s") as sink:
@@ -59,7 +60,19 @@ async def resolve(pair: Pair, direction: Direction, *, older_than: float = 0.0) 
         if not open_ones:
             return []
         async with pair.source(direction).session(label) as source:
-            return [await _resolve(source, sink, pair.service, direction, branch) for branch in open_ones]
+            return [await _try_to_resolve(source, sink, pair.service, direction, branch) for branch in open_ones]
+
+
+async def _try_to_resolve(
+    source: asyncpg.Connection, sink: asyncpg.Connection, service: str, direction: Direction, branch: Branch
+) -> Resolved:
+    try:
+        return await _resolve(source, sink, service, direction, branch)
+    except asyncpg.PostgresError as error:
+        if isinstance(error, CONNECTION_ERRORS):
+            raise
+        _log.warning("%s: branch %s was not ended: %s", service, branch.gid, type(error).__name__)
+        return Resolved(branch.gid, direction, branch.age, None, type(error).__name__)
 
 
 async def resolve_on(
@@ -172,6 +185,11 @@ class Janitor:
             f"for {oldest.age:.0f} s ({oldest.gid}); {left} of them still do and hold their locks: look whether both "
             "databases answer, and whether a janitor has run"
         )
+        if refused := next((one for one in old if one.problem), None):
+            text += (
+                f"; {refused.gid} was refused ({refused.problem}): end it as a superuser at the {refused.direction} "
+                "stream's sink, by its row in cutover.decision at the source"
+            )
         if self.control is None:
             _log.error("%s: %s", self.pair.service, text)
             return
