@@ -82,10 +82,16 @@ class DualWriteRepository(Generic[T]):
     async def check(self) -> None:
         """Compares model and table, for the first use and whenever it is called.
 
-        Raises ConfigError that says all that does not fit: an unknown table, no primary key, columns, types of the key.
+        Raises ConfigError that says all that does not fit: an unknown table, no primary key, columns, types of the key;
+        or a table that cannot be verified.
         """
         if self._level is not None:
             await self._pool.require_level(self._level)
+        if self._share and self._pool.verifier is not None and not self._pool.verifier.names(self._name):
+            raise ConfigError(
+                f"{self._table}: verify_consistency compares it with the other side, but the plan of "
+                f"{self._pool.service} does not name it: add it there, or leave verify_consistency out"
+            )
         async with self._pool.acquire(write=False, table=self._table) as connection:
             info = await catalog.table(connection, self._name)  # type: ignore[arg-type]  # a pool's proxy
         self._rows = Rows(info, self._model.check(info, self._without))

@@ -44,6 +44,10 @@ class Verifier:
         """Whether there is a stream, and so another side to compare with."""
         return self.sides.streams(self.gate.route.primary_side)
 
+    def names(self, table: TableName) -> bool:
+        """Whether the plan has the table, so that it is on both sides."""
+        return table in self.sides.pair.tables
+
     def offer(self, table: TableName, key: Key) -> None:
         """A key to compare; never waits."""
         if len(self._waiting) >= MOST_WAITING:
@@ -64,6 +68,10 @@ class Verifier:
                         await self._tell(table, key)
                 except FAILURES as error:
                     _log.debug("%s: a key of %s was not verified: %s", self.sides.service, table, type(error).__name__)
+                    equal = None
+                except Exception as error:  # a sample that goes wrong must not end all those after it
+                    kind = type(error).__name__  # its text may hold a value
+                    _log.error("%s: a key of %s could not be verified: %s", self.sides.service, table, kind)
                     equal = None
                 counters = self.gate.counters
                 counters.verified += equal is not None

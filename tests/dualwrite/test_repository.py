@@ -13,7 +13,8 @@ from cutover.control.database import Control
 from cutover.dualwrite import DualWriteRepository, ServicePool, verifying
 from cutover.errors import ConfigError
 from cutover.flags import store
-from cutover.postgres.databases import Database
+from cutover.postgres.databases import SIDES, Database
+from cutover.postgres.identifiers import TableName
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, open_both, plan, until_true
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -193,6 +194,24 @@ async def test_samples_of_reads_are_compared_and_a_mismatch_is_told(
     monkeypatch.setattr(verifying, "MOST_WAITING", 0)
     await trades.find_by_id(1)
     assert counters.unverified == 1
+
+
+async def test_a_table_that_the_plan_does_not_name_is_not_verified_and_ends_no_verification(both: Both) -> None:
+    for side in SIDES:
+        await both.on(side, "CREATE TABLE drafts (id int PRIMARY KEY)")
+    trading = await both.service("eventual")
+    with pytest.raises(ConfigError, match="the plan of trading_engine does not name it"):
+        await DualWriteRepository.open(trading, dict, "drafts", verify_consistency=0.5)
+    await DualWriteRepository.open(trading, dict, "drafts")
+    trades = await DualWriteRepository.open(trading, Trade, "trades", verify_consistency=1.0)
+    assert trading.verifier is not None
+    trading.verifier.offer(TableName("public", "drafts"), ("1",))
+    await trades.find_by_id(7)
+
+    async def verified() -> bool:
+        return (trading.gate.counters.unverified, trading.gate.counters.verified) == (1, 1)
+
+    await until_true("the sample behind it is compared", verified)
 
 
 class Lacks(BaseModel):
