@@ -146,7 +146,7 @@ class DualWriteRepository(Generic[T]):
         if not values:
             raise ConfigError(f"{self._table}: an update without a column to write")
         sql = self._checked.update(list(values))
-        record = await self._write(sql, [*values.values(), *key], given, connection)
+        record = await self._write(sql, [*values.values(), *key], given, connection, may_be_none=True)
         return None if record is None else self._model.row(record)
 
     async def upsert(self, row: T, *, connection: "Connection | None" = None) -> T:
@@ -203,7 +203,13 @@ class DualWriteRepository(Generic[T]):
     # ------------------------------------------------------------------ how
 
     async def _write(
-        self, sql: str, values: Sequence[object], given: Mapping[str, object] | None, connection: "Connection | None"
+        self,
+        sql: str,
+        values: Sequence[object],
+        given: Mapping[str, object] | None,
+        connection: "Connection | None",
+        *,
+        may_be_none: bool = False,
     ) -> asyncpg.Record | None:
         if connection is not None:
             record: asyncpg.Record | None = await connection.fetchrow(sql, *values)
@@ -215,7 +221,10 @@ class DualWriteRepository(Generic[T]):
             if given is None or any(given.get(name) is None for name in self._checked.key):
                 raise
             key = [given[name] for name in self._checked.key]
-            return await self._pool.fetchrow(self._checked.by_key(), *key, table=self._table)
+            found = await self._pool.fetchrow(self._checked.by_key(), *key, table=self._table)
+            if found is None and not may_be_none:
+                raise  # somebody has deleted it since
+            return found
 
     async def _fetch(
         self,

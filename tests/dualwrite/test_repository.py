@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from cutover.alerts.store import recent
 from cutover.control.database import Control
-from cutover.dualwrite import DualWriteRepository, ServicePool, verifying
+from cutover.dualwrite import AnswerLost, DualWriteRepository, ServicePool, verifying
 from cutover.errors import ConfigError
 from cutover.flags import store
 from cutover.postgres.databases import SIDES, Database
@@ -212,6 +212,28 @@ async def test_a_table_that_the_plan_does_not_name_is_not_verified_and_ends_no_v
         return (trading.gate.counters.unverified, trading.gate.counters.verified) == (1, 1)
 
     await until_true("the sample behind it is compared", verified)
+
+
+async def test_a_row_that_is_deleted_before_it_is_read_back_is_an_answer_lost_and_no_more(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trading = await both.service("eventual")
+    trades = await DualWriteRepository.open(trading, Trade, "trades")
+    fetchrow = trading.fetchrow
+
+    async def loses_its_answer(sql: str, *args: object, write: bool | None = None, **options: Any) -> Any:
+        record = await fetchrow(sql, *args, write=write, **options)
+        if not write:
+            return record
+        await both.on("monolith", "DELETE FROM trades")  # a consumer of the rows
+        raise AnswerLost("was done, once")
+
+    monkeypatch.setattr(trading, "fetchrow", loses_its_answer)
+    with pytest.raises(AnswerLost):
+        await trades.insert(Trade(id=1))
+    with pytest.raises(AnswerLost):
+        await trades.upsert(Trade(id=1))
+    assert await trades.update(Trade(id=1)) is None, "there is none with its key"
 
 
 class Lacks(BaseModel):
