@@ -51,6 +51,7 @@ class RoutedConnection(asyncpg.Connection):
     """
 
     _before_commit = ""
+    _unlogged = False
 
     def send_with_commit(self, statement: str) -> None:
         """Lets the next COMMIT carry a statement in front of it, in the same message: it costs no round trip."""
@@ -60,6 +61,23 @@ class RoutedConnection(asyncpg.Connection):
         """`prepare` by way of the cache that `fetch` has: of a statement that is known it costs no round trip."""
         prepared: PreparedStatement = await self._prepare(query, use_cache=True)  # type: ignore[attr-defined]  # no stub
         return prepared
+
+    def unlogged(self, *, forget: bool = False) -> bool:
+        """Whether something was begun here, since that was forgotten, of which a query logger hears nothing."""
+        self._unlogged = self._unlogged and not forget
+        return self._unlogged
+
+    async def prepare(self, *args: Any, **options: Any) -> PreparedStatement:  # type: ignore[override]  # all of them
+        self._unlogged = True
+        return await super().prepare(*args, **options)
+
+    async def copy_to_table(self, *args: Any, **options: Any) -> str:
+        self._unlogged = True
+        return str(await super().copy_to_table(*args, **options))
+
+    async def copy_records_to_table(self, *args: Any, **options: Any) -> str:
+        self._unlogged = True
+        return str(await super().copy_records_to_table(*args, **options))
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
         if len(query) > len("COMMIT;") or query.rstrip(";").upper() not in ("COMMIT", "END"):

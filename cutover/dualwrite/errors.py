@@ -12,6 +12,7 @@
     │   └── PoolClosed          the pool was used after `close`
     ├── Unreachable (base)      the database could not be reached within the pool's patience; nothing was done
     ├── TransactionAborted      COMMIT was answered with ROLLBACK: an error inside was swallowed; nothing was done
+    ├── PartlyDone              a switch came into a block of `acquire`: what it had committed before stands
     ├── AnswerLost              the write was done, and only its answer (rows, a count) was lost with the connection
     └── UnknownOutcome          the connection died while the write was under way: done or not done, nobody knows
 
@@ -24,6 +25,7 @@ __all__ = [
     "AnswerLost",
     "Fenced",
     "HeldTooLong",
+    "PartlyDone",
     "PoolClosed",
     "SecondaryAway",
     "SecondaryRefused",
@@ -78,6 +80,15 @@ class PoolClosed(Refused):
 
 class TransactionAborted(CutoverError):
     """An error inside the transaction was swallowed, so PostgreSQL rolled it back at COMMIT."""
+
+    retryable = False
+
+
+class PartlyDone(CutoverError):
+    """A switch came into a block of `acquire`: what its earlier statements committed stands, what they read may be old.
+
+    Never to be done again as a whole.
+    """
 
     retryable = False
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import asyncpg
 
 from cutover.dualwrite import outcome
+from cutover.dualwrite.blocks import lent_block
 from cutover.dualwrite.connections import gone
 from cutover.dualwrite.epochs import Moved, writable_here
 from cutover.dualwrite.errors import Fenced, HeldTooLong, SecondaryAway, WriteInRead
@@ -290,7 +291,8 @@ class ServicePool(Lender):
         """A connection for the block. A switch waits for the block's end, so keep it short.
 
         With `write=False` the block is one read-only transaction.
-        Raises what `transaction` raises; a write whose answer was lost is UnknownOutcome.
+        Raises what `transaction` raises; a write whose answer was lost is UnknownOutcome. Statements are committed one
+        by one: PartlyDone where a switch came between them.
         """
         if not write:
             async with self.transaction(readonly=True, read=read, key=key, table=table) as connection:
@@ -300,20 +302,8 @@ class ServicePool(Lender):
         with self._recorder.operation(WRITE, table, "SESSION") as trial:
             async with self._lend(WRITE, trial, transaction=True) as lent:
                 self.gate.falls_behind(lent.slot)
-                try:
-                    if not self.gate.lease.valid:
-                        await writable_here(lent.connection, self.gate.route, lent.side)
-                    yield lent.connection
-                except Moved:
-                    raise self._fenced(trial) from None
-                except BaseException as error:
-                    if outcome.is_fenced(error):
-                        self.gate.counters.fenced += 1
-                        raise self._fenced(trial) from None
-                    if gone(lent.connection) and outcome.is_lost(error):
-                        self.gate.counters.unknown += 1
-                        raise outcome.unknown(f"{self.service}: a session", lent.database.name, error) from None
-                    raise
+                async with lent_block(self.gate, lent, lambda: self._fenced(trial)) as connection:
+                    yield connection
 
     @asynccontextmanager
     async def transaction(

@@ -37,7 +37,7 @@ async def lent_transaction(
 ) -> AsyncIterator["Connection"]:
     """BEGIN, the block, and its ending. Errors as `ServicePool.transaction` says; the caller's own pass unchanged."""
     reading = access.operation == "read"
-    watch = None if access.stale_ok else _Snapshots(gate, connection, side)
+    watch = None if access.stale_ok else Snapshots(gate, connection, side)
     transaction = connection.transaction(isolation=isolation, readonly=reading)
     try:
         try:
@@ -76,11 +76,11 @@ async def lent_transaction(
         raise outcome.unknown(f"{gate.service}: COMMIT", database.name, error) from None
 
 
-class _Snapshots:
-    """Whether every statement of a transaction saw this side while it was the primary.
+class Snapshots:
+    """Whether every statement of a transaction, or of a block, saw this side while it was the primary.
 
     Under an unbroken lease no switch can have passed. With a gap in it the epoch row answers at the end, in
-    the transaction's last snapshot: if this side is still the writable one, at the same epoch, all were good.
+    the last snapshot: if this side is still the writable one, at the same epoch, all were good.
     """
 
     def __init__(self, gate: Gate, connection: "Connection", side: Side) -> None:
