@@ -65,8 +65,8 @@ class Slot:
     side: Side
     transaction: bool
     running: bool = True
-    #: What it writes is not at both sides when it is answered.
-    behind: bool = False
+    #: Who knows that what it writes is not at both sides when it is answered.
+    behind: Mirror | None = None
 
     @property
     def at_primary(self) -> bool:
@@ -205,11 +205,23 @@ class Gate:
         mirrored = self.mirror is not None and self.lease.valid and self.mirror.complete
         return side_for(self.route if inside is None else inside.route, access, mirrored=mirrored)
 
+    def mirrored_by(self, mirror: Mirror | None) -> None:
+        """Another one counts from now on; what runs is counted by it too, whoever counted it before."""
+        self.mirror = mirror
+        for slot in self._running:
+            self._caught_up(slot)
+            self.falls_behind(slot)
+
     def falls_behind(self, slot: Slot | None) -> None:
         """The slot's writes will not be at both sides when they are answered; said before the first of them."""
-        if self.mirror is not None and slot is not None and slot.side == "monolith" and not slot.behind:
-            slot.behind = True
+        if self.mirror is not None and slot is not None and slot.side == "monolith" and slot.behind is None:
+            slot.behind = self.mirror
             self.mirror.begin()
+
+    def _caught_up(self, slot: Slot) -> None:
+        if slot.behind is not None:
+            slot.behind.end()
+            slot.behind = None
 
     async def admitted(self, since: float | None) -> float | None:
         """Returns once nothing is held; with the moment from which this request has been held, None if it was not.
@@ -261,9 +273,7 @@ class Gate:
         """Ends the slot, in whatever order and task: sessions of an engine need not be nested."""
         _slots.set(tuple(other for other in _slots.get() if other is not slot))
         slot.running = False
-        if slot.behind and self.mirror is not None:
-            slot.behind = False
-            self.mirror.end()
+        self._caught_up(slot)
         self._running.discard(slot)
         if self.route.paused and not self._running:
             self.drained()

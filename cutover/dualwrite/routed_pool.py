@@ -16,26 +16,23 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from cutover.control import plans
 from cutover.control.database import Control
 from cutover.dualwrite.connections import Pools
 from cutover.dualwrite.errors import PoolClosed, SpansServices
+from cutover.dualwrite.following import Following
 from cutover.dualwrite.gate import MAX_HELD, Gate, Lease
 from cutover.dualwrite.lending import Surroundings
 from cutover.dualwrite.measure import Recorder
 from cutover.dualwrite.routing import before_preparation
 from cutover.dualwrite.service_pool import ServicePool
-from cutover.dualwrite.two_sides import TwoSides, sides_of
-from cutover.dualwrite.verifying import Verifier
 from cutover.dualwrite.watcher import Watcher
-from cutover.errors import ConfigError, Refused, Unreachable
+from cutover.errors import ConfigError, Unreachable
 from cutover.flags import instances
 from cutover.flags.instances import Instance
 from cutover.monitor import statistics
 from cutover.monitor.statistics import Collector
 from cutover.plan.models import Consistency
 from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, SIDES, Database, Side, other
-from cutover.streams.outbox.janitor import Janitor
 from cutover.telemetry.meters import instruments
 
 _log = logging.getLogger(__name__)
@@ -84,13 +81,13 @@ class RoutedPool:
         around: Surroundings,
         collector: Collector,
         services: dict[str, ServicePool],
-        sides: Mapping[str, TwoSides],
+        following: Following,
     ) -> None:
         self._watcher = watcher
         self._around = around
         self._collector = collector
         self._services = services
-        self._sides = sides
+        self._following = following
         self._tasks: list[asyncio.Task[None]] = []
         self._warming: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -121,7 +118,8 @@ class RoutedPool:
         `database` names the two databases of a service, by its side. `tables` maps a table to its service, so that a
         wrong `table=` is refused. `min_size` and `max_size` count connections per database; `options` go to
         `asyncpg.create_pool`. `patience`: seconds for which an operation looks for a database that is away.
-        `levels` sets a service's level of consistency, in place of the registered plan's. `appliers` names the two
+        `levels` sets a service's level of consistency, in place of the registered plan's; a plan that is registered, or
+        adopted, later is taken over within seconds. `appliers` names the two
         databases once more, with cutover's own role, which may write behind the fence; without it the application's
         own role has to be able to, where a level other than eventual is used.
         Raises Unreachable if the control database does not answer within `open_timeout` seconds: without it nobody
@@ -135,50 +133,39 @@ class RoutedPool:
         name = f"{application}-{secrets.token_hex(4)}"
         instance = Instance(name, socket.gethostname(), os.getpid(), application, version)
         opened = await _open_control(control, open_timeout)
+        both = lookup if appliers is None else _all(appliers, services)
+        following = Following(opened, migration, both, levels or {}, gates, max_size)
         try:
-            sides = await _two_sides(
-                opened, migration, lookup if appliers is None else _all(appliers, services), levels or {}, max_size
-            )
+            await following.begin()
         except BaseException:
             await opened.close()
             raise
-        for s, both in sides.items():
-            gates[s].mirror = both.mirror
         watcher = Watcher(opened, control, migration, instance, gates, lease)
         pools = Pools(application=application, min_size=min_size, max_size=max_size, options=options)
         around = Surroundings(pools, lookup, dict(tables or {}), patience, watcher.wake)
         collector = Collector(migration, name)
-        verifiers = {s: Verifier(both, gates[s], opened) for s, both in sides.items()}
         pool = cls(
             watcher,
             around,
             collector,
             {
-                s: ServicePool(
-                    g, around, Recorder(s, collector, instruments(), g.counters), sides.get(s), verifiers.get(s)
-                )
+                s: ServicePool(g, around, Recorder(s, collector, instruments(), g.counters), following.outboxes[s])
                 for s, g in gates.items()
             },
-            sides,
+            following,
         )
         watcher.paused = pool._warm
         try:
             await _first_beat(watcher, open_timeout)
         except BaseException:
-            await asyncio.gather(*(both.close() for both in sides.values()))
+            await following.close()
             await opened.close()
             raise
+        following.start()
         pool._tasks = [
             asyncio.create_task(watcher.run(), name="cutover-watch"),
             asyncio.create_task(pool._report(), name="cutover-report"),
-            *(asyncio.create_task(both.run(), name="cutover-sides") for both in sides.values()),
-            *(asyncio.create_task(verifier.run(), name="cutover-verify") for verifier in verifiers.values()),
-            # the relays' workers have one for every service; here is one for those whose writes it holds up
-            *(
-                asyncio.create_task(Janitor(both.pair, opened).run(), name="cutover-janitor")
-                for both in sides.values()
-                if both.level == "strong"
-            ),
+            asyncio.create_task(following.run(), name="cutover-follow-plan"),
         ]
         return pool
 
@@ -224,7 +211,7 @@ class RoutedPool:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._warming, return_exceptions=True)
         await self._around.pools.close(CLOSE_TIMEOUT)
-        await asyncio.gather(*(both.close() for both in self._sides.values()))
+        await self._following.close()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._collector.flush(self._watcher.control)
@@ -268,42 +255,6 @@ def _both_sides(database: Databases, service: str) -> dict[Side, Database]:
 
 def _all(database: Databases, services: Sequence[str]) -> dict[str, dict[Side, Database]]:
     return {service: _both_sides(database, service) for service in services}
-
-
-async def _two_sides(
-    control: Control,
-    migration: str,
-    databases: Mapping[str, Mapping[Side, Database]],
-    levels: Mapping[str, Consistency],
-    limit: int,
-) -> dict[str, TwoSides]:
-    """The services whose stream is the outbox. Before a plan is registered there is none."""
-    if unknown := sorted(set(levels) - set(databases)):
-        raise ConfigError(f"levels names {unknown[0]!r}, which is none of the services of this pool")
-    try:
-        plan = await plans.load(control, migration)
-    except Refused:
-        if wanted := sorted(service for service, level in levels.items() if level == "strong"):
-            raise ConfigError(
-                f"{wanted[0]}: level {levels[wanted[0]]} needs the plan of {migration!r}, which is not registered: "
-                "`cutover plan register FILE`"
-            ) from None
-        return {}
-    found = {}
-    for service, both in databases.items():
-        if service in plan.services or service in levels:
-            sides = sides_of(plan, service, both, levels.get(service), limit=limit)
-            if sides is not None:
-                found[service] = sides
-    try:
-        for sides in found.values():
-            if sides.level == "strong":
-                await sides.require_prepared()
-            await sides.look()
-    except BaseException:
-        await asyncio.gather(*(sides.close() for sides in found.values()))
-        raise
-    return found
 
 
 async def _open_control(database: Database, timeout: float) -> Control:

@@ -12,6 +12,7 @@ from cutover.dualwrite.blocks import lent_block
 from cutover.dualwrite.connections import gone
 from cutover.dualwrite.epochs import Moved, writable_here
 from cutover.dualwrite.errors import Fenced, HeldTooLong, SecondaryAway, WriteInRead
+from cutover.dualwrite.following import Outbox
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.lending import Lender, Lent, Surroundings
 from cutover.dualwrite.measure import Recorder, Trial, verb_of
@@ -48,19 +49,25 @@ class ServicePool(Lender):
         gate: Gate,
         around: Surroundings,
         recorder: Recorder,
-        sides: TwoSides | None = None,
-        verifier: Verifier | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         super().__init__(gate, around)
         self._recorder = recorder
-        self._sides = sides
-        #: Compares samples of what was read with the other side; None where the plan has no outbox.
-        self.verifier = verifier
+        self._outbox = outbox or Outbox()
+
+    @property
+    def _sides(self) -> TwoSides | None:
+        return self._outbox.sides
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """Compares samples of what was read with the other side; None where the plan has no outbox."""
+        return self._outbox.verifier
 
     def beside(self, init: Callable[[asyncpg.Connection], Awaitable[None]]) -> "ServicePool":
         """The same service over connections of its own, which `init` prepares when they are opened."""
         around = replace(self._around, pools=self._around.pools.beside(init))
-        return ServicePool(self.gate, around, self._recorder, self._sides, self.verifier)
+        return ServicePool(self.gate, around, self._recorder, self._outbox)
 
     def level_in_force(self, level: Consistency | None = None) -> Consistency:
         """What that level (None: the service's own) comes to just now: eventual where there is no stream."""

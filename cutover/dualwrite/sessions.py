@@ -49,6 +49,7 @@ class Sessions:
         self._settings = {**_SETTINGS, **(_BEHIND_THE_FENCE if behind_the_fence else {})}
         self._idle: list[asyncpg.Connection] = []
         self._free = asyncio.Semaphore(limit)
+        self._closed = False
 
     async def take(self) -> asyncpg.Connection:
         """A session for the caller alone, to be given back. Raises Unreachable, ConfigError, NotYet if none is free."""
@@ -80,7 +81,7 @@ class Sessions:
         self._free.release()
         if session.is_closed():
             return
-        if session.is_in_transaction():
+        if self._closed or session.is_in_transaction():
             session.terminate()
         else:
             self._idle.append(session)
@@ -101,7 +102,8 @@ class Sessions:
             self.give(session)
 
     async def close(self) -> None:
-        """Ends those that are kept."""
+        """Ends those that are kept; one that is in use is ended when it is given back."""
+        self._closed = True
         while self._idle:
             session = self._idle.pop()
             try:

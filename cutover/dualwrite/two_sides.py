@@ -76,7 +76,8 @@ class TwoSides:
         """`planned`: the plan's level, where another one is used."""
         self.pair = pair
         self.level = level
-        strong = level == (planned or level) == "strong"
+        self.planned = planned or level
+        strong = level == self.planned == "strong"
         self.mirror = Mirror(lambda: strong and self.streams("monolith"))
         label = f"cutover-dualwrite/{pair.service}"
         self._own = {side: Sessions(pair.at(side), label, 2, behind_the_fence=False) for side in SIDES}
@@ -93,6 +94,10 @@ class TwoSides:
     @property
     def service(self) -> str:
         return self.pair.service
+
+    def same_as(self, another: "TwoSides") -> bool:
+        """Whether the plans that they were made by say the same of the service."""
+        return (self.pair, self.level, self.planned) == (another.pair, another.level, another.planned)
 
     def own(self, side: Side) -> Sessions:
         """Sessions that read and tidy."""

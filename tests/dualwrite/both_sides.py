@@ -65,7 +65,7 @@ class Both:
     async def service(self, level: str | None = "strong", **options: Any) -> ServicePool:
         """A pool of its own, without a janitor that would take the test's work away."""
         pool = await self.open(levels={SERVICE: level} if level else None, **options)
-        for task in pool._tasks:
+        for task in pool._following.outboxes[SERVICE].tasks:
             if task.get_name() == "cutover-janitor":
                 task.cancel()
         return pool.service(SERVICE)
