@@ -8,7 +8,7 @@ A side is seized before the first effect on it: what has to be done at one side 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import asyncpg
@@ -103,10 +103,11 @@ class Attempt:
         await connection.execute(_LOCK_TIMEOUT, "0")  # by itself it ends with its own statement
         await epoch.rehearse(connection, self.env.pair.service)
 
-    def cut(self) -> None:
-        """Ends every session at once, whatever it waits for; the servers roll back, and new ones are opened."""
-        for connection in self._sessions.values():
-            connection.terminate()
+    def cut(self, sides: Sequence[Side] = SIDES) -> None:
+        """Ends the sessions there are at once, whatever they wait for; the servers roll back, new ones are opened."""
+        for side in sides:
+            if connection := self._sessions.get(side):
+                connection.terminate()
 
     async def close(self) -> None:
         for connection in self._sessions.values():

@@ -38,6 +38,8 @@ _STEP_GRACE = 0.3
 _LIMITED = SECTION[: SECTION.index(POINT_OF_NO_RETURN)]
 #: What journal, commit and flip may need of the pause's limit.
 _JOURNAL_SECONDS = 0.1
+#: The application waits meanwhile.
+_ROLLBACK_SECONDS = 1.0
 
 
 class Forward:
@@ -373,7 +375,8 @@ class Forward:
         if self._unfencing is not None:
             transaction, self._unfencing = self._unfencing, None
             try:
-                await transaction.rollback()
+                async with asyncio.timeout(_ROLLBACK_SECONDS):
+                    await transaction.rollback()
             except (*CONNECTION_ERRORS, asyncpg.PostgresError):
                 # the session is gone or useless; the server rolls back, and recovery opens a new one
-                (await self.attempt.session(self.request.to_side)).terminate()
+                self.attempt.cut([self.request.to_side])

@@ -268,3 +268,25 @@ async def test_a_recovered_switch_tells_how_long_the_clients_waited(
         outcome: SwitchOutcome = await switch(env, "service")
     assert outcome.recovered
     assert outcome.pause_ms > 0
+
+
+async def test_a_side_that_dies_with_its_unfence_open_does_not_keep_the_other_one_shut(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reverse.make_ready(env, "service")
+    request = order(env, "service")
+    with monkeypatch.context() as patch:
+        original = Forward._unfence
+
+        async def unfence_and_lose(self: Forward) -> None:
+            await original(self)
+            (await self.attempt.session("service")).terminate()
+            without(patch, "service")
+            raise ConnectionResetError("the other server is gone")
+
+        patch.setattr(Forward, "_unfence", unfence_and_lose)
+        with pytest.raises(Unreachable):
+            await section.run(env, request, lambda _: None)
+        assert await writable(env, "monolith")
+    assert (await section.run(env, request, lambda _: None)).result == "undone"
+    assert not await writable(env, "service")
