@@ -1,4 +1,4 @@
-"""A network that can be cut between a process and its database."""
+"""A network between a process and its database that can be cut, or say nothing."""
 
 import asyncio
 from contextlib import suppress
@@ -9,12 +9,14 @@ from cutover.postgres.databases import Database
 
 
 class Relay:
-    """A TCP way to a database that can be cut."""
+    """A TCP way to a database that can be cut; while `speaking` is cleared it takes everything and brings nothing."""
 
     def __init__(self, database: Database) -> None:
         self.target = database
         self.port = free_port()
         self.down = True
+        self.speaking = asyncio.Event()
+        self.speaking.set()
         self.writers: set[asyncio.StreamWriter] = set()
         self.serving: set[asyncio.Task[None]] = set()
 
@@ -24,6 +26,7 @@ class Relay:
 
     async def __aexit__(self, *_: object) -> None:
         await self.cut()
+        self.speaking.set()
         await asyncio.gather(*self.serving, return_exceptions=True)
 
     @property
@@ -61,7 +64,7 @@ class Relay:
             there, back = await asyncio.open_connection(host, int(port))
             self.writers.add(back)
             try:
-                await asyncio.gather(_copy(reader, back), _copy(there, writer))
+                await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
             finally:
                 back.close()
                 self.writers.discard(back)
@@ -69,10 +72,10 @@ class Relay:
             writer.close()
             self.writers.discard(writer)
 
-
-async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await source.read(65536):
-            sink.write(data)
-            await sink.drain()
-    sink.close()
+    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                await self.speaking.wait()
+                sink.write(data)
+                await sink.drain()
+        sink.close()

@@ -37,6 +37,10 @@ _LOST = (
     asyncpg.CrashShutdownError,
 )
 
+#: How a block ends that has waited long enough. The driver would still wait for the server's word on the cancelled
+#: statement and on a ROLLBACK, half a minute where the network says nothing: the session is cut instead.
+_UNANSWERED = (asyncio.CancelledError, TimeoutError)
+
 
 async def _as_it_is(_connection: Connection) -> None:
     """What a pooled connection needs after its use: nothing, for no use leaves a setting, a lock or a channel behind.
@@ -98,7 +102,11 @@ class Control:
             raise self._unreachable(e) from None
         try:
             with self._translated():
-                yield acquired
+                try:
+                    yield acquired
+                except _UNANSWERED:
+                    acquired.terminate()
+                    raise
         finally:
             await self._release(acquired)
 
@@ -108,8 +116,17 @@ class Control:
 
         Raises Unreachable also where the answer to COMMIT was lost: read back, or run the same idempotent call again.
         """
-        async with self.connection() as connection, connection.transaction():
-            yield connection
+        async with self.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except _UNANSWERED:
+                raise  # the end of the session rolls back; nobody waits for an answer to that
+            except BaseException:
+                await transaction.rollback()
+                raise
+            await transaction.commit()
 
     @asynccontextmanager
     async def acting(
