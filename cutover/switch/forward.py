@@ -340,7 +340,10 @@ class Forward:
             self.attempt.row = await switches.advance(
                 self.env.control, row, "journaled", only_from=("fenced",), detail={"marker": self._marker.id}
             )
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, Unreachable):
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError, Unreachable) as error:
+            if _refused(error):
+                self.journal_sent = False
+                raise
             truth = await self._read_back()
             if truth.state != "journaled" or truth.token != row.token:
                 raise
@@ -380,3 +383,11 @@ class Forward:
             except (*CONNECTION_ERRORS, asyncpg.PostgresError):
                 # the session is gone or useless; the server rolls back, and recovery opens a new one
                 self.attempt.cut([self.request.to_side])
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the server has said that a statement, its own transaction, is without effect: no answer was lost.
+
+    An ERROR ends the transaction, a FATAL may come behind its commit (manual, 53.8 "Error and Notice Message Fields").
+    """
+    return isinstance(error, asyncpg.PostgresError) and getattr(error, "severity_en", None) == "ERROR"

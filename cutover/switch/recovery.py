@@ -112,7 +112,7 @@ async def _ended(env: SwitchEnvironment, attempt: Attempt, outcome: SwitchOutcom
 
 
 async def reopen(env: SwitchEnvironment, attempt: Attempt) -> None:
-    """Lets the application go on where it was, while the control database cannot be asked.
+    """Lets the application go on where it was, while the control database is gone or refuses.
 
     Only for an attempt that has not tried to journal: its token keeps others from anything but undoing (a switch that
     is not journaled is never carried on by another attempt), so the old primary may open. The notes follow later.

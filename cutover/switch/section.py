@@ -11,9 +11,9 @@ import asyncpg
 
 from cutover import faults
 from cutover.control import switches
-from cutover.errors import Conflict, CutoverError, NotYet, StaleAttempt, Unreachable
+from cutover.errors import Conflict, CutoverError, GateClosed, NotYet, StaleAttempt, Unreachable
 from cutover.flags import store as flags
-from cutover.postgres.databases import CONNECTION_ERRORS, direction_from, other
+from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, direction_from, other
 from cutover.switch.attempt import Attempt, open_attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.forward import Forward
@@ -125,7 +125,9 @@ async def _take_back(
     await forward.roll_back_unfence()
     try:
         return await _recover(env, attempt, reason, said)
-    except Unreachable:
+    except (StaleAttempt, GateClosed):
+        raise  # it is not this attempt that may open a side
+    except FAILURES:
         # Only switches stop without the control database: as nothing was journaled, the application goes on
         if not forward.journal_sent:
             await reopen(env, attempt)
