@@ -26,8 +26,10 @@ _DURABILITY_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 
 
-async def undo(env: SwitchEnvironment, attempt: Attempt, reason: str) -> SwitchOutcome:
-    """Takes everything back: the application goes on where it was."""
+async def undo(
+    env: SwitchEnvironment, attempt: Attempt, reason: str, decision: asyncio.Timeout | None = None
+) -> SwitchOutcome:
+    """Takes everything back: the application goes on where it was. `decision`: a limit that ends once that is noted."""
     row = attempt.row
     pause_ms = await flags.pause_age(env.control, row.migration, row.service, row.switch_id)
     if row.state in ("fencing", "fenced"):
@@ -37,6 +39,8 @@ async def undo(env: SwitchEnvironment, attempt: Attempt, reason: str) -> SwitchO
                 env.control, row, "undoing", only_from=("fencing", "fenced"), detail={"reason": reason}
             )
     if row.state == "undoing":
+        if decision is not None:
+            decision.reschedule(None)
         # Nobody can journal any more, so the other side's unfence is never committed: it is shut, and the application
         # goes on at once, whether or not the other side answers just now.
         async with faults.step("undo.open"):
@@ -112,7 +116,7 @@ async def _ended(env: SwitchEnvironment, attempt: Attempt, outcome: SwitchOutcom
 
 
 async def reopen(env: SwitchEnvironment, attempt: Attempt) -> None:
-    """Lets the application go on where it was, while the control database is gone or refuses.
+    """Lets the application go on where it was, while the control database is gone, refuses, or says nothing.
 
     Only for an attempt that has not tried to journal: its token keeps others from anything but undoing (a switch that
     is not journaled is never carried on by another attempt), so the old primary may open. The notes follow later.

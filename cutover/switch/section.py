@@ -22,6 +22,8 @@ from cutover.switch.recovery import complete, reopen, undo
 
 #: A tenth of a second under a heartbeat timeout of two seconds leaves room for a busy machine.
 _HEARTBEAT_SECONDS = 0.4
+#: How long the control database may take over a switch that is not journaled, before the application goes on without.
+_DECISION_SECONDS = 2.0
 
 
 async def run(
@@ -124,7 +126,8 @@ async def _take_back(
 ) -> SwitchOutcome:
     await forward.roll_back_unfence()
     try:
-        return await _recover(env, attempt, reason, said)
+        async with asyncio.timeout(None if forward.journal_sent else _DECISION_SECONDS) as decision:
+            return await _recover(env, attempt, reason, said, decision)
     except (StaleAttempt, GateClosed):
         raise  # it is not this attempt that may open a side
     except FAILURES:
@@ -146,8 +149,13 @@ def _not_begun(request: SwitchRequest, epoch: int, reason: str) -> SwitchOutcome
     )
 
 
-async def _recover(env: SwitchEnvironment, attempt: Attempt, reason: str, said: list[str]) -> SwitchOutcome:
-    """Decides by the one row that is the truth, after every change in flight has ended."""
+async def _recover(
+    env: SwitchEnvironment, attempt: Attempt, reason: str, said: list[str], decision: asyncio.Timeout | None = None
+) -> SwitchOutcome:
+    """Decides by the one row that is the truth, after every change in flight has ended.
+
+    `decision`: the limit under which that is done, lifted once an undoing is noted.
+    """
     said[0] = "recovery"
     row = await switches.settled(env.control, env.pair.migration, env.pair.service)
     if row.token != attempt.row.token:
@@ -156,4 +164,4 @@ async def _recover(env: SwitchEnvironment, attempt: Attempt, reason: str, said: 
     attempt.row = row
     if row.state in ("journaled", "done"):
         return await complete(env, attempt)
-    return await undo(env, attempt, reason)
+    return await undo(env, attempt, reason, decision)

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -17,6 +19,7 @@ from cutover.switch.environment import SwitchEnvironment
 from tests.relay import Relay
 from tests.switch.conftest import order
 from tests.switch.test_section import switch, writable
+from tests.waiting import until
 
 #: What an attempt ends with that is to be made again.
 STOPPED = (*CONNECTION_ERRORS, asyncpg.PostgresError, CutoverError)
@@ -78,6 +81,43 @@ async def test_a_control_database_that_refuses_behind_the_fence_does_not_keep_th
     await allow(env.control)
     assert (await section.run(env, request, lambda _: None)).result == "undone"
     assert await writable(env, "monolith")
+    assert (await switch(env, "service")).result == "done"
+
+
+@asynccontextmanager
+async def behind(relay: Relay, env: SwitchEnvironment) -> AsyncIterator[SwitchEnvironment]:
+    """The environment with a network between it and the control database."""
+    control = await Control.open(relay.database)
+    try:
+        yield replace(env, control=control)
+    finally:
+        control.pool.terminate()
+
+
+@pytest.mark.parametrize("point", ["switch.fence-commit.after", "switch.marker.after"])
+async def test_a_control_database_that_says_nothing_behind_the_fence_keeps_writes_shut_little_longer_than_the_limit(
+    env: SwitchEnvironment, point: str
+) -> None:
+    await reverse.make_ready(env, "service")
+    request = order(env, "service")
+    shut = asyncio.Event()
+    async with Relay(env.control.database) as relay, behind(relay, env) as away:
+
+        async def say_nothing() -> None:
+            relay.speaking.clear()
+            shut.set()
+
+        with faults.armed(at(point, say_nothing)):
+            running = asyncio.create_task(section.run(away, request, lambda _: None))
+            await asyncio.wait_for(shut.wait(), 30)
+            begun = time.monotonic()
+            await until(lambda: writable(env, "monolith"), "the old primary is open", away.max_pause + 4)
+            with pytest.raises(STOPPED):
+                await asyncio.wait_for(running, 20)
+        assert time.monotonic() - begun < away.max_pause + 6
+        assert not await writable(env, "service")
+        relay.speaking.set()
+        assert (await section.run(away, request, lambda _: None)).result == "undone"
     assert (await switch(env, "service")).result == "done"
 
 
