@@ -1,8 +1,14 @@
 """A stream whose slot was lost is rebuilt without losing what it never carried."""
 
-from cutover.control import reports
+import pytest
+
+from cutover import faults
+from cutover.control import rebuilds, reports
+from cutover.errors import NotYet
+from cutover.plan.models import Table
 from cutover.postgres import giving_way
 from cutover.postgres.databases import SIDES
+from cutover.reconcile.passes import Job, run_pass
 from cutover.streams.logical import LogicalStream
 from cutover.switch import finish, rebuild, reverse, section
 from cutover.switch.environment import SwitchEnvironment
@@ -91,3 +97,47 @@ async def test_rebuilding_a_stream_that_is_whole_changes_no_row(env: SwitchEnvir
     said: list[str] = []
     assert all(report.differences == 0 for report in await rebuild.rebuild(env, said.append))
     assert not any("mended" in line for line in said)
+
+
+async def test_a_rebuild_whose_stream_stands_still_does_not_end_with_rows_that_nobody_could_judge(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No marker arrives, so nothing that differs is ever confirmed; the report has no difference all the same."""
+    stream, service = env.stream("forward"), env.pair.service
+    await stream.drop()
+    async with env.pair.monolith.session() as source:
+        await source.execute("INSERT INTO trades (price, note) SELECT i, 'missed' FROM generate_series(1, 50) i")
+
+    async def stand_still(point: str) -> None:
+        if point == "rebuild.mend.before":
+            await stream.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild, "_READY_SECONDS", 1.0)
+        rules = {"conflict": "source-wins", "alert_on_conflict": False, "reconcile": {"max_lag": "2s"}}
+        patch.setattr(rebuild, "_RULES", Table.model_validate(rules))
+        with faults.armed(stand_still), pytest.raises(NotYet, match="did not carry a marker"):
+            await rebuild.rebuild(env, lambda _: None)
+    assert await rebuilds.unfinished(env.control, "test", service, "forward")
+    async with env.pair.target.session() as sink:
+        assert await giving_way.installed(sink, env.pair.tables)
+    assert all(report.differences == 0 for report in await rebuild.rebuild(env, lambda _: None))
+    assert await rebuilds.unfinished(env.control, "test", service, "forward") == ""
+    async with env.pair.target.session() as sink:
+        assert await sink.fetchval("SELECT count(*) FROM trades WHERE note = 'missed'") == 50
+
+
+async def test_a_rebuild_does_not_end_while_a_row_will_not_settle(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    async def moving(job: Job) -> reports.TableReport:
+        return (await run_pass(job)).model_copy(update={"unsettled": 3})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild, "run_pass", moving)
+        with pytest.raises(NotYet, match="positions: 3 rows changed at every look"):
+            await rebuild.rebuild(env, lambda _: None)
+    assert await rebuilds.unfinished(env.control, "test", env.pair.service, "forward")
+    await rebuild.rebuild(env, lambda _: None)
+    assert await rebuilds.unfinished(env.control, "test", env.pair.service, "forward") == ""
