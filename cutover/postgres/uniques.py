@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cutover.postgres import catalog
 from cutover.postgres.identifiers import TableName
 
 #: Unique indexes: their columns as SQL over the table's own column names, each with its equality, and their predicate.
@@ -44,8 +45,9 @@ class Unique:
 
 
 async def of_table(connection: asyncpg.Connection, table: TableName) -> tuple[Unique, ...]:
-    """The valid unique indexes of a table, the primary key's among them."""
-    rows = await connection.fetch(_UNIQUE, table.sql)
+    """The valid unique indexes of a table, the primary key's among them; their SQL holds under any search path."""
+    async with catalog.qualified_names(connection):
+        rows = await connection.fetch(_UNIQUE, table.sql)
     return tuple(
         Unique(tuple(r["expressions"]), tuple(r["equals"]), r["predicate"] or "", r["nulls_alike"]) for r in rows
     )

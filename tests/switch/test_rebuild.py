@@ -84,6 +84,36 @@ async def test_what_the_gap_left_behind_does_not_stop_the_stream_that_is_built_a
     assert (await stream.health()).ok
 
 
+async def test_rows_give_way_by_unique_indexes_over_a_type_and_a_function_of_the_applications_schema(
+    env: SwitchEnvironment,
+) -> None:
+    stream = env.stream("forward")
+    for side in SIDES:
+        async with env.pair.at(side).session() as connection:
+            await connection.execute(
+                "CREATE TYPE order_status AS ENUM ('open', 'closed'); "
+                "ALTER TABLE trades ADD status order_status; "
+                "CREATE FUNCTION folded(text) RETURNS text IMMUTABLE LANGUAGE sql RETURN pg_catalog.lower($1); "
+                "CREATE UNIQUE INDEX ON trades (price) WHERE status = 'open'::order_status; "
+                "CREATE UNIQUE INDEX ON trades (folded(note))"
+            )
+    async with env.pair.monolith.session() as source:
+        await stream.drop()
+        await source.execute("UPDATE trades SET price = -1, status = 'open', note = 'A' WHERE id = 1")
+        await stream.prepare()
+        await stream.let_rows_give_way(True)
+        await stream.start(copy=False)
+        await source.execute("UPDATE trades SET price = 1000 WHERE id = 1")
+        await source.execute("UPDATE trades SET price = -1, status = 'open' WHERE id = 2")
+        await source.execute("INSERT INTO trades (id, price, note) VALUES (301, 301, 'ROW 301')")
+        await stream.await_marker(await stream.put_marker(), 10)
+    assert (await stream.health()).apply_errors == 0
+    await rebuild.rebuild(env, lambda _: None)
+    query = "SELECT (SELECT jsonb_agg(t ORDER BY id) FROM trades t)::text"
+    async with env.pair.monolith.session() as one, env.pair.target.session() as two:
+        assert await one.fetchval(query) == await two.fetchval(query)
+
+
 async def test_dropping_a_stream_takes_away_what_lets_rows_give_way(env: SwitchEnvironment) -> None:
     stream = env.stream("forward")
     await stream.let_rows_give_way(True)
