@@ -1,7 +1,8 @@
 """Native logical replication: publications, slots and subscriptions, each call idempotent.
 
 Slots are made apart from the subscription: CREATE SUBSCRIPTION makes its slot at the publisher before it
-commits here, so a kill in between would leave a slot that the next try stumbles over.
+commits here, so a kill in between would leave a slot that the next try stumbles over. The names of slots belong to the
+whole server, ours to one database: another migration's service may have the same, so every look asks for the database.
 `origin = none` on both directions needs both servers at 16 or newer (manual, CREATE SUBSCRIPTION): an older subscriber
 refuses it, an older publisher drops it silently.
 """
@@ -21,6 +22,7 @@ from cutover.postgres.quiet import silence_log
 
 #: How long the making of a slot waits for transactions that are open already.
 SLOT_SECONDS = 30.0
+_SLOTS = "(SELECT * FROM pg_replication_slots WHERE database = current_database())"
 _OLD_WRITERS = """
 SELECT pid, coalesce(application_name, '') AS application, coalesce(usename, '') AS role, coalesce(state, '') AS state,
        round(extract(epoch FROM clock_timestamp() - xact_start))::int AS seconds
@@ -54,7 +56,7 @@ async def drop_publication(connection: asyncpg.Connection, name: str) -> None:
 
 
 async def has_slot(connection: asyncpg.Connection, name: str) -> bool:
-    found = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", name)
+    found = await connection.fetchval(f"SELECT EXISTS (SELECT FROM {_SLOTS} s WHERE slot_name = $1)", name)
     return bool(found)
 
 
@@ -62,6 +64,7 @@ async def create_slot(connection: asyncpg.Connection, name: str) -> None:
     """A pgoutput slot. Waits for every writing transaction that is open in the cluster; none of ours may be.
 
     Raises NotYet that names the oldest of them after `SLOT_SECONDS`; a slot that was not finished does not stay.
+    Conflict where another database of the server has a slot of that name.
     """
     try:
         async with asyncio.timeout(SLOT_SECONDS):
@@ -75,6 +78,13 @@ async def create_slot(connection: asyncpg.Connection, name: str) -> None:
         raise NotYet(
             f"replication slot {name!r} waits for transactions that were open before it: {named or 'gone by now'}"
         ) from None
+    except asyncpg.DuplicateObjectError:
+        if await has_slot(connection, name):
+            raise
+        raise Conflict(
+            f"replication slot {name!r} belongs to another database of this server; another migration may have a "
+            "service of the same name: rename the service in the plan, or drop that slot if nobody needs it"
+        ) from None
 
 
 async def drop_slot(connection: asyncpg.Connection, name: str) -> None:
@@ -85,12 +95,11 @@ async def drop_slot(connection: asyncpg.Connection, name: str) -> None:
     try:
         async with connection.transaction():
             await connection.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", name
+                f"SELECT pg_drop_replication_slot(slot_name) FROM {_SLOTS} s WHERE slot_name = $1", name
             )
     except asyncpg.ObjectInUseError:
         await connection.execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots "
-            "WHERE slot_name = $1 AND active_pid IS NOT NULL",
+            f"SELECT pg_terminate_backend(active_pid) FROM {_SLOTS} s WHERE slot_name = $1 AND active_pid IS NOT NULL",
             name,
         )
         raise NotYet(f"replication slot {name!r} is still in use; its reader was told to end") from None
@@ -100,7 +109,7 @@ async def move_slot_to_now(connection: asyncpg.Connection, name: str) -> None:
     """Moves a slot that nobody reads past all that is flushed; what was before is not sent. Raises NotYet."""
     try:
         await connection.execute(
-            "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots "
+            f"SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM {_SLOTS} s "
             "WHERE slot_name = $1 AND confirmed_flush_lsn < pg_current_wal_flush_lsn()",
             name,
         )
@@ -323,7 +332,7 @@ async def slot_health(connection: asyncpg.Connection, name: str) -> SlotHealth:
     row = await connection.fetchrow(
         "SELECT active, coalesce(wal_status, 'lost') AS wal_status, "
         "coalesce(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), confirmed_flush_lsn), 0)::bigint AS behind "
-        "FROM pg_replication_slots WHERE slot_name = $1",
+        f"FROM {_SLOTS} s WHERE slot_name = $1",
         name,
     )
     if row is None:
@@ -348,11 +357,11 @@ class SlotFacts:
 async def slot_facts(connection: asyncpg.Connection, name: str) -> SlotFacts | None:
     """None where there is no such slot. Later versions say why a slot was invalidated; all say that it was."""
     row = await connection.fetchrow(
-        """
+        f"""
         SELECT coalesce(s.wal_status, 'lost') AS wal_status, coalesce(t.total_txns, 0)::bigint AS decoded,
                coalesce(to_jsonb(s) ->> 'invalidation_reason', '') AS invalidated,
                concat_ws(' ', pg_postmaster_start_time(), t.stats_reset, (SELECT stats_reset FROM pg_stat_wal)) AS since
-        FROM pg_replication_slots s LEFT JOIN pg_stat_replication_slots t USING (slot_name) WHERE s.slot_name = $1
+        FROM {_SLOTS} s LEFT JOIN pg_stat_replication_slots t USING (slot_name) WHERE s.slot_name = $1
         """,
         name,
     )
