@@ -74,8 +74,11 @@ class Stream(Protocol):
     async def prepare(self) -> None:
         """Makes all that a start needs at both ends, harmless to running traffic."""
 
-    async def start(self, *, copy: bool) -> None:
-        """Starts the flow, with the first copy or from now on."""
+    async def start(self, *, copy: bool, through: Through | None = None) -> None:
+        """Starts the flow, with the first copy or from now on; clears away what a killed start has left.
+
+        `through`: as for `drop`; what is cleared away might else be what a later start has made.
+        """
 
     async def exists(self) -> bool:
         """Whether the stream has been started and not dropped."""

@@ -34,7 +34,7 @@ class LogicalStream(OneDirection):
             members = [*self.pair.tables, epoch.marker_table(self.pair.service)]
             await replication.ensure_publication(connection, self.publication, members)
 
-    async def start(self, *, copy: bool) -> None:
+    async def start(self, *, copy: bool, through: Through | None = None) -> None:
         """Slot first, then the subscription on it.
 
         A slot without a subscription is left over from a start that was killed, or from an older
@@ -50,7 +50,11 @@ class LogicalStream(OneDirection):
                 await replication.set_enabled(sink, self.subscription, True)
                 return
             if await replication.has_slot(source, self.subscription):
-                await replication.drop_slot(source, self.subscription)
+                async with (through or self.own_session)(self.source_side) as held:
+                    # asked once more: whoever slept until now has found the leftover of a stream that is in use by now
+                    if await replication.has_subscription(sink, self.subscription):
+                        return
+                    await replication.drop_slot(held, self.subscription)
             await replication.create_slot(source, self.subscription)
             await replication.create_subscription(
                 sink, self.subscription, self.source, self.publication, copy=copy, origins=apart

@@ -18,7 +18,7 @@ from cutover.control import switches
 from cutover.errors import NotYet, Refused, StaleAttempt, Unreachable
 from cutover.flags import store as flags
 from cutover.postgres import epoch
-from cutover.postgres.databases import CONNECTION_ERRORS, SIDES, Side
+from cutover.postgres.databases import CONNECTION_ERRORS, SIDES, Side, Through
 from cutover.switch.environment import SwitchEnvironment
 
 _SEIZE_SECONDS = 10.0
@@ -152,3 +152,14 @@ async def between_switches(env: SwitchEnvironment, primary_side: Side) -> AsyncI
         raise NotYet(str(error)) from None
     except CONNECTION_ERRORS as error:
         raise Unreachable(f"{env.pair.service}: a database stopped answering ({type(error).__name__})") from None
+
+
+def under_token(env: SwitchEnvironment, primary_side: Side) -> Through:
+    """Each effect in an attempt of its own `between_switches`: a token is drawn only where there is an effect."""
+
+    @asynccontextmanager
+    async def through(side: Side) -> AsyncIterator[asyncpg.Connection]:
+        async with between_switches(env, primary_side) as attempt, attempt.at_leisure(side) as connection:
+            yield connection
+
+    return through

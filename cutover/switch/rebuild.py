@@ -21,7 +21,7 @@ from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import resolve
 from cutover.reconcile.passes import Job, run_pass
 from cutover.streams.base import settling
-from cutover.switch.attempt import between_switches
+from cutover.switch.attempt import between_switches, under_token
 from cutover.switch.environment import SwitchEnvironment
 
 #: Rounds of pass and repair before a person has to look.
@@ -56,7 +56,7 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
         await stream.prepare()
         await changed.prepare()
         await stream.let_rows_give_way(True)
-        await stream.start(copy=False)
+        await stream.start(copy=False, through=under_token(env, route.primary_side))
     deadline = time.monotonic() + _READY_SECONDS
     while not await stream.ready():
         if time.monotonic() > deadline:

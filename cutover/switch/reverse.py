@@ -12,7 +12,7 @@ from cutover import faults
 from cutover.errors import Conflict, NotYet
 from cutover.flags import store as flags
 from cutover.postgres.databases import Side, direction_from, other
-from cutover.switch.attempt import between_switches
+from cutover.switch.attempt import between_switches, under_token
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.turn import turns_of
 
@@ -49,7 +49,7 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
             await turns.arm()
         return time.monotonic() - begun
     async with faults.step("ready.start"):
-        await stream.start(copy=False)
+        await stream.start(copy=False, through=under_token(env, other(to_side)))
     deadline = time.monotonic() + _READY_SECONDS
     # both, as the switch will ask for both: a stream may be ready and still tell of what went wrong a moment ago
     while not (await stream.ready() and (await stream.health()).ok):

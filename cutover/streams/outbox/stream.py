@@ -58,10 +58,11 @@ class OutboxStream(OneDirection):
             await outbox_capture.install(source, self.pair.service, flows, truncate=self.truncate)
             await replication.ensure_publication(source, self.publication, self.pair.tables)
 
-    async def start(self, *, copy: bool) -> None:
+    async def start(self, *, copy: bool, through: Through | None = None) -> None:
         """Lets relays work, from what is captured on; with `copy` a `Backfill` has its ranges afterwards.
 
-        Raises Conflict where a copy would meet rows at the target.
+        A killed start leaves nothing that would have to be cleared away. Raises Conflict where a copy would meet rows
+        at the target.
         """
         await self.prepare()
         service = self.pair.service
