@@ -202,8 +202,9 @@ class LogicalStream(OneDirection):
         for step in (replication.disable, replication.leave_slot, replication.drop_subscription):
             async with through(self.sink_side) as sink:
                 await step(sink, self.subscription)
-        async with through(self.sink_side) as sink:
-            await giving_way.remove(sink, self.pair.service, self.pair.tables)
+        for table in self.pair.tables:  # none is locked while another one is waited for
+            async with through(self.sink_side) as sink:
+                await giving_way.remove(sink, self.pair.service, [table])
         await self._drop_slot(through)
         async with through(self.source_side) as source:
             await replication.drop_publication(source, self.publication)

@@ -1,11 +1,14 @@
 """The logical stream between two real clusters."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
 
 from cutover.errors import Conflict, NotYet
-from cutover.postgres import epoch, fence
+from cutover.postgres import epoch, fence, giving_way
 from cutover.postgres.databases import SIDES, Database, Pair, Side
 from cutover.postgres.identifiers import TableName
 from cutover.streams.logical import LogicalStream
@@ -105,6 +108,31 @@ async def test_a_service_of_the_same_name_in_another_database_of_the_server_keep
         await source.execute("INSERT INTO trades (price) VALUES (2.50)")
         await stream.await_marker(await stream.put_marker(), 10)
         assert str(await sink.fetchval("SELECT price FROM trades")) == "2.50000000"
+    await dropped(pair)
+
+
+async def test_a_drop_that_waits_for_one_table_does_not_hold_the_others(pair: Pair) -> None:
+    stream = await started(pair, rows=1)
+    await stream.let_rows_give_way(True)
+
+    @asynccontextmanager
+    async def through(side: Side) -> AsyncIterator[asyncpg.Connection]:
+        async with pair.at(side).session("dropper") as connection, connection.transaction():
+            yield connection
+
+    async with pair.target.session() as reader, pair.target.session() as look:
+        async with reader.transaction():
+            await reader.execute("SELECT FROM trades")
+            dropping = asyncio.create_task(stream.drop(through))
+
+            async def waits() -> bool:
+                waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'trades'::regclass)"
+                return bool(await look.fetchval(waiting))
+
+            await until(waits, "the drop waits for the second table")
+            assert await look.fetchval('SELECT count(*) FROM "Order"', timeout=5) == 1
+        await dropping
+        assert not await giving_way.installed(look, TABLES)
     await dropped(pair)
 
 
