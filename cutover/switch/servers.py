@@ -6,11 +6,11 @@ back at once, and nothing is switched until a person has looked and accepted the
 """
 
 from cutover.control import identity, switches
-from cutover.errors import GateClosed
+from cutover.errors import GateClosed, Refused
 from cutover.flags import store as flags
 from cutover.postgres import catalog
 from cutover.postgres.databases import Side, other
-from cutover.switch.attempt import open_attempt
+from cutover.switch.attempt import between_switches
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.recovery import set_fence
 
@@ -68,10 +68,12 @@ async def _look(env: SwitchEnvironment, side: Side) -> str:
 
 
 async def _put_back(env: SwitchEnvironment) -> bool:
-    """Closes the side that is not the primary, unless a switch is under way, which does so itself."""
-    route = await flags.get(env.control, env.pair.migration, env.pair.service)
-    if await switches.under_way(env.control, env.pair.migration, env.pair.service):
+    """Closes the side that is not the primary, unless a switch is under way or came in between, which did so itself."""
+    primary = (await flags.get(env.control, env.pair.migration, env.pair.service)).primary_side
+    try:
+        async with between_switches(env, primary) as attempt:
+            # read again under the token: writes may have gone there and back
+            number = (await flags.get(env.control, env.pair.migration, env.pair.service)).epoch
+            return await set_fence(env, attempt, other(primary), closed=True, primary=primary, number=number)
+    except Refused:
         return False
-    shut = other(route.primary_side)
-    async with open_attempt(env) as attempt:
-        return await set_fence(env, attempt, shut, closed=True, primary=route.primary_side, number=route.epoch)

@@ -1,12 +1,17 @@
 """Another server or timeline than the one that the evidence came from."""
 
+import asyncio
+from dataclasses import dataclass
+
 import pytest
 
 from activities.models import SampleRequest
 from activities.monitoring import MonitoringActivities
 from cutover.control import reports
+from cutover.control.database import Control
 from cutover.errors import GateClosed
-from cutover.postgres import fence
+from cutover.flags import store as flags
+from cutover.postgres import epoch, fence
 from cutover.switch import gates, reverse, servers
 from cutover.switch.environment import SwitchEnvironment
 from tests.switch.conftest import TABLES, Work, verify
@@ -32,6 +37,68 @@ async def test_a_new_timeline_puts_the_fence_back_and_closes_the_gate(env: Switc
     async with env.pair.target.session() as connection:
         assert set((await fence.states_of(connection, TABLES)).values()) == {"fenced-always"}
     assert await writable(env, "monolith")
+
+
+@dataclass
+class Sleeper:
+    """A look at the servers that sleeps once it has read the route."""
+
+    task: asyncio.Task[list[str]]
+    awake: asyncio.Event
+
+    async def wake(self) -> list[str]:
+        self.awake.set()
+        return await self.task
+
+
+async def sleeper(env: SwitchEnvironment, patch: pytest.MonkeyPatch) -> Sleeper:
+    asleep, awake = asyncio.Event(), asyncio.Event()
+    original = flags.get
+
+    async def get(control: Control, migration: str, service: str) -> flags.Route:
+        route = await original(control, migration, service)
+        if asyncio.current_task() is task and not asleep.is_set():
+            asleep.set()
+            await awake.wait()
+        return route
+
+    patch.setattr(flags, "get", get)
+    task = asyncio.create_task(servers.changed(env))
+    await asyncio.wait_for(asleep.wait(), 30)
+    return Sleeper(task, awake)
+
+
+async def test_a_look_that_slept_does_not_shut_the_side_that_a_switch_has_opened_since(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reverse.make_ready(env, "service")
+    await promoted(env)
+    late = await sleeper(env, monkeypatch)
+    await servers.accept(env, "alice", "the standby was promoted by plan")
+    await verify(env)
+    assert (await switch(env, "service")).result == "done"
+    (problem,) = await late.wake()
+    assert "timeline" in problem
+    assert await writable(env, "service")
+    assert not await writable(env, "monolith")
+
+
+async def test_a_look_that_slept_while_writes_went_there_and_back_writes_no_old_epoch(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reverse.make_ready(env, "service")
+    await promoted(env)
+    late = await sleeper(env, monkeypatch)
+    await servers.accept(env, "alice", "the standby was promoted by plan")
+    await verify(env)
+    assert (await switch(env, "service")).result == "done"
+    assert (await switch(env, "monolith")).result == "done"
+    await late.wake()
+    route = await flags.get(env.control, "test", env.pair.service)
+    async with env.pair.target.session() as connection:
+        known = await epoch.read(connection, env.pair.service)
+    assert known is not None
+    assert (known.primary_side, known.epoch) == (route.primary_side, route.epoch)
 
 
 async def test_no_switch_and_no_rollback_begins_on_a_server_that_nobody_has_accepted(env: SwitchEnvironment) -> None:
