@@ -85,7 +85,8 @@ async def find(program: str, bindir: Path | None, at_least: int) -> Path:
         )
     process = await asyncio.create_subprocess_exec(found, "--version", stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
-    match = re.search(r"(\d+)", output.decode().rpartition(")")[2])
+    # packagers add their own in brackets: pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
+    match = re.search(r"\(PostgreSQL\)\s+(\d+)", output.decode())
     if match is None or int(match[1]) < at_least:
         raise ConfigError(f"{program} in {where} is {output.decode().strip()!r}; the server needs {at_least} or newer")
     return Path(found)

@@ -158,6 +158,24 @@ async def test_missing_and_old_programs_are_named(tmp_path: Path) -> None:
         await programs.find("pg_dump", postgres_bin(), 99)
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "pg_dump (PostgreSQL) 16.4",
+        "pg_dump (PostgreSQL) 16beta1",
+        "pg_dump (PostgreSQL) 16.4 (Debian 16.4-1.pgdg120+1)",
+        "pg_dump (PostgreSQL) 16.10 (Ubuntu 16.10-0ubuntu0.24.04.1)",
+    ],
+)
+async def test_a_programs_version_is_read_whatever_its_packager_adds(tmp_path: Path, shown: str) -> None:
+    program = tmp_path / "pg_dump"
+    program.write_text(f"#!/bin/sh\necho '{shown}'\n")
+    program.chmod(0o755)
+    assert await programs.find("pg_dump", tmp_path, 16) == program
+    with pytest.raises(ConfigError, match="needs 17 or newer"):
+        await programs.find("pg_dump", tmp_path, 17)
+
+
 def test_a_dsn_becomes_libpq_variables_and_never_an_argument() -> None:
     values = programs.environment("postgresql://al%40ice:p%2Fw@h1:1,[::1]:2/my%20db?sslmode=require", "app")
     names = ("PGUSER", "PGPASSWORD", "PGHOST", "PGPORT", "PGDATABASE", "PGSSLMODE", "PGAPPNAME")
