@@ -59,17 +59,33 @@ async def as_read(source: asyncpg.Connection, flow: Flow, row_hash: str, low: Ke
 async def as_written(
     sink: asyncpg.Connection, flow: Flow, row_hash: str, low: Key | None, high: Key | None, xid: str
 ) -> Hashed:
-    """Of the rows of the range that transaction (or subtransaction) `xid`, the present one, has written."""
+    """Of the rows of the range that transaction (or subtransaction) `xid`, the present one, has written.
+
+    For a table whose key sorts alike on both sides (`Shape.ordered`).
+    """
     condition, values = flow.sink.within(low, high, 2)
     mine = f"{flow.sink.relation} AS t WHERE t.xmin = $1::text::xid AND {condition}"
     return await _sum(sink, mine, row_hash, xid, *values)
+
+
+async def as_written_of(sink: asyncpg.Connection, staged: str, flow: Flow, row_hash: str, xid: str) -> Hashed:
+    """Of the rows with the keys of the table `staged` that `xid` has written.
+
+    For a table whose key the two sides sort differently: at the target a range of the source's is none.
+    """
+    mine = f"{staged} AS w JOIN {flow.sink.relation} AS t ON {_same(flow)} WHERE t.xmin = $1::text::xid"
+    return await _sum(sink, mine, row_hash, xid)
+
+
+def _same(flow: Flow) -> str:
+    return " AND ".join(f"w.{quote(k.name)} {k.equals} t.{quote(k.name)}" for k in flow.sink.key)
 
 
 async def of_staged(
     sink: asyncpg.Connection, staged: str, flow: Flow, row_hash: str, xid: str
 ) -> tuple[Hashed, Hashed]:
     """Of all rows of the table `staged`, and of those whose keys `xid` has written into the flow's table."""
-    same = " AND ".join(f"w.{quote(k.name)} {k.equals} t.{quote(k.name)}" for k in flow.sink.key)
+    same = _same(flow)
     return await _sum(sink, f"{staged} AS t", row_hash), await _sum(
         sink,
         f"{staged} AS t WHERE EXISTS (SELECT FROM {flow.sink.relation} AS w WHERE {same} AND w.xmin = $1::text::xid)",

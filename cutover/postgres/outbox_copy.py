@@ -37,7 +37,7 @@ _MOST_CHUNKS = 10_000
 #: Types up to this OID are the server's own: their binary form is the same everywhere.
 _BUILT_IN = 10_000
 _THIS = "service = $1 AND direction = $2 AND tbl = $3 AND chunk = $4"
-_STAGED = "cutover_copy"
+_STAGED = "pg_temp.cutover_copy"
 
 
 async def plan(
@@ -180,37 +180,65 @@ async def _read(source: asyncpg.Connection, part: Range) -> tuple[list[bytes], H
 
 
 async def _write(sink: asyncpg.Connection, part: Range, data: list[bytes], read: Hashed) -> Hashed:
-    """Straight into the table; by way of a temporary one where some rows are there already. Returns what it wrote."""
+    """All rows of the range, or, where some rows are there already, those that are missing. Returns what it wrote."""
     try:
         async with sink.transaction():
             xid = await _note_done(sink, part)
-            async with part.job.turns[part.flow.name]:
-                await _copy(sink, part.flow.table.schema, part.flow.table.name, part, data)
-            written = await outbox_checksum.as_written(sink, part.flow, part.row_hash, part.low, part.high, xid)
+            # where the key sorts differently here, no range of it says which rows are ours
+            written = await (_write_straight if part.flow.sink.ordered else _write_staged)(sink, part, data, xid)
             outbox_checksum.require_same(part.flow, part.number, read, written)
             return written
     except (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError):
         return await _write_missing(sink, part, data, read)
 
 
+async def _write_straight(sink: asyncpg.Connection, part: Range, data: list[bytes], xid: str) -> Hashed:
+    async with part.job.turns[part.flow.name]:
+        await _copy(sink, part.flow.table.schema, part.flow.table.name, part, data)
+    return await outbox_checksum.as_written(sink, part.flow, part.row_hash, part.low, part.high, xid)
+
+
+async def _write_staged(sink: asyncpg.Connection, part: Range, data: list[bytes], xid: str) -> Hashed:
+    await _stage(sink, part, data)
+    await sink.execute(_insert_sql(part.flow))
+    written = await outbox_checksum.as_written_of(sink, _STAGED, part.flow, part.row_hash, xid)
+    await sink.execute(f"DROP TABLE {_STAGED}")
+    return written
+
+
 async def _write_missing(sink: asyncpg.Connection, part: Range, data: list[bytes], read: Hashed) -> Hashed:
-    flow, columns, staged = part.flow, columns_sql(part.flow.source.stored), f"pg_temp.{_STAGED}"
+    flow = part.flow
     xid = await _note_done(sink, part)
-    await sink.execute(
-        f"CREATE TEMPORARY TABLE {_STAGED} ON COMMIT DROP AS SELECT {columns} FROM {flow.table.sql} WITH NO DATA"
-    )
-    await _copy(sink, "pg_temp", _STAGED, part, data)
-    status = await sink.execute(
-        f"INSERT INTO {flow.table.sql} ({columns}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {columns} FROM {staged} AS t ORDER BY {flow.sink.order} ON CONFLICT DO NOTHING"
-    )
-    arrived, wanted = await outbox_checksum.of_staged(sink, staged, flow, part.row_hash, xid)
-    written = await outbox_checksum.as_written(sink, flow, part.row_hash, part.low, part.high, xid)
-    await sink.execute(f"DROP TABLE {staged}")
+    await _stage(sink, part, data)
+    status = await sink.execute(f"{_insert_sql(flow)} ON CONFLICT DO NOTHING")
+    arrived, wanted = await outbox_checksum.of_staged(sink, _STAGED, flow, part.row_hash, xid)
+    if flow.sink.ordered:
+        written = await outbox_checksum.as_written(sink, flow, part.row_hash, part.low, part.high, xid)
+    else:
+        written = await outbox_checksum.as_written_of(sink, _STAGED, flow, part.row_hash, xid)
+    await sink.execute(f"DROP TABLE {_STAGED}")
     outbox_checksum.require_same(flow, part.number, read, arrived)
     # a row that was written under another key than it was sent with is among neither
     outbox_checksum.require_same(flow, part.number, replace(wanted, rows=int(status.rpartition(" ")[2])), written)
     return written
+
+
+async def _stage(sink: asyncpg.Connection, part: Range, data: list[bytes]) -> None:
+    """Brings the range into a temporary table."""
+    schema, name = _STAGED.split(".")
+    await sink.execute(
+        f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS "
+        f"SELECT {columns_sql(part.flow.source.stored)} FROM {part.flow.table.sql} WITH NO DATA"
+    )
+    await _copy(sink, schema, name, part, data)
+
+
+def _insert_sql(flow: Flow) -> str:
+    columns = columns_sql(flow.source.stored)
+    return (
+        f"INSERT INTO {flow.table.sql} ({columns}) OVERRIDING SYSTEM VALUE "
+        f"SELECT {columns} FROM {_STAGED} AS t ORDER BY {flow.sink.order}"
+    )
 
 
 async def _note_done(sink: asyncpg.Connection, part: Range) -> str:

@@ -1,16 +1,17 @@
 """Each range of the first copy is proved by the checksum of its rows, as they were read and as they stand."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from cutover.errors import GateClosed
 from cutover.postgres import outbox_checksum, outbox_copy, outbox_schema
+from cutover.postgres.databases import Database
 from cutover.streams.outbox import Backfill
 from cutover.streams.outbox.sessions import open_ends
-from tests.streams.outbox_world import World
+from tests.streams.outbox_world import World, open_world
 
 #: Fires for our own writers too, which are in replica mode.
 SPOILED = """
@@ -136,6 +137,59 @@ async def test_a_copy_that_an_earlier_version_has_begun_goes_on_with_checksums(b
     done = await begun.service.fetch("SELECT chunk, checksum IS NOT NULL AS proved FROM cutover.backfill_chunk")
     assert sorted(tuple(row) for row in done) == [(0, True), (0, True), (0, True), (1, False)]
     await begun.require_equal()
+
+
+#: An enum of which the two sides have another order: a key that sorts differently, as text does by other collations.
+LETTERS = "CREATE TYPE letter AS ENUM ({}); " \
+    "CREATE TABLE items (id letter, n int, note text, PRIMARY KEY (id, n)); " \
+    "CREATE TABLE parts (id int PRIMARY KEY); CREATE TABLE kinds (id int PRIMARY KEY);"  # fmt: skip
+ITEMS = "SELECT array_agg(row(id::text, n, note) ORDER BY id::text, n) FROM items"
+
+
+@pytest.fixture
+async def sorted_otherwise(
+    monolith_db: Database, service_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    """A copy of several ranges has been planned, of a table whose key sorts in another order at the target."""
+    letters = ["'a'", "'b'", "'c'", "'d'", "'e'"]
+    ddl = [LETTERS.format(", ".join(order)) for order in (letters, [letters[n] for n in (3, 0, 4, 2, 1)])]
+    monkeypatch.setattr(outbox_copy, "CHUNK_BYTES", 8 << 10)
+    async with open_world(monolith_db, service_db, "sorted", *ddl) as world:
+        await world.monolith.execute(
+            "INSERT INTO items SELECT substr('abcde', 1 + n % 5, 1)::letter, n, repeat('x', 50) "
+            "FROM generate_series(1, 2000) n; ANALYZE items"
+        )
+        await world.stream().start(copy=True)
+        assert await world.service.fetchval("SELECT count(*) FROM cutover.backfill_chunk WHERE tbl = 'items'") > 5
+        yield world
+
+
+async def test_a_table_whose_key_sorts_in_another_order_at_the_target_is_copied_and_proved(
+    sorted_otherwise: World,
+) -> None:
+    world = sorted_otherwise
+    await world.monolith.execute("UPDATE items SET note = 'newer' WHERE n % 100 = 0")
+    async with world.hands() as hands:
+        await hands.drain()  # some rows are there before the copy
+    await Backfill(world.pair, "forward").run()
+    assert await world.service.fetchval(ITEMS) == await world.monolith.fetchval(ITEMS)
+    [found] = await world.service.fetch(
+        "SELECT sum(rows), sum(passed_over), bool_and(checksum IS NOT NULL) FROM cutover.backfill_chunk "
+        "WHERE tbl = 'items'"
+    )
+    assert tuple(found) == (1980, 20, True)
+
+
+@pytest.mark.parametrize(
+    "body", ["IF NEW.n = 7 THEN NEW.note := 'spoiled'; END IF; RETURN NEW;", "IF NEW.n = 7 THEN RETURN NULL; END IF; "
+             "RETURN NEW;", "IF NEW.n = 7 THEN NEW.n := -7; END IF; RETURN NEW;"],
+)  # fmt: skip
+async def test_what_changes_rows_is_found_where_the_key_sorts_in_another_order(
+    sorted_otherwise: World, body: str
+) -> None:
+    await sorted_otherwise.service.execute(SPOILED.format(table="items", body=body))
+    with pytest.raises(GateClosed, match=r"table items, range \d+: "):
+        await Backfill(sorted_otherwise.pair, "forward").run(workers=1)
 
 
 async def test_two_copiers_read_while_one_of_them_writes(begun: World, monkeypatch: pytest.MonkeyPatch) -> None:
