@@ -29,7 +29,7 @@ from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import columns_sql
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_tables import Flow
-from cutover.postgres.sampling import parts
+from cutover.postgres.sampling import Bounds, highest, parts
 
 #: Bytes of a range, about: it is held in memory once.
 CHUNK_BYTES = 16 << 20
@@ -61,7 +61,7 @@ async def plan(
     for flow in flows:
         info = await catalog.table(source, flow.table)
         count = min(_MOST_CHUNKS, max(1, info.bytes // CHUNK_BYTES))
-        cut.append((flow, info.estimated_rows, await parts(source, flow.source, count)))
+        cut.append((flow, info.estimated_rows, await _ranges(source, flow, count)))
     async with sink.transaction():
         for flow, rows, ranges in cut:
             await sink.execute(
@@ -76,6 +76,19 @@ async def plan(
                 "VALUES ($1, $2, $3, $4, $5, $6)",
                 [(service, direction, flow.name, number, low, high) for number, (low, high) in enumerate(ranges)],
             )
+
+
+async def _ranges(source: asyncpg.Connection, flow: Flow, count: int) -> list[Bounds]:
+    """About `count` ranges that hold every key there is; none for an empty table.
+
+    Not every key there can be: whoever wrote before capture was on has ended, so a key that comes now has an intent.
+    The last range would hold all that came until it is read.
+    """
+    last = await highest(source, flow.source)
+    if last is None:
+        return []
+    ranges = await parts(source, flow.source, count)
+    return [*ranges[:-1], (ranges[-1][0], last)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import asyncpg
 
+from cutover.postgres.identifiers import quote
 from cutover.postgres.keys import Key
 from cutover.postgres.shapes import Shape
 
@@ -17,6 +18,13 @@ async def parts(connection: asyncpg.Connection, shape: Shape, count: int) -> lis
     """About `count` parts of the table in the order of its key, which hold every key there can be, each once."""
     keys = await _dividing_keys(connection, shape, count) if count > 1 else []
     return list(zip([None, *keys], [*keys, None], strict=True))
+
+
+async def highest(connection: asyncpg.Connection, shape: Shape) -> Key | None:
+    """The last key in the order of the shape's index; None for an empty table."""
+    backwards = ", ".join(f"t.{quote(k.name)} DESC" for k in shape.key)
+    row = await connection.fetchrow(f"SELECT {shape.key_text} FROM {shape.relation} AS t ORDER BY {backwards} LIMIT 1")
+    return None if row is None else tuple(row.values())
 
 
 async def _dividing_keys(connection: asyncpg.Connection, shape: Shape, parts: int) -> list[Key]:

@@ -143,6 +143,25 @@ async def test_changes_that_wait_until_the_copy_is_over_win(copying: tuple[World
     await world.require_equal()
 
 
+async def test_rows_that_come_after_the_ranges_were_cut_are_left_to_their_intents(world: World) -> None:
+    """However many they are by the time the last range is read: it is held in memory."""
+    await world.monolith.execute(
+        "INSERT INTO items SELECT n, 'n' || n, 'old' FROM generate_series(1, 6) n;"
+        "INSERT INTO parts VALUES ('a', 1, 'x')"
+    )
+    await world.stream().start(copy=True)
+    await world.monolith.execute(
+        "INSERT INTO items SELECT n, 'n' || n, 'later' FROM generate_series(7, 90) n; DELETE FROM items WHERE id = 6;"
+        "INSERT INTO parts VALUES ('a', 2, 'later'), ('b', 1, 'later'); INSERT INTO kinds (amount) VALUES (1.0)"
+    )
+    await Backfill(world.pair, "forward").run()
+    copied = {p.table: (p.stage, p.rows_copied) for p in await world.stream().progress()}
+    assert copied == {"items": ("ready", 5), "parts": ("ready", 1), "kinds": ("ready", 0)}
+    async with world.hands() as hands:
+        await hands.drain()
+    await world.require_equal()
+
+
 async def test_a_copy_of_many_ranges_that_is_ended_in_the_middle_goes_on_where_it_stood(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
