@@ -25,8 +25,10 @@ from cutover.postgres.outbox_schema import SHARDS, WAKE, outbox_table
 from cutover.postgres.outbox_tables import Flow, require_definition
 from cutover.postgres.outbox_versions import version_sequence
 
-#: Images read at once, and bytes of images after which a batch is full.
-_SLICE = 250
+#: Images of a table that are read at once: first so many, for nobody knows their size, and then as many as go into the
+#: batch by the mean of those before; each time at most so many times more, for the next ones may be larger.
+_FIRST_SLICE, _SLICE, _GROWTH = 8, 250, 8
+#: Bytes of images after which a batch is full.
 BATCH_BYTES = 4 << 20
 #: The `op` of a marker's intent, which names no row.
 MARKER = "M"
@@ -171,11 +173,12 @@ async def _with_images(
     changes: list[Change] = []
     size = 0
     for name, keys in by_table.items():
-        for start in range(0, len(keys), _SLICE):
+        start, slice_, before = 0, _FIRST_SLICE, size
+        while start < len(keys):
             if size > BATCH_BYTES:
                 full = True
                 break
-            part = keys[start : start + _SLICE]
+            part = keys[start : start + slice_]
             images = await _images(connection, flows[name], part)
             for place, key in enumerate(part):
                 intents = wanted[name, key]
@@ -183,6 +186,9 @@ async def _with_images(
                 image = images.get(place)
                 size += len(image) if image else 0
                 changes.append(Change(name, key, shard, version, image, tuple(intents)))
+            start += len(part)
+            room = (BATCH_BYTES - size) * start // max(size - before, 1)
+            slice_ = max(1, min(room, slice_ * _GROWTH, _SLICE))
     return Batch(changes, markers, other, full)
 
 

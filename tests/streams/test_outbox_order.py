@@ -1,9 +1,11 @@
 """What may happen between two steps of the outbox, and in which order: the lines of docs/dual-write-proofs.md that had
 no test of their own."""
 
+from typing import Any
+
 import pytest
 
-from cutover.postgres import outbox_sink
+from cutover.postgres import outbox_sink, outbox_source
 from cutover.postgres.outbox_tables import Redefined
 from tests.streams.outbox_world import World
 
@@ -68,6 +70,42 @@ async def test_half_a_transaction_meets_no_foreign_key_and_the_other_half_follow
         assert await flowing.stream().held() == []
         assert await flowing.service.fetchval(orphans) == 0
     await flowing.require_equal()
+
+
+async def test_a_batch_of_large_rows_is_full_long_before_it_has_as_many_as_it_may(
+    flowing: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their size is looked at before many are held in memory, and they arrive all the same, some at a time."""
+    read = outbox_source._images
+    held: list[int] = []
+
+    async def measured(connection: Any, flow: Any, keys: Any) -> dict[int, str]:
+        images = await read(connection, flow, keys)
+        held.append(sum(map(len, images.values())))
+        return images
+
+    monkeypatch.setattr(outbox_source, "_images", measured)
+    monkeypatch.setattr(outbox_source, "BATCH_BYTES", 1 << 20)
+    await flowing.monolith.execute(
+        "INSERT INTO items (id, note) SELECT n, repeat('x', 100000) FROM generate_series(1, 60) n"
+    )
+    async with flowing.hands() as hands:
+        batch = await outbox_source.read(
+            hands.ends.source, flowing.pair.service, hands.ends.flows, hands.ends.source_definition,
+            list(hands.relay.tokens), 1000,
+        )  # fmt: skip
+        assert batch.full
+        assert max(held) < 2 << 20, "one reading held more than a batch may have"
+        assert sum(len(c.image or "") for c in batch.changes) < 2 << 20
+        held.clear()
+        await hands.drain()
+    await flowing.require_equal()
+    # small rows are still read many at once
+    held.clear()
+    await flowing.monolith.execute("INSERT INTO items (id) SELECT n FROM generate_series(1000, 1400) n")
+    async with flowing.hands() as hands:
+        await hands.relay.step(hands.applier, hands.relay.tokens)
+    assert len(held) <= 4
 
 
 async def test_rows_are_not_read_for_columns_that_a_table_had_before(flowing: World) -> None:
