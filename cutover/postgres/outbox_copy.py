@@ -282,7 +282,7 @@ async def sweep_next(
 ) -> str | None:
     """Ends the copy of one table whose ranges are all in: deletes what had been deleted. Its name; None for none.
 
-    `sink` is a session that may write behind the fence.
+    `sink` is a session that may write behind the fence. Raises Refused where this side has become the primary.
     """
     name: str | None = await sink.fetchval(
         "SELECT t.tbl FROM cutover.backfill_table t WHERE t.service = $1 AND t.direction = $2 AND NOT t.swept "
@@ -294,7 +294,7 @@ async def sweep_next(
     if name is None:
         return None
     await outbox_sink.await_applies(sink, service)
-    await outbox_sink.sweep(sink, service, flows[name])
+    await outbox_sink.sweep(sink, service, flows[name], lambda: epoch.hold_not_primary(sink, service))
     await sink.execute(
         "UPDATE cutover.backfill_table SET swept = true WHERE service = $1 AND direction = $2 AND tbl = $3",
         service,

@@ -13,11 +13,11 @@ between its batches, (b) no intent of the shard at the source has that version o
 first copy is under way, whose rows have no version of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import asyncpg
 
-from cutover.errors import Conflict, StaleAttempt
+from cutover.errors import Conflict, Refused, StaleAttempt
 from cutover.postgres import epoch
 from cutover.postgres.databases import Direction
 from cutover.postgres.keys import Key
@@ -61,12 +61,9 @@ async def apply(
     """
     ordered = sorted(changes, key=lambda change: (change.flow, change.key))
     async with connection.transaction():
-        [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
-        if allowed["held"] != len(tokens):
-            raise StaleAttempt(f"{service}: another relay has taken over some of the {direction} stream's shards")
         # the way back is proved by its marker before the switch, when its sink is still the primary
-        if changes and not allowed["is_sink"]:
-            raise StaleAttempt(f"{service}: the sink of the {direction} stream is the primary by now")
+        if not await _hold(connection, service, direction, tokens) and changes:
+            raise _is_primary(service, direction)
         newer = await _raise_versions(connection, service, ordered)
         for name, flow in flows.items():
             mine = [change for change in newer if change.flow == name]
@@ -78,6 +75,33 @@ async def apply(
                 list(markers),
             )
     return len(newer)
+
+
+async def _hold(connection: asyncpg.Connection, service: str, direction: Direction, tokens: Mapping[int, int]) -> bool:
+    """Holds the leases until the transaction ends; whether this side is the one that follows, as it seems just now.
+
+    Raises StaleAttempt where one of them is not ours any more.
+    """
+    [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
+    if allowed["held"] != len(tokens):
+        raise StaleAttempt(f"{service}: another relay has taken over some of the {direction} stream's shards")
+    return bool(allowed["is_sink"])
+
+
+def _is_primary(service: str, direction: Direction) -> StaleAttempt:
+    return StaleAttempt(f"{service}: the sink of the {direction} stream is the primary by now")
+
+
+async def hold(connection: asyncpg.Connection, service: str, direction: Direction, tokens: Mapping[int, int]) -> None:
+    """Makes sure, until the transaction ends, that the leases are ours and that this side follows: for `sweep`.
+
+    Raises StaleAttempt.
+    """
+    await _hold(connection, service, direction, tokens)
+    try:
+        await epoch.hold_not_primary(connection, service)
+    except Refused:
+        raise _is_primary(service, direction) from None
 
 
 def _raise_sql(changes: Sequence[Change], first: int = 1) -> str:
@@ -192,11 +216,18 @@ async def await_applies(connection: asyncpg.Connection, service: str) -> None:
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('cutover.outbox/' || $1, 0))", service)
 
 
-async def sweep(connection: asyncpg.Connection, service: str, flow: Flow, keys: Sequence[Key] | None = None) -> int:
+async def sweep(
+    connection: asyncpg.Connection,
+    service: str,
+    flow: Flow,
+    may: Callable[[], Awaitable[None]],
+    keys: Sequence[Key] | None = None,
+) -> int:
     """Deletes rows that a first copy brought although their deletion had been applied; how many.
 
     Of the whole table, or of these keys. Each tombstone is locked and looked at again first: its key may be inserted
-    anew meanwhile.
+    anew meanwhile. No version guards a row of this side's own, so `may` comes first in each transaction: it makes sure
+    until its end that this side is not the primary, and raises otherwise (`hold`, `epoch.hold_not_primary`).
     """
     parts = ", ".join(f"r.key[{n + 1}] AS k{n}" for n in range(flow.width))
     found = await connection.fetch(
@@ -214,6 +245,7 @@ async def sweep(connection: asyncpg.Connection, service: str, flow: Flow, keys: 
         names = ", ".join(f"k{n}" for n in range(flow.width))
         arrays = ", ".join(f"${n + 3}::text[]" for n in range(flow.width))
         async with connection.transaction():
+            await may()
             rows = await connection.fetch(
                 f"SELECT r.key FROM cutover.row_version r JOIN unnest({arrays}) AS v({names}) "
                 f"ON r.key = ARRAY[{names}] WHERE r.service = $1 AND r.tbl = $2 AND r.deleted ORDER BY r.key "

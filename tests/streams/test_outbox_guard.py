@@ -4,14 +4,17 @@ Batches are read, kept, and applied late, twice or in the wrong order by hand.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from cutover.errors import StaleAttempt
-from cutover.postgres import outbox_lease, outbox_sink, outbox_source
+from cutover.errors import Refused, StaleAttempt
+from cutover.postgres import outbox_copy, outbox_lease, outbox_sink, outbox_source
 from cutover.postgres.outbox_source import Batch
 from cutover.postgres.outbox_versions import EPOCH_VERSIONS
+from cutover.streams.outbox.sessions import open_ends
 from tests.streams.outbox_world import Hands, World
 from tests.waiting import until
 
@@ -200,6 +203,68 @@ async def test_versions_are_comparable_across_a_switch_and_back(flowing: World) 
     before = await flowing.monolith.fetchval(f'SELECT last_value FROM cutover."version_{service}"')
     await flowing.set_primary("monolith", 2)
     assert await flowing.monolith.fetchval(f'SELECT last_value FROM cutover."version_{service}"') == before
+
+
+#: A row of key 1 at the sink that has a tombstone, as a copy leaves it behind.
+REVIVED = "SET cutover.applier = 'on'; INSERT INTO items (id, name) VALUES (1, 'a'); RESET cutover.applier"
+
+
+async def switched(world: World) -> None:
+    """The other side has become the primary, and the application has put the row there."""
+    await world.set_primary("service", 1)
+    await world.service.execute("DELETE FROM items; INSERT INTO items (id, name) VALUES (1, 'acknowledged')")
+
+
+async def overtaken(world: World) -> None:
+    await world.service.execute("UPDATE cutover.relay_lease SET token = token + 1")
+
+
+@pytest.mark.parametrize(("meanwhile", "left"), [(switched, ["acknowledged"]), (overtaken, ["a"])])
+async def test_a_relay_that_wakes_up_too_late_sweeps_nothing_away(
+    flowing: World, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[World], Awaitable[None]], left: list[str]
+) -> None:
+    """It had found a row with a tombstone in the way of another one."""
+    sweep = outbox_sink.sweep
+
+    async def late(*arguments: Any, **named: Any) -> int:
+        await meanwhile(flowing)
+        return await sweep(*arguments, **named)
+
+    async with flowing.hands() as hands:
+        await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (1, 'a')")
+        await hands.drain()
+        await flowing.monolith.execute("DELETE FROM items")
+        await hands.drain()
+        await flowing.service.execute(REVIVED)
+        await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (2, 'a')")
+        with monkeypatch.context() as patched:
+            patched.setattr(outbox_sink, "sweep", late)
+            with pytest.raises(StaleAttempt):
+                await hands.relay.step(hands.applier, hands.relay.tokens)
+    assert await names(flowing) == left
+
+
+async def test_a_copy_that_wakes_up_after_a_switch_sweeps_nothing_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.stream().start(copy=True)
+    await world.service.execute(
+        "INSERT INTO cutover.row_version (service, tbl, key, version, shard, deleted) "
+        "VALUES ($1, 'items', '{1}', 1, 0, true)",
+        world.pair.service,
+    )
+    sweep = outbox_sink.sweep
+
+    async def late(*arguments: Any, **named: Any) -> int:
+        await world.set_primary("service", 1)
+        await world.service.execute("INSERT INTO items (id, name) VALUES (1, 'acknowledged')")
+        return await sweep(*arguments, **named)
+
+    monkeypatch.setattr(outbox_sink, "sweep", late)
+    async with open_ends(world.pair, "forward", "copy", copy=True) as ends:
+        with pytest.raises(Refused, match="primary"):
+            await outbox_copy.sweep_next(ends.sink, world.pair.service, "forward", ends.flows)  # items is the first
+    assert await names(world) == ["acknowledged"]
 
 
 async def test_tombstones_go_when_nothing_older_can_come_any_more(flowing: World) -> None:

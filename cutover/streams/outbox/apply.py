@@ -132,7 +132,7 @@ class Applier:
         keys = {(change.flow, change.key) for change in changes}
         for _ in range(_ROUNDS):
             size = len(keys)
-            for name, blocking in (await self._in_the_way(changes)).items():
+            for name, blocking in (await self._in_the_way(changes, tokens)).items():
                 keys |= {(name, key) for key in blocking}
             batch = await outbox_source.read_keys(
                 self.ends.source, self.service, self.ends.flows, self.ends.source_definition, sorted(keys)
@@ -150,15 +150,19 @@ class Applier:
                 return False
         return False
 
-    async def _in_the_way(self, changes: Sequence[Change]) -> dict[str, set[Key]]:
+    async def _in_the_way(self, changes: Sequence[Change], tokens: Mapping[int, int]) -> dict[str, set[Key]]:
         """Keys of other rows that hold a unique value of these, by table; deleted ones that a copy revived go."""
+
+        async def may() -> None:
+            await outbox_sink.hold(self.ends.sink, self.service, self.direction, tokens)
+
         found: dict[str, set[Key]] = {}
         for name, flow in self.ends.flows.items():
             images = [c.image for c in changes if c.flow == name and c.image is not None]
             mine = {c.key for c in changes if c.flow == name}
             blocking = await outbox_sink.in_the_way(self.ends.sink, flow, images) - mine
             if blocking:
-                await outbox_sink.sweep(self.ends.sink, self.service, flow, sorted(blocking))
+                await outbox_sink.sweep(self.ends.sink, self.service, flow, may, sorted(blocking))
                 found[name] = blocking
         return found
 
