@@ -229,16 +229,7 @@ async def sweep(
     anew meanwhile. No version guards a row of this side's own, so `may` comes first in each transaction: it makes sure
     until its end that this side is not the primary, and raises otherwise (`hold`, `epoch.hold_not_primary`).
     """
-    parts = ", ".join(f"r.key[{n + 1}] AS k{n}" for n in range(flow.width))
-    found = await connection.fetch(
-        f"SELECT v.key FROM (SELECT r.key, {parts} FROM cutover.row_version r WHERE r.service = $1 AND r.tbl = $2 "
-        f"AND r.deleted OFFSET 0) AS v JOIN {flow.table.sql} AS t ON {flow.sink.same_key()}{flow.spelled(flow.sink)}",
-        service,
-        flow.name,
-    )
-    risen = sorted(tuple(row[0]) for row in found)
-    if keys is not None:
-        risen = [key for key in risen if key in set(keys)]
+    risen = sorted(keys) if keys is not None else await _risen(connection, service, flow)
     swept = 0
     for start in range(0, len(risen), _SWEPT):
         part = risen[start : start + _SWEPT]
@@ -257,6 +248,18 @@ async def sweep(
             status = await connection.execute(flow.delete_sql, *key_columns(flow, [tuple(row[0]) for row in rows]))
         swept += int(status.rpartition(" ")[2])
     return swept
+
+
+async def _risen(connection: asyncpg.Connection, service: str, flow: Flow) -> list[Key]:
+    """Keys that have both a tombstone and a row."""
+    parts = ", ".join(f"r.key[{n + 1}] AS k{n}" for n in range(flow.width))
+    found = await connection.fetch(
+        f"SELECT v.key FROM (SELECT r.key, {parts} FROM cutover.row_version r WHERE r.service = $1 AND r.tbl = $2 "
+        f"AND r.deleted OFFSET 0) AS v JOIN {flow.table.sql} AS t ON {flow.sink.same_key()}{flow.spelled(flow.sink)}",
+        service,
+        flow.name,
+    )
+    return sorted(tuple(row[0]) for row in found)
 
 
 async def prune(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from cutover.errors import ConfigError, GateClosed, Refused
+from cutover.postgres import outbox_sink
 from cutover.postgres.databases import Database
 from tests.streams.outbox_world import Hands, World, open_world
 from tests.waiting import until
@@ -53,6 +54,29 @@ async def test_unique_values_change_places_in_one_batch_and_across_shards(flowin
         await hands.drain()
         assert await flowing.stream().held() == []
     await flowing.require_equal()
+
+
+async def test_a_row_in_the_way_costs_the_reading_of_its_own_tombstone_and_no_other(flowing: World) -> None:
+    sink, service = flowing.service, flowing.pair.service
+    await sink.execute("SET cutover.applier = 'on'; INSERT INTO items (id) VALUES (7), (8)")
+    await sink.execute(
+        "INSERT INTO cutover.row_version (service, tbl, key, version, shard, deleted) "
+        f"SELECT '{service}', 'items', ARRAY[n::text], n, 0, true FROM generate_series(1, 5000) n; "
+        "ANALYZE cutover.row_version"
+    )
+    async with flowing.hands() as hands, hands.ends.sink.transaction():
+        flow = hands.ends.flows["items"]
+
+        async def may() -> None:
+            assert hands.ends.sink.is_in_transaction()
+
+        assert await outbox_sink.sweep(hands.ends.sink, service, flow, may, [("7",), ("9",)]) == 1
+        read = await hands.ends.sink.fetchval(
+            "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables "
+            "WHERE relid = 'cutover.row_version'::regclass"
+        )
+        assert read < 10
+    assert await sink.fetchval("SELECT array_agg(id) FROM items") == [8]
 
 
 async def test_a_poison_row_is_held_with_all_behind_it_and_nothing_else_is(flowing: World) -> None:
