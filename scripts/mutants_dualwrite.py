@@ -156,7 +156,7 @@ MUTANTS = (
         "a stream goes on into the side that has become the primary",
         "tests/streams/test_outbox_guard.py::test_the_relay_that_lost_its_lease_and_one_whose_sink_is_primary_are_refused",
         _SINK,
-        "        if not await _hold(connection, service, direction, tokens) and changes:\n",
+        '        if changes and not allowed["is_sink"]:\n',
         "        if False:\n",
     ),
     Mutant(

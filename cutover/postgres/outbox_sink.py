@@ -1,8 +1,9 @@
 """The outbox at its sink: changes applied under the guard of their versions.
 
-One READ COMMITTED transaction, two steps. First the version rows, in the order of their keys: each is locked, and
-raised if the change is newer. Then, in statements of their own and so with a fresh snapshot, the rows of the changes
-that were: a single statement could not see what it waited for. A delete leaves its version row behind as a tombstone.
+One READ COMMITTED transaction, two steps, under locks that keep the tables' columns as they are. First the version
+rows, in the order of their keys: each is locked, and raised if the change is newer. Then, in statements of their own
+and so with a fresh snapshot, the rows of the changes that were: a single statement could not see what it waited for.
+A delete leaves its version row behind as a tombstone.
 
 **When a version row may go** (`prune`). It guards against images that are older than what was applied. A relay holds
 images only between the reading of a batch and its apply; it does that for one shard at a time, under a lease whose
@@ -13,13 +14,15 @@ between its batches, (b) no intent of the shard at the source has that version o
 first copy is under way, whose rows have no version of their own.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
 from cutover.errors import Conflict, Refused, StaleAttempt
-from cutover.postgres import epoch
-from cutover.postgres.databases import Direction
+from cutover.postgres import epoch, outbox_tables
+from cutover.postgres.databases import FAILURES, Direction
+from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_source import Change
 from cutover.postgres.outbox_tables import Flow
@@ -31,14 +34,15 @@ IN_THE_WAY = (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError)
 _PRUNED = 20_000
 _SWEPT = 2_000
 
-_MAY_APPLY = """
+_MAY_APPLY = f"""
 SELECT pg_advisory_xact_lock_shared(hashtextextended('cutover.outbox/' || $1, 0)) IS NOT NULL AS entered,
        (SELECT count(*) FROM (
             SELECT 1 FROM cutover.relay_lease l JOIN unnest($3::int2[], $4::int8[]) AS h(shard, token)
             ON l.shard = h.shard AND l.token = h.token
             WHERE l.service = $1 AND l.direction = $2 AND l.expires_at > clock_timestamp()
             ORDER BY l.shard FOR KEY SHARE OF l) AS held) AS held,
-       (SELECT e.primary_side <> e.side FROM cutover.epoch e WHERE e.service = $1) AS is_sink
+       (SELECT e.primary_side <> e.side FROM cutover.epoch e WHERE e.service = $1) AS is_sink,
+       ({outbox_tables.definition_sql(5)}) AS definition
 """
 
 
@@ -47,6 +51,7 @@ async def apply(
     service: str,
     direction: Direction,
     flows: Mapping[str, Flow],
+    known: str,
     changes: Sequence[Change],
     markers: Sequence[str],
     tokens: Mapping[int, int],
@@ -55,15 +60,19 @@ async def apply(
 ) -> int:
     """Applies what is newer than what is there, durably; how many keys that were.
 
-    `tokens`: of the leases that this rests on, by shard; they are held to the commit, so that a lease is not taken
-    over in the middle. `replace` deletes all rows before it inserts, so that unique values may change places.
-    Raises StaleAttempt where a lease is not ours any more or this side has become the primary.
+    `known` stands for the sink's columns for which the images were made. `tokens`: of the leases that this rests on, by
+    shard; they are held to the commit, so that a lease is not taken over in the middle. `replace` deletes all rows
+    before it inserts, so that unique values may change places.
+    Raises StaleAttempt where a lease is not ours any more or this side has become the primary, Redefined.
     """
     ordered = sorted(changes, key=lambda change: (change.flow, change.key))
-    async with connection.transaction():
+    async with _writing(connection, {flows[change.flow].table for change in changes}):
+        allowed = await _hold(connection, service, direction, tokens, [flow.table for flow in flows.values()])
         # the way back is proved by its marker before the switch, when its sink is still the primary
-        if not await _hold(connection, service, direction, tokens) and changes:
+        if changes and not allowed["is_sink"]:
             raise _is_primary(service, direction)
+        if changes:
+            outbox_tables.require_same(allowed["definition"], known)
         newer = await _raise_versions(connection, service, ordered)
         for name, flow in flows.items():
             mine = [change for change in newer if change.flow == name]
@@ -77,15 +86,53 @@ async def apply(
     return len(newer)
 
 
-async def _hold(connection: asyncpg.Connection, service: str, direction: Direction, tokens: Mapping[int, int]) -> bool:
-    """Holds the leases until the transaction ends; whether this side is the one that follows, as it seems just now.
+@asynccontextmanager
+async def _writing(connection: asyncpg.Connection, tables: Iterable[TableName]) -> AsyncIterator[None]:
+    """A transaction until whose end the tables keep their columns, and this side its part.
+
+    An image is read as the row type of now, so a column that went and came again would get another one's values.
+    """
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+    if names := ", ".join(f"ONLY {table.sql}" for table in sorted(tables)):
+        # in the fence's order
+        begin += f"; LOCK TABLE {names} IN ROW EXCLUSIVE MODE"
+    try:
+        await connection.execute(begin)
+        yield
+    except BaseException:
+        with suppress(*FAILURES):
+            await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
+
+
+async def _hold(
+    connection: asyncpg.Connection,
+    service: str,
+    direction: Direction,
+    tokens: Mapping[int, int],
+    tables: Iterable[TableName] = (),
+) -> asyncpg.Record:
+    """Holds the leases until the transaction ends; what this side is, and the definition of the tables.
 
     Raises StaleAttempt where one of them is not ours any more.
     """
-    [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
+    allowed = await _may_apply(connection, service, direction, tokens, tables)
     if allowed["held"] != len(tokens):
         raise StaleAttempt(f"{service}: another relay has taken over some of the {direction} stream's shards")
-    return bool(allowed["is_sink"])
+    return allowed
+
+
+async def _may_apply(
+    connection: asyncpg.Connection,
+    service: str,
+    direction: Direction,
+    tokens: Mapping[int, int],
+    tables: Iterable[TableName] = (),
+) -> asyncpg.Record:
+    names = [table.sql for table in tables]
+    [row] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()), names)
+    return row
 
 
 def _is_primary(service: str, direction: Direction) -> StaleAttempt:
@@ -277,7 +324,7 @@ async def prune(
     source, for shards where one does, read after the last batch was forgotten there.
     """
     async with connection.transaction():
-        [allowed] = await connection.fetch(_MAY_APPLY, service, direction, list(tokens), list(tokens.values()))
+        allowed = await _may_apply(connection, service, direction, tokens)
         if allowed["held"] != len(tokens) or await copying(connection, service, direction):
             return 0
         status = await connection.execute(

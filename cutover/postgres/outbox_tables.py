@@ -41,7 +41,7 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class c O
 #: Changes whenever a column of one of the tables is added, dropped, renamed or given another type.
 _DEFINITION = (
     "SELECT md5(string_agg(concat_ws(' ', attrelid, attnum, xmin), ',' ORDER BY attrelid, attnum)) "
-    "FROM pg_catalog.pg_attribute WHERE attnum > 0 AND attrelid = ANY ($1::text[]::regclass[]::oid[])"
+    "FROM pg_catalog.pg_attribute WHERE attnum > 0 AND attrelid = ANY ({}::text[]::regclass[]::oid[])"
 )
 
 
@@ -167,14 +167,24 @@ async def flows(
     return found
 
 
+def definition_sql(parameter: int) -> str:
+    """SQL of what `definition` says of the tables whose names are in that parameter."""
+    return _DEFINITION.format(f"${parameter}")
+
+
 async def definition(connection: asyncpg.Connection, tables: Sequence[TableName]) -> str:
     """Stands for the columns of these tables as this transaction sees them."""
-    return str(await connection.fetchval(_DEFINITION, [table.sql for table in tables]))
+    return str(await connection.fetchval(definition_sql(1), [table.sql for table in tables]))
 
 
 async def require_definition(connection: asyncpg.Connection, tables: Sequence[TableName], known: str) -> None:
     """Raises Redefined where the columns are not those of `known` any more."""
-    if await definition(connection, tables) != known:
+    require_same(await definition(connection, tables), known)
+
+
+def require_same(found: str, known: str) -> None:
+    """Raises Redefined where the two definitions are not the same."""
+    if found != known:
         raise Redefined("a table has got other columns; they are read anew")
 
 

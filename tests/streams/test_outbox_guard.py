@@ -311,7 +311,8 @@ async def test_only_what_is_newer_is_written_in_a_batch_of_both(flowing: World) 
         batch = await read(flowing, hands)
         half = replace(batch, changes=batch.changes[:10])
         assert await outbox_sink.apply(
-            hands.ends.sink, flowing.pair.service, "forward", hands.ends.flows, half.changes, [], hands.relay.tokens
+            hands.ends.sink, flowing.pair.service, "forward", hands.ends.flows, hands.ends.sink_definition,
+            half.changes, [], hands.relay.tokens,
         ) == 10  # fmt: skip
         assert await deliver(hands, batch) == 11
     await flowing.require_equal()

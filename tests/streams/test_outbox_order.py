@@ -3,6 +3,7 @@ no test of their own."""
 
 from typing import Any
 
+import asyncpg
 import pytest
 
 from cutover.postgres import outbox_sink, outbox_source
@@ -120,4 +121,34 @@ async def test_rows_are_not_read_for_columns_that_a_table_had_before(flowing: Wo
     async with flowing.hands() as anew:
         await anew.drain()
     assert await flowing.service.fetchval("SELECT more FROM items") == 7
+    await flowing.require_equal()
+
+
+async def test_rows_are_not_written_into_columns_that_a_table_had_before(flowing: World) -> None:
+    """A column that went and came again at the sink stands in another place, where another one's values would fit."""
+    async with flowing.hands() as hands:
+        await flowing.monolith.execute("INSERT INTO items (id, name, note) VALUES (1, 'a name', 'a note')")
+        await flowing.service.execute("ALTER TABLE items DROP name; ALTER TABLE items ADD name text UNIQUE")
+        with pytest.raises(Redefined):
+            await hands.relay.step(hands.applier, hands.relay.tokens)
+    assert await flowing.service.fetchval("SELECT count(*) FROM items") == 0
+    async with flowing.hands() as anew:
+        await anew.drain()
+    await flowing.require_equal()
+
+
+async def test_columns_stay_as_they_are_while_a_batch_is_written(
+    flowing: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = outbox_sink._raise_versions
+
+    async def in_between(*arguments: Any) -> Any:
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await flowing.service.execute("SET lock_timeout = '50ms'; ALTER TABLE items ADD more int")
+        return await raised(*arguments)
+
+    monkeypatch.setattr(outbox_sink, "_raise_versions", in_between)
+    async with flowing.hands() as hands:
+        await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (1, 'a')")
+        await hands.drain()
     await flowing.require_equal()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
-from cutover.postgres import outbox_sink, outbox_source, outbox_tables
+from cutover.postgres import outbox_sink, outbox_source
 from cutover.postgres.databases import Direction
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_source import Batch, Change
@@ -67,10 +67,6 @@ class Applier:
         """
         outcome = Outcome()
         await self._settle(batch.changes, batch.markers, tokens, outcome)
-        if outcome.refused:
-            # a column that came or went at the sink is no fault of the rows
-            tables = [flow.table for flow in self.ends.flows.values()]
-            await outbox_tables.require_definition(self.ends.sink, tables, self.ends.sink_definition)
         outcome.done += batch.other
         return outcome
 
@@ -104,6 +100,7 @@ class Applier:
             self.service,
             self.direction,
             self.ends.flows,
+            self.ends.sink_definition,
             changes,
             markers,
             tokens,
