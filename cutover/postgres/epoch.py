@@ -93,13 +93,14 @@ async def install(connection: asyncpg.Connection, service: str, side: Side) -> N
 
 
 async def remove(connection: asyncpg.Connection, service: str) -> None:
-    """Takes the service's rows and marker table away; the schema itself is `own_schema`'s."""
+    """Takes the service's rows, marker table and sequences away; the schema itself is `own_schema`'s."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
         if not await connection.fetchval("SELECT to_regclass('cutover.epoch') IS NOT NULL"):
             return
         await connection.execute(f"DROP TABLE IF EXISTS {marker_table(service).sql}")
         await connection.execute(f"DROP SEQUENCE IF EXISTS {refused_sequence(service).sql}")
+        await connection.execute(f"DROP SEQUENCE IF EXISTS {version_sequence(service).sql}")
         await connection.execute("DELETE FROM cutover.epoch WHERE service = $1", service)
 
 

@@ -207,13 +207,16 @@ async def installed(connection: asyncpg.Connection, service: str) -> bool:
 
 
 async def remove_source(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
-    """Takes away what a direction kept at its source; shared tables go with the last service (`own_schema`)."""
+    """Takes away what a direction kept at its source; shared tables go with the last service (`own_schema`).
+
+    The versions' sequence goes with the service's epoch (`epoch.remove`): a late `forget`, or a version row of a branch
+    that is still prepared, must not meet the same version of a stream that was built anew.
+    """
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
         # decisions stay until they are too old to be asked for, or the schema goes
         await connection.execute(f"DROP FUNCTION IF EXISTS {own_function(service).sql}()")
         await connection.execute(f"DROP TABLE IF EXISTS {outbox_table(service).sql}")
-        await connection.execute(f"DROP SEQUENCE IF EXISTS {version_sequence(service).sql}")
         await _forget(connection, ("quarantine",), service, direction)
 
 

@@ -1,7 +1,8 @@
 """Versions of changed keys: `epoch * 2^40 + n`, from one sequence a service in each database.
 
 Drawn with CACHE 1 under the row's lock, so that they rise with each change of a key; the epoch makes them comparable
-across switches and rollbacks. They are no order of commits, and nothing takes them for one.
+across switches and rollbacks. The sequence outlives the stream, so that a version never comes twice in a database. They
+are no order of commits, and nothing takes them for one.
 """
 
 import asyncpg
