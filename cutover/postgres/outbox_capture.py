@@ -98,6 +98,7 @@ END $body$;
         keys = ", ".join(every)
         query = f"{insert} SELECT {_shard(every)}, {version}, 'D', {table}, ARRAY[{keys}] FROM ".replace("%", "%%")
         body = f"\n    EXECUTE format({quote_literal(query + '%s AS t')}, TG_RELID::regclass);"
+        body = _unless_all_are_seen(table) + body
     return (
         rows
         + f"""
@@ -107,6 +108,17 @@ BEGIN{body}
 END $body$;
 """
     )
+
+
+def _unless_all_are_seen(table: str) -> str:
+    """Refuses where the transaction keeps a snapshot: rows that came since would go without an intent."""
+    return f"""
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION USING ERRCODE = '{TRUNCATE_SQLSTATE}',
+            MESSAGE = format('cutover: TRUNCATE of %s is refused in a transaction that is not READ COMMITTED: '
+                'it does not see all rows, and their deletion has to be carried to another database', {table}),
+            HINT = 'Truncate in a READ COMMITTED transaction, or use DELETE.';
+    END IF;"""
 
 
 def _unless_ours(owner: str) -> str:

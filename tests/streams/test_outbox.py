@@ -150,6 +150,25 @@ async def test_truncate_is_the_delete_of_every_row_or_refused(flowing: World) ->
         await flowing.monolith.execute("TRUNCATE items")
 
 
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_a_truncate_that_would_not_see_all_rows_is_refused(flowing: World, isolation: str) -> None:
+    """In the snapshot of such a transaction rows are missing that it takes away all the same."""
+    async with flowing.hands() as hands:
+        await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (1, 'before')")
+        async with flowing.pair.monolith.session("old snapshot") as old:
+            await old.execute(f"BEGIN ISOLATION LEVEL {isolation}; SELECT count(*) FROM items")
+            await flowing.monolith.execute("INSERT INTO items (id, name) VALUES (2, 'unseen')")
+            await hands.drain()
+            with pytest.raises(asyncpg.PostgresError, match=r"TRUNCATE of items .* READ COMMITTED") as refused:
+                await old.execute("TRUNCATE items")
+            assert refused.value.sqlstate == outbox_capture.TRUNCATE_SQLSTATE
+            await old.execute("COMMIT")
+        await flowing.monolith.execute("BEGIN ISOLATION LEVEL READ UNCOMMITTED; TRUNCATE items; COMMIT")
+        await hands.drain()
+        assert await flowing.service.fetchval("SELECT count(*) FROM items") == 0
+    await flowing.require_equal()
+
+
 async def test_our_own_appliers_are_not_captured_at_the_other_side(flowing: World) -> None:
     await flowing.stream("reverse").prepare()
     await flowing.monolith.execute(WRITES)
