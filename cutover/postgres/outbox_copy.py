@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 import asyncpg
 
 from cutover.errors import Conflict
-from cutover.postgres import catalog, epoch, outbox_checksum, outbox_sink
+from cutover.postgres import catalog, epoch, outbox_checksum, outbox_sink, uniques
 from cutover.postgres.compare import Hashed
 from cutover.postgres.databases import Direction
-from cutover.postgres.identifiers import columns_sql
+from cutover.postgres.identifiers import columns_sql, quote
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_tables import Flow
 from cutover.postgres.sampling import Bounds, highest, parts
@@ -223,7 +223,7 @@ async def _write_missing(sink: asyncpg.Connection, part: Range, data: list[bytes
     flow = part.flow
     xid = await _note_done(sink, part)
     await _stage(sink, part, data)
-    status = await sink.execute(f"{_insert_sql(flow)} ON CONFLICT DO NOTHING")
+    status = await sink.execute(_insert_sql(flow, missing=True, named=await uniques.checked_late(sink, flow.table)))
     arrived, wanted = await outbox_checksum.of_staged(sink, _STAGED, flow, part.row_hash, xid)
     if flow.sink.ordered:
         written = await outbox_checksum.as_written(sink, flow, part.row_hash, part.low, part.high, xid)
@@ -246,11 +246,20 @@ async def _stage(sink: asyncpg.Connection, part: Range, data: list[bytes]) -> No
     await _copy(sink, schema, name, part, data)
 
 
-def _insert_sql(flow: Flow) -> str:
+def _insert_sql(flow: Flow, *, missing: bool = False, named: bool = False) -> str:
+    """Inserts what is staged; `missing`: rows that none is in the way of, `named`: where that has to be looked for."""
     columns = columns_sql(flow.source.stored)
+    where = unless = ""
+    if missing and named:
+        row = {c.name: f"t.{quote(c.name)}" for c in flow.sink.columns if c.name in flow.source.stored}
+        absent = {c.name: f"CAST(NULL AS {c.type_sql})" for c in flow.sink.columns if c.name not in row}
+        where = f"WHERE {uniques.free(flow.table, flow.uniques, row | absent)} "
+        unless = f" ON CONFLICT ({columns_sql([k.name for k in flow.sink.key])}) DO NOTHING"
+    elif missing:
+        unless = " ON CONFLICT DO NOTHING"
     return (
         f"INSERT INTO {flow.table.sql} ({columns}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {columns} FROM {_STAGED} AS t ORDER BY {flow.sink.order}"
+        f"SELECT {columns} FROM {_STAGED} AS t {where}ORDER BY {flow.sink.order}{unless}"
     )
 
 

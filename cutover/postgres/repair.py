@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from cutover.errors import ConfigError
+from cutover.postgres import uniques
 from cutover.postgres.catalog import Column
 from cutover.postgres.compare import Look, key_arrays, look
 from cutover.postgres.identifiers import quote
@@ -119,14 +120,18 @@ async def delete_rows(connection: asyncpg.Connection, shape: Shape, keys: Sequen
 
 
 async def insert_rows(connection: asyncpg.Connection, shape: Shape, rows: Sequence[Row]) -> dict[Key, int]:
-    """Inserts what no other row's key stands in the way of; digests of the rows written, by key."""
+    """Inserts rows that no row with one of their unique values stands in the way of; the digests of those, by key."""
     columns = shape.stored
     types = {c.name: c.type_sql for c in shape.columns}
-    casts = ", ".join(f"CAST(v.c{n} AS {types[name]})" for n, name in enumerate(columns))
+    values = {name: f"CAST(v.c{n} AS {types[name]})" for n, name in enumerate(columns)}
+    unless = "ON CONFLICT DO NOTHING"
+    if await uniques.checked_late(connection, shape.table):
+        row = {name: values.get(name, f"CAST(NULL AS {type_sql})") for name, type_sql in types.items()}
+        unless = f"WHERE {uniques.free(shape.table, await uniques.of_table(connection, shape.table), row)}"
     written_rows = await connection.fetch(
         f"INSERT INTO {shape.table.sql} AS t ({', '.join(map(quote, columns))}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {casts} FROM unnest({_arrays(len(columns))}) AS v({_names('c', len(columns))}) "
-        f"ON CONFLICT DO NOTHING RETURNING {shape.digest} AS digest, {shape.key_text}",
+        f"SELECT {', '.join(values.values())} FROM unnest({_arrays(len(columns))}) AS v({_names('c', len(columns))}) "
+        f"{unless} RETURNING {shape.digest} AS digest, {shape.key_text}",
         *_columns(rows, len(columns)),
     )
     return {tuple(row.values())[1:]: row["digest"] for row in written_rows}

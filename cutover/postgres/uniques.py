@@ -1,12 +1,12 @@
 """Unique indexes as SQL: which rows of a table hold a unique value that another row has as well."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
 from cutover.postgres import catalog
-from cutover.postgres.identifiers import TableName
+from cutover.postgres.identifiers import TableName, quote
 
 #: Unique indexes: their columns as SQL over the table's own column names, each with its equality, and their predicate.
 _UNIQUE = """
@@ -22,6 +22,12 @@ SELECT i.indexrelid::regclass::text AS name, i.indexprs IS NULL AS plain,
              JOIN pg_catalog.pg_operator q ON q.oid = o.amopopr
              JOIN pg_catalog.pg_namespace n ON n.oid = q.oprnamespace ORDER BY k.n) AS equals
 FROM pg_catalog.pg_index i WHERE i.indrelid = $1::text::regclass AND i.indisunique AND i.indisvalid ORDER BY 1
+"""
+#: Partitions may have constraints of their own.
+_CHECKED_LATE = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE (i.indisunique OR i.indisexclusion) AND NOT i.indimmediate
+    AND (i.indrelid = $1::text::regclass
+         OR i.indrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1::text::regclass))))
 """
 
 
@@ -51,3 +57,27 @@ async def of_table(connection: asyncpg.Connection, table: TableName) -> tuple[Un
     return tuple(
         Unique(tuple(r["expressions"]), tuple(r["equals"]), r["predicate"] or "", r["nulls_alike"]) for r in rows
     )
+
+
+async def checked_late(connection: asyncpg.Connection, table: TableName) -> bool:
+    """Whether the table has a DEFERRABLE unique or exclusion constraint.
+
+    Then ON CONFLICT needs to be told another index, and a session in replica mode writes a value twice without an
+    error: the check is a trigger's. So what is there has to be looked for (`free`).
+    """
+    return bool(await connection.fetchval(_CHECKED_LATE, table.sql))
+
+
+def free(table: TableName, indexes: Sequence[Unique], row: Mapping[str, str]) -> str:
+    """SQL: whether no row of the table has a unique value of the row whose columns are these expressions."""
+    columns = ", ".join(f"{value} AS {quote(name)}" for name, value in row.items())
+    taken = []
+    for unique in indexes:
+        values = ", ".join(f"({e}) AS e{n}" for n, e in enumerate(unique.expressions))
+        where = unique.predicate or "true"
+        same = unique.same([f"i.e{n}" for n in range(len(unique.expressions))])
+        taken.append(
+            f"NOT EXISTS (SELECT FROM (SELECT {values} FROM (SELECT {columns}) AS x WHERE {where}) AS i "
+            f"CROSS JOIN LATERAL (SELECT FROM {table.sql} AS t WHERE ({same}) AND ({where})) AS b)"
+        )
+    return " AND ".join(taken) or "true"

@@ -38,6 +38,23 @@ async def test_a_tie_or_a_missing_time_is_told_even_where_the_plan_wants_no_aler
     assert "of 4 rows the times are equal or missing, so the source won" in told[-1]
 
 
+async def test_a_missing_row_is_inserted_beside_constraints_that_are_checked_late_unless_a_value_of_it_is_taken(
+    world: World,
+) -> None:
+    await world.both(
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, name text UNIQUE DEFERRABLE INITIALLY DEFERRED, "
+        "note text UNIQUE); INSERT INTO t SELECT n, 'name' || n, 'note' || n FROM generate_series(1, 9) n"
+    )
+    await world.right.execute(
+        "DELETE FROM t WHERE id <= 3; INSERT INTO t VALUES (12, 'name2', NULL), (13, NULL, 'note3')"
+    )
+    missing = [d for d in await differences(world) if d.kind == "missing"]
+    assert len(missing) == 3
+    assert (await repair(world, Table(), missing)).repaired == 1
+    here = await world.right.fetch("SELECT id FROM t ORDER BY id")
+    assert [row["id"] for row in here] == [1, 4, 5, 6, 7, 8, 9, 12, 13]
+
+
 async def test_nothing_is_written_once_a_switch_has_made_the_other_side_the_primary(world: World) -> None:
     """The direction of a repair is as old as its beginning; the epoch row says what holds at the write."""
     await different(world)

@@ -143,6 +143,39 @@ async def test_changes_that_wait_until_the_copy_is_over_win(copying: tuple[World
     await world.require_equal()
 
 
+async def test_a_table_with_a_unique_constraint_that_is_checked_late_is_copied_beside_changes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a conflict with such a constraint the server takes no notice by itself (ON CONFLICT without a key)."""
+    for connection in (world.monolith, world.service):
+        await connection.execute(
+            "ALTER TABLE items DROP CONSTRAINT items_name_key, ADD CONSTRAINT late UNIQUE (name) DEFERRABLE "
+            "INITIALLY DEFERRED; CREATE UNIQUE INDEX ON items (lower(note)) WHERE note <> 'old'"
+        )
+    await world.monolith.execute("INSERT INTO items SELECT n, 'n' || n, 'note' || n FROM generate_series(1, 6) n")
+    await world.stream().start(copy=True)
+    write = outbox_copy._write
+
+    async def after_changes(sink: Any, part: outbox_copy.Range, *arguments: Any) -> Any:
+        if part.flow.name == "items":
+            await world.monolith.execute(
+                "BEGIN; UPDATE items SET name = 'n2', note = NULL WHERE id = 1;"
+                "UPDATE items SET name = 'n1', note = 'NOTE1' WHERE id = 2; COMMIT; DELETE FROM items WHERE id = 3;"
+                "INSERT INTO items VALUES (7, 'n3', 'note3'); UPDATE items SET note = 'other' WHERE id = 4;"
+                "INSERT INTO items VALUES (8, 'n8', 'NOTE4')"
+            )
+            await hands.drain()
+            await world.monolith.execute("UPDATE items SET name = 'late' WHERE id = 5")
+        return await write(sink, part, *arguments)
+
+    monkeypatch.setattr(outbox_copy, "_write", after_changes)
+    async with world.hands() as hands:
+        await Backfill(world.pair, "forward").run(workers=1)
+        await hands.drain()
+        assert await world.stream().held() == []
+    await world.require_equal()
+
+
 async def test_rows_that_come_after_the_ranges_were_cut_are_left_to_their_intents(world: World) -> None:
     """However many they are by the time the last range is read: it is held in memory."""
     await world.monolith.execute(
