@@ -11,6 +11,7 @@ import asyncpg
 from cutover.postgres.databases import Direction
 from cutover.postgres.epoch import SCHEMA
 from cutover.postgres.identifiers import TableName, quote
+from cutover.postgres.keys import Key
 from cutover.postgres.outbox_versions import version_sequence
 
 #: Shares of the keys, by a hash that the source computes.
@@ -120,6 +121,8 @@ END $$;
 """
 _SINK_TABLES = ("relay_lease", "relay_member", "outbox_stream", "backfill_table", "backfill_chunk")
 
+#: Version rows that are deleted at a time, when a stream is taken away.
+_FORGOTTEN = 50_000
 #: How long the id of a write is known. Whoever asks later is told that nobody knows.
 KNOWN_MINUTES = 15
 #: Rows of decisions that one call prunes at most.
@@ -220,11 +223,32 @@ async def remove_source(connection: asyncpg.Connection, service: str, direction:
         await _forget(connection, ("quarantine",), service, direction)
 
 
+async def remove_versions(
+    connection: asyncpg.Connection, service: str, after: tuple[str, Key] = ("", ())
+) -> tuple[str, Key] | None:
+    """Deletes a portion of what a stopped stream has applied here; after which one to go on, None once all are gone.
+
+    All of them before `remove_sink`: a copy of the next stream would take old tombstones for its own.
+    """
+    if not await connection.fetchval("SELECT to_regclass('cutover.row_version') IS NOT NULL"):
+        return None
+    row = await connection.fetchrow(
+        "WITH part AS MATERIALIZED (SELECT ctid, tbl, key FROM cutover.row_version "
+        "WHERE service = $1 AND (tbl, key) > ($2, $3::text[]) ORDER BY tbl, key LIMIT $4), "
+        "gone AS (DELETE FROM cutover.row_version WHERE ctid = ANY (ARRAY(SELECT ctid FROM part))) "
+        "SELECT tbl, key FROM part ORDER BY tbl DESC, key DESC LIMIT 1",
+        service,
+        *after,
+        _FORGOTTEN,
+    )
+    return None if row is None else (row["tbl"], tuple(row["key"]))
+
+
 async def remove_sink(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
-    """Takes away what a direction kept at its sink."""
+    """Takes away what a direction kept at its sink, after `remove_versions`."""
     async with connection.transaction():
         await _forget(connection, _SINK_TABLES, service, direction)
-        # a database is the sink of one direction of a service only
+        # of a branch that was prepared; a database is the sink of one direction of a service only
         if await connection.fetchval("SELECT to_regclass('cutover.row_version') IS NOT NULL"):
             await connection.execute("DELETE FROM cutover.row_version WHERE service = $1", service)
 

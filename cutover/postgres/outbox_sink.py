@@ -30,8 +30,8 @@ from cutover.postgres.outbox_tables import Flow
 KEEP_SECONDS = 600.0
 #: What an apply meets where another row holds a unique value.
 IN_THE_WAY = (asyncpg.UniqueViolationError, asyncpg.ExclusionViolationError)
-#: Version rows that one statement prunes, and tombstones that one sweep looks at.
-_PRUNED = 20_000
+#: Version rows that one call prunes, and tombstones that one sweep looks at.
+PRUNED = 20_000
 _SWEPT = 2_000
 
 _MAY_APPLY = f"""
@@ -321,7 +321,8 @@ async def prune(
     """Deletes version rows of these shards that guard against nothing any more; how many. See the module's rule.
 
     For the holder of the shards' leases, between two batches; `least` holds the least version that waits at the
-    source, for shards where one does, read after the last batch was forgotten there.
+    source, for shards where one does, read after the last batch was forgotten there. At most `PRUNED` of them: where it
+    is as many, there may be more.
     """
     async with connection.transaction():
         allowed = await _may_apply(connection, service, direction, tokens)
@@ -336,7 +337,7 @@ async def prune(
             list(tokens),
             [least.get(shard) for shard in tokens],
             keep_seconds,
-            _PRUNED,
+            PRUNED,
         )
     return int(status.rpartition(" ")[2])
 

@@ -1,13 +1,16 @@
 """Rows that stand in each other's way at the sink, and rows that it refuses: unique values, poison, quarantine."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
 
 from cutover.errors import ConfigError, GateClosed, Refused
-from cutover.postgres import outbox_sink
-from cutover.postgres.databases import Database
+from cutover.postgres import outbox_schema, outbox_sink
+from cutover.postgres.databases import Database, Side
+from cutover.streams.outbox import relay
 from tests.streams.outbox_world import Hands, World, open_world
 from tests.waiting import until
 
@@ -180,6 +183,48 @@ async def test_on_best_effort_what_the_sink_refuses_is_given_up_counted_and_carr
         await until(is_held, "the key is held")
         with pytest.raises(GateClosed, match="quarantine"):
             await flowing.drained()
+
+
+OLD_VERSIONS = (
+    "INSERT INTO cutover.row_version (service, tbl, key, version, shard, deleted, applied_at) "
+    "SELECT $1, 'items', ARRAY[n::text], n, n % 64, true, now() - interval '1 day' FROM generate_series(1, 400) n"
+)
+COUNT_VERSIONS = "SELECT count(*) FROM cutover.row_version WHERE service = $1"
+
+
+async def test_version_rows_that_guard_against_nothing_go_however_many_there_are(
+    flowing: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One portion between two batches, and the next one at once."""
+    monkeypatch.setattr(outbox_sink, "PRUNED", 10)
+    monkeypatch.setattr(relay, "_TIDY_SECONDS", 2.0)
+    await flowing.service.execute(OLD_VERSIONS, flowing.pair.service)
+
+    async def all_gone() -> bool:
+        return bool(await flowing.service.fetchval(COUNT_VERSIONS, flowing.pair.service) == 0)
+
+    async with flowing.relay():
+        await until(all_gone, "no version row is left", 20.0)
+
+
+async def test_a_stream_that_is_dropped_gives_its_version_rows_up_in_portions(
+    flowing: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each effect on a side holds the lock that a switch waits for."""
+    monkeypatch.setattr(outbox_schema, "_FORGOTTEN", 150)
+    await flowing.service.execute(OLD_VERSIONS, flowing.pair.service)
+    await flowing.service.execute(OLD_VERSIONS, "another")
+    left: list[int] = []
+
+    @asynccontextmanager
+    async def effect(side: Side) -> AsyncIterator[asyncpg.Connection]:
+        async with flowing.pair.at(side).session() as connection, connection.transaction():
+            yield connection
+        left.append(await flowing.service.fetchval(COUNT_VERSIONS, flowing.pair.service))
+
+    await flowing.stream().drop(effect)
+    assert sorted(set(left), reverse=True) == [400, 250, 100, 0]
+    assert await flowing.service.fetchval(COUNT_VERSIONS, "another") == 400
 
 
 async def test_a_relay_tells_of_no_problem_of_a_stream_that_was_taken_away(flowing: World) -> None:

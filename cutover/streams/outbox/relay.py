@@ -170,8 +170,9 @@ class Relay:
                     await _rest(wake, _GATHER)
                 wake.clear()
                 tokens = self._share(lane)
-                if time.monotonic() - tidied > _TIDY_SECONDS:
-                    await self.tidy(ends, tokens)
+                due = time.monotonic() - tidied > _TIDY_SECONDS
+                # a portion at a time; where there is more, the next one after a batch
+                if due and await self.tidy(ends, tokens) < outbox_sink.PRUNED:
                     tidied = time.monotonic()
                 if not tokens:
                     await self._nothing(lane)

@@ -22,6 +22,7 @@ from cutover.postgres import (
     replication,
 )  # fmt: skip
 from cutover.postgres.databases import Database, Direction, Pair, Through
+from cutover.postgres.keys import Key
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 from cutover.streams.outbox import janitor
 
@@ -260,6 +261,10 @@ class OutboxStream(OneDirection):
         async with through(self.source_side) as source:
             await outbox_schema.remove_source(source, self.pair.service, self.direction)
             await replication.drop_publication(source, self.publication)
+        place: tuple[str, Key] | None = ("", ())
+        while place is not None:
+            async with through(self.sink_side) as sink:
+                place = await outbox_schema.remove_versions(sink, self.pair.service, place)
         async with through(self.sink_side) as sink:
             await outbox_schema.remove_sink(sink, self.pair.service, self.direction)
 
