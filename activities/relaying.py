@@ -14,6 +14,8 @@ from cutover.streams.outbox import Backfill, carrying
 
 #: Seconds after which the run is told that all is well, and asked whether it goes on.
 SHIFT = 3600.0
+#: Seconds without a way to one of the databases after which the relays are left to another worker, with their leases.
+UNREACHABLE_SECONDS = 30.0
 #: A copy makes room for the application where a marker takes longer than so many seconds.
 LAG_SECONDS = 60.0
 #: Of the time, at least: a copy that hardly goes on is behind for ever.
@@ -30,9 +32,11 @@ class RelayActivities:
     async def relay(self, ref: m.Ref) -> None:
         """Relays of both directions, until the shift is over, the worker ends, or the run cancels it.
 
-        Killed, its leases run out within seconds, and the next attempt takes over.
+        Killed, its leases run out within seconds, and the next attempt takes over; that may be on another worker, so
+        what does not reach a database for a while fails.
         """
-        async with carrying(await self.context.pair(ref), self.context.control) as failed:
+        pair, control = await self.context.pair(ref), self.context.control
+        async with carrying(pair, control, unreachable_after=UNREACHABLE_SECONDS) as failed:
             ending = asyncio.create_task(activity.wait_for_worker_shutdown())
             try:
                 waited: list[asyncio.Future[Any]] = [failed, ending]

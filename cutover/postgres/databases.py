@@ -1,5 +1,6 @@
 """Databases, sides and directions: which rows come from where, and how a connection to them is opened."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -174,6 +175,24 @@ class Database:
                 idle.pop(0).connection.terminate()
         waiting = self._idle.get(kind)
         return waiting.pop().connection if waiting else None
+
+
+@contextmanager
+def ended_after(seconds: float, *connections: asyncpg.Connection) -> Iterator[None]:
+    """Breaks these connections off where the block lasts longer: what waits for them meets a lost connection.
+
+    For a network that says nothing. A cancellation would wait for the server's answer to it, and so would a ROLLBACK.
+    """
+
+    def end() -> None:
+        for connection in connections:
+            connection.terminate()
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @dataclass(frozen=True)

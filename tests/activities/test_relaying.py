@@ -6,14 +6,17 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import models as m
+from activities import relaying
 from activities.context import Context
 from activities.relaying import RelayActivities
 from activities.replication import ReplicationActivities
 from cutover.control import plans
 from cutover.control.database import Control
+from cutover.devstack.cluster import free_port
 from cutover.pairs import pair
 from cutover.plan.dsn import variable
 from cutover.plan.load import load_text
@@ -89,3 +92,19 @@ async def test_rows_are_copied_and_carried_by_the_plans_level_until_the_relays_a
                 await until(stream.ready, "the next relays are at work")
         finally:
             await stream.drop()
+
+
+async def test_relays_that_do_not_reach_a_database_are_left_to_another_worker(
+    monolith_db: Database, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaying, "UNREACHABLE_SECONDS", 0.3)
+    service = f"s{uuid4().hex[:8]}"
+    plan = load_text(PLAN.format(migration=f"m-{service}", service=service))
+    await plans.register(control, plan, "test")
+    nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/nothing"
+    settings = Settings({variable("monolith"): monolith_db.dsn, variable("service_db"): nowhere})
+    ref = m.Ref(migration=plan.migration, plan_hash=plan.hash, service=service)
+    async with asyncio.timeout(20):
+        with pytest.raises(ApplicationError, match="has not reached both databases") as raised:
+            await ActivityEnvironment().run(RelayActivities(Context(settings, control)).relay, ref)
+    assert (raised.value.type, raised.value.non_retryable) == ("Unreachable", False)

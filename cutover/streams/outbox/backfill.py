@@ -9,12 +9,15 @@ import asyncpg
 
 from cutover import faults
 from cutover.postgres import outbox_checksum, outbox_copy, outbox_schema
-from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.databases import Direction, Pair, ended_after
 from cutover.streams.outbox.sessions import open_ends
 
 #: What an apply that writes the same rows may cost a range; it is copied again.
 _CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError, asyncpg.SerializationError)
 _PAUSE = 0.2
+#: Seconds after which the sessions of a range or a sweep are broken off: a statement of theirs has ended by then
+#: (`sessions`). What was done stays done, and the copy is run again.
+COPY_SECONDS = 2400.0
 #: One reads a range, one writes it, one compares what was written.
 _WORKERS = 3
 
@@ -49,19 +52,22 @@ class Backfill:
             while True:
                 began = time.monotonic()
                 try:
-                    async with faults.step("backfill.range"):
-                        copied = await outbox_copy.copy_next(ends.source, ends.sink, job)
+                    with ended_after(COPY_SECONDS, ends.source, ends.sink):
+                        async with faults.step("backfill.range"):
+                            copied = await outbox_copy.copy_next(ends.source, ends.sink, job)
                     if copied:
                         if rest is not None:
                             await rest(time.monotonic() - began)
                         continue
-                    async with faults.step("backfill.sweep"):
-                        swept = await outbox_copy.sweep_next(ends.sink, service, self.direction, ends.flows)
+                    with ended_after(COPY_SECONDS, ends.source, ends.sink):
+                        async with faults.step("backfill.sweep"):
+                            swept = await outbox_copy.sweep_next(ends.sink, service, self.direction, ends.flows)
                     if swept:
                         continue
                 except _CROSSED:
                     continue
-                found = await outbox_copy.progress(ends.sink, service, self.direction)
+                with ended_after(COPY_SECONDS, ends.sink):
+                    found = await outbox_copy.progress(ends.sink, service, self.direction)
                 if all(table.swept for table in found):
                     return
                 await asyncio.sleep(_PAUSE)  # somebody else copies the last ranges

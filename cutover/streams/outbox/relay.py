@@ -7,20 +7,21 @@ effect the second time. Killed anywhere, its shards are taken over when its leas
 
 import asyncio
 import logging
+import math
 import os
 import random
 import socket
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
 from cutover import faults
-from cutover.errors import CutoverError, NotYet, StaleAttempt
+from cutover.errors import CutoverError, NotYet, StaleAttempt, Unreachable
 from cutover.postgres import outbox_lease, outbox_quarantine, outbox_sink, outbox_source
-from cutover.postgres.databases import FAILURES, Direction, Pair
+from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, Direction, Pair, ended_after
 from cutover.postgres.outbox_lease import LEASE_SECONDS
 from cutover.postgres.outbox_schema import WAKE
 from cutover.postgres.outbox_source import Batch
@@ -43,6 +44,9 @@ _CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 #: A change that another row is in the way of is refused for good after so many tries in a row.
 _STRIKES = 6
 _STRIKE_PAUSE = 0.1
+#: Seconds after which the sessions of a batch are broken off: its statements end before (`sessions`), so what is not
+#: back by then has no server or no network behind it.
+ROUND_SECONDS = 180.0
 
 
 class Relay:
@@ -60,12 +64,15 @@ class Relay:
         lanes: int = 2,
         batch: int = 500,
         lease_seconds: float = LEASE_SECONDS,
+        unreachable_after: float = math.inf,
     ) -> None:
+        """`unreachable_after`: seconds without a way to both databases after which `run` gives up, and the leases."""
         self.pair = pair
         self.direction = direction
         self.lanes = lanes
         self.batch = batch
         self.lease_seconds = lease_seconds
+        self.unreachable_after = unreachable_after
         self.owner = f"{socket.gethostname()[:40]}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         #: Shards that are ours, with the token of each lease.
         self.tokens: dict[int, int] = {}
@@ -79,13 +86,19 @@ class Relay:
         self._helping: set[int] = set()
         self._help = asyncio.Event()
         self._ending = False
+        #: Lanes whose sessions are open, and since when the beat or all lanes do not get theirs.
+        self._open = 0
+        self._away: dict[str, float] = {}
 
     @property
     def _label(self) -> str:
         return f"cutover-relay/{self.pair.service}/{self.direction}"
 
     async def run(self) -> None:
-        """Works until it is cancelled; then gives its leases back. Errors are counted, told and tried again."""
+        """Works until it is cancelled; then gives its leases back. Errors are counted, told and tried again.
+
+        Raises Unreachable after `unreachable_after`: a relay elsewhere may reach both databases.
+        """
         self._ending = False
         failed: list[BaseException] = []
         tasks = {asyncio.create_task(self._beat()), *(asyncio.create_task(self._lane(n)) for n in range(self.lanes))}
@@ -110,11 +123,24 @@ class Relay:
             try:
                 async with self.pair.sink(self.direction).session(self._label) as sink:
                     while not self._ending:
-                        await self._renew(sink)
+                        with ended_after(self.lease_seconds, sink):
+                            await self._renew(sink)
+                        self._away.pop("leases", None)
                         # until there are leases nothing can be done
                         await asyncio.sleep(self.lease_seconds / 5 if self.tokens else _NOTHING_TO_DO)
-            except FAILURES:
+            except FAILURES as error:
+                self._require_reached("leases", error)
                 await asyncio.sleep(0.2)
+
+    def _require_reached(self, what: str, error: Exception) -> None:
+        """Counts the seconds for which a database is away. Raises Unreachable after too many of them."""
+        if not isinstance(error, (*CONNECTION_ERRORS, Unreachable)):
+            self._away.pop(what, None)
+        elif time.monotonic() - self._away.setdefault(what, time.monotonic()) > self.unreachable_after:
+            raise Unreachable(
+                f"{self.pair.service}: the {self.direction} relay has not reached both databases for "
+                f"{self.unreachable_after:g} s from this worker: {_words(error)}"
+            )
 
     async def _renew(self, sink: asyncpg.Connection) -> None:
         applied, failures = self.applied, self.failures
@@ -150,6 +176,8 @@ class Relay:
                 self.failures += 1
                 self._problems[lane] = _words(error)
                 _log.info("%s: the %s relay tries again: %s", self.pair.service, self.direction, _words(error))
+                if not self._open:
+                    self._require_reached("ends", error)
                 pause = _SHORTEST_RETRY if self.applied > begun else min(pause * 2, _LONGEST_RETRY)
                 await asyncio.sleep(pause)
 
@@ -157,10 +185,12 @@ class Relay:
         """Carries batches over sessions that are kept until an error."""
         while not self._share(lane):
             self._problems.pop(lane, None)  # without leases there is nothing that could be wrong
+            if not self.tokens:
+                self._away.pop("ends", None)
             await self._nothing(lane)
             if self._ending:
                 return
-        async with open_ends(self.pair, self.direction, "relay") as ends:
+        async with open_ends(self.pair, self.direction, "relay") as ends, self._reached():
             wake = asyncio.Event()
             await ends.source.add_listener(WAKE, lambda *_: wake.set())
             applier = Applier(ends, self.pair.service, self.direction)
@@ -170,24 +200,35 @@ class Relay:
                     await _rest(wake, _GATHER)
                 wake.clear()
                 tokens = self._share(lane)
-                due = time.monotonic() - tidied > _TIDY_SECONDS
-                # a portion at a time; where there is more, the next one after a batch
-                if due and await self.tidy(ends, tokens) < outbox_sink.PRUNED:
-                    tidied = time.monotonic()
                 if not tokens:
                     await self._nothing(lane)
                     continue
-                full = await outbox_source.waiting(ends.source, self.pair.service, list(tokens))
-                if full:
-                    turn += 1
-                    try:
-                        full = await self.step(applier, tokens, turn)
-                    except _CROSSED:
-                        # no row was refused, so nothing failed
-                        await asyncio.sleep(_SHORTEST_RETRY * random.random())
-                        continue
+                due = time.monotonic() - tidied > _TIDY_SECONDS
+                with ended_after(ROUND_SECONDS, ends.source, ends.sink):
+                    # a portion at a time; where there is more, the next one after a batch
+                    if due and await self.tidy(ends, tokens) < outbox_sink.PRUNED:
+                        tidied = time.monotonic()
+                    full = await outbox_source.waiting(ends.source, self.pair.service, list(tokens))
+                    if full:
+                        turn += 1
+                        try:
+                            full = await self.step(applier, tokens, turn)
+                        except _CROSSED:
+                            # no row was refused, so nothing failed
+                            await asyncio.sleep(_SHORTEST_RETRY * random.random())
+                            continue
                 self._problems.pop(lane, None)
                 self._share_out(lane, full)
+
+    @asynccontextmanager
+    async def _reached(self) -> AsyncIterator[None]:
+        """While a lane's sessions are open."""
+        self._open += 1
+        self._away.pop("ends", None)
+        try:
+            yield
+        finally:
+            self._open -= 1
 
     def _share(self, lane: int) -> dict[int, int]:
         """The leases whose keys this lane carries just now. A key is never in two lanes' hands."""

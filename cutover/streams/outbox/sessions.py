@@ -16,6 +16,9 @@ from cutover.postgres.outbox_tables import Flow
 #: Writers of one kind and service that may be at work at once; each has a replication origin of its own.
 _MOST_WRITERS = 32
 
+#: Seconds that opening both ends may take; a network may say nothing.
+_OPENING_SECONDS = 60.0
+
 #: Keys are looked up by their index, whatever the planner believes of a table that was never analysed. Locks and
 #: statements end, so that a batch is never in flight for long (see `outbox_sink` on pruning).
 _SETTINGS = {
@@ -54,15 +57,16 @@ async def open_ends(pair: Pair, direction: Direction, purpose: str, *, copy: boo
     """Raises Unreachable, ConfigError, GateClosed, and NotYet while too many such writers are at work."""
     settings = _COPY_SETTINGS if copy else _SETTINGS
     async with AsyncExitStack() as stack:
-        source = await pair.source(direction).connect(f"cutover-{purpose}/{pair.service}")
-        stack.push_async_callback(_close, source)
-        sink = await _writer(stack, pair, direction, purpose)
-        for connection in (source, sink):
-            for name, value in settings.items():
-                await connection.execute("SELECT pg_catalog.set_config($1, $2, false)", name, value)
-            await compare.read_alike(connection)
-        known = [await outbox_tables.definition(connection, pair.tables) for connection in (source, sink)]
-        flows = await outbox_tables.flows(source, sink, pair.tables, pair.compare)
+        async with asyncio.timeout(_OPENING_SECONDS):
+            source = await pair.source(direction).connect(f"cutover-{purpose}/{pair.service}")
+            stack.push_async_callback(_close, source)
+            sink = await _writer(stack, pair, direction, purpose)
+            for connection in (source, sink):
+                for name, value in settings.items():
+                    await connection.execute("SELECT pg_catalog.set_config($1, $2, false)", name, value)
+                await compare.read_alike(connection)
+            known = [await outbox_tables.definition(connection, pair.tables) for connection in (source, sink)]
+            flows = await outbox_tables.flows(source, sink, pair.tables, pair.compare)
         yield Ends(source, sink, flows, *known)
 
 
