@@ -54,11 +54,16 @@ class Branch:
         """Raises SecondaryAway, ConfigError."""
         try:
             self._session = await self._sides.writers(self._side).take()
-            await self._session.execute(self._route.begin_sql)
+            await self._begin()
             return
         except FAILURES as error:
             problem = self._translated(error)
         raise problem
+
+    async def _begin(self) -> None:
+        """Under its locks the columns stay: an image is read by their places. Raises Redefined."""
+        await self._open.execute(self._route.begin_sql)
+        await outbox_tables.require_definition(self._open, self._sides.pair.tables, self._route.sink_definition)
 
     async def apply(self, changes: Sequence[Change]) -> None:
         """Writes the changes, and waits a little for unique values that are on their way to be free here too.
@@ -89,7 +94,7 @@ class Branch:
                         "change waits to be carried over; nothing was done, try again"
                     )
                     break
-                await self._open.execute(self._route.begin_sql)
+                await self._begin()
             except FAILURES as error:
                 problem = self._translated(error)
                 break

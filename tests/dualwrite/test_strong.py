@@ -299,6 +299,18 @@ async def test_columns_that_change_are_read_anew(both: Both, trading: ServicePoo
     assert await both.on("service", "SELECT other FROM trades WHERE id = 4") == 5
 
 
+async def test_a_column_that_has_come_anew_at_the_other_side_does_not_take_another_one_s_values(
+    both: Both, trading: ServicePool
+) -> None:
+    for side in SIDES:
+        await both.on(side, "ALTER TABLE trades ADD COLUMN fee int, ADD COLUMN tax int")
+    await trading.execute("INSERT INTO trades (id, fee, tax) VALUES (1, 10, 2)")
+    await both.on("service", "ALTER TABLE trades DROP COLUMN fee")
+    await both.on("service", "ALTER TABLE trades ADD COLUMN fee int")
+    await trading.execute("INSERT INTO trades (id, fee, tax) VALUES (2, 20, 4)")
+    assert await both.on("service", "SELECT fee || ' ' || tax FROM trades WHERE id = 2") == "20 4"
+
+
 async def test_before_its_stream_is_started_a_service_is_written_at_its_primary_alone(
     control: Control, control_db: Database, monolith_db: Database, service_db: Database
 ) -> None:
