@@ -22,11 +22,16 @@ from cutover.postgres.keys import Key
 
 _PEEK = (
     "SELECT data FROM pg_logical_slot_peek_binary_changes("
-    "$1::text, NULL, $3::int, 'proto_version', '1', 'publication_names', $2::text{})"
+    "$1::text, $4::text::pg_lsn, $3::int, 'proto_version', '1', 'publication_names', $2::text{})"
 )
 _OWN_ONLY = ", 'origin', 'none'"
 #: Messages fetched from the server at once; the rest waits there.
 _PREFETCH = 500
+#: Bytes of log that one reading goes through at most, so that it ends in time however far behind the slot is.
+REACH = 256 * 1024 * 1024
+#: How long a reading outside of a fence may take: a transaction comes whole, and the log is read from where the oldest
+#: open one began.
+_READ_TIMEOUT = "300s"
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,11 @@ class Changes:
 
     keys: dict[TableName, set[Key]] = field(default_factory=dict)
     whole: set[TableName] = field(default_factory=set)
-    #: End of the last commit, as text; None where there was none.
+    #: To where the slot may be advanced, as text: the end of the last commit, or further. None: nowhere.
     end: str | None = None
     messages: int = 0
+    #: The reading ended before all that was flushed when it began.
+    more: bool = False
 
     def add(self, table: TableName, key: Key | None) -> None:
         if key is None:
@@ -232,43 +239,94 @@ async def ensure_slot(connection: asyncpg.Connection, slot: str, publication: st
     return True
 
 
-async def peek(
-    connection: asyncpg.Connection, slot: str, publication: str, tables: Mapping[TableName, TableKey], limit: int | None
-) -> AsyncIterator[Changes]:
-    """The next committed changes of the slot, about `limit` messages (None: all that is flushed); the slot stays.
+async def _bound(connection: asyncpg.Connection, slot: str) -> tuple[str, bool]:
+    """Up to where a reading goes, what is flushed and at most REACH; whether all that is flushed is before it."""
+    row = await connection.fetchrow(
+        "SELECT least(flushed, reach)::text AS lsn, flushed <= reach AS last FROM (SELECT pg_current_wal_flush_lsn() "
+        "AS flushed, confirmed_flush_lsn + $2::numeric AS reach FROM pg_replication_slots WHERE slot_name = $1) AS s",
+        slot,
+        REACH,
+    )
+    if row is None or row["lsn"] is None:
+        raise _unreadable(slot, "it is gone")
+    return row["lsn"], row["last"]
 
-    They come in parts of bounded size, a transaction never cut by the limit. Only the last part has an `end`, to
-    advance to.
+
+def _unreadable(slot: str, why: str) -> GateClosed:
+    return GateClosed(
+        f"the changes of slot {slot!r} cannot be read any more ({why}): "
+        "prepare it again, and let a full pass verify the tables"
+    )
+
+
+async def peek(
+    connection: asyncpg.Connection,
+    slot: str,
+    publication: str,
+    tables: Mapping[TableName, TableKey],
+    limit: int | None,
+    *,
+    bounded: bool = False,
+) -> AsyncIterator[Changes]:
+    """The next committed changes of the slot, about `limit` messages (None: all); the slot stays.
+
+    `bounded`: at most REACH bytes of log, else all that is flushed. Log without a change of ours brings no message
+    (from 15 on), so then the last part's `end` is that bound. A reading goes on behind the record in which the bound
+    lies, and a later one takes the commits that begin at the bound or after it: none is passed over.
+    They come in parts of bounded size, a transaction never cut. Only the last part has an `end`.
     Raises NotYet while another session reads the slot, GateClosed where the slot is gone or lost.
     """
+    upto, last = await _bound(connection, slot) if bounded else (None, True)
+    messages = 0
     parser = Parser(tables)
     sql = _PEEK.format(_OWN_ONLY if replication.tells_origins_apart(connection) else "")
     try:
         async with connection.transaction():
-            async for row in connection.cursor(sql, slot, publication, limit, prefetch=_PREFETCH):
+            if upto:
+                await _take_time(connection)
+            async for row in connection.cursor(sql, slot, publication, limit, upto, prefetch=_PREFETCH):
                 parser.take(row["data"])
+                messages += 1
                 if parser.changes.count >= _PREFETCH * 10:
                     part, parser.changes = parser.changes, Changes()
                     yield Changes(part.keys, part.whole, None, part.messages)
                     parser.changes.end = part.end
     except asyncpg.ObjectInUseError:
         raise NotYet(f"replication slot {slot!r} is being read by another session just now") from None
+    except asyncpg.QueryCanceledError:
+        raise _slow(slot) from None
     except (asyncpg.UndefinedObjectError, asyncpg.ObjectNotInPrerequisiteStateError) as error:
-        raise GateClosed(
-            f"the changes of slot {slot!r} cannot be read any more ({error.sqlstate}): "
-            "prepare it again, and let a full pass verify the tables"
-        ) from None
+        raise _unreadable(slot, error.sqlstate) from None
+    full = limit is not None and messages >= limit
+    if upto and not full:
+        parser.changes.end = upto
+    parser.changes.more = full or not last
     yield parser.changes
 
 
 async def advance(connection: asyncpg.Connection, slot: str, end: str) -> None:
     """Lets the server forget what is before `end`. Raises NotYet while another session reads the slot."""
     try:
-        await connection.execute(
-            "SELECT pg_replication_slot_advance($1, $2::text::pg_lsn) FROM pg_replication_slots "
-            "WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn",
-            slot,
-            end,
-        )
+        async with connection.transaction():
+            await _take_time(connection)
+            await connection.execute(
+                "SELECT pg_replication_slot_advance($1, $2::text::pg_lsn) FROM pg_replication_slots "
+                "WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn",
+                slot,
+                end,
+            )
     except asyncpg.ObjectInUseError:
         raise NotYet(f"replication slot {slot!r} is being read by another session just now") from None
+    except asyncpg.QueryCanceledError:
+        raise _slow(slot) from None
+
+
+async def _take_time(connection: asyncpg.Connection) -> None:
+    await connection.execute(f"SET LOCAL statement_timeout = '{_READ_TIMEOUT}'")
+
+
+def _slow(slot: str) -> NotYet:
+    return NotYet(
+        f"reading replication slot {slot!r} took too long and was broken off: look for a transaction that is open for "
+        "long at that server (pg_stat_activity), or for a very large one that is just over; it is read again"
+    )

@@ -25,7 +25,7 @@ from cutover.postgres.databases import Direction, Pair, Through, source_side
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import key_from_json, key_json
 from cutover.postgres.shapes import Shape, shapes
-from cutover.reconcile.marking import CLEAR, DIRTY, KEEP, RESET, columns
+from cutover.reconcile.marking import ADOPT, CLEAR, DIRTY, KEEP, RESET, WHOLE, columns
 from cutover.reconcile.sides import both_sides, translated
 
 #: Messages taken off the slot at once.
@@ -38,19 +38,6 @@ ENOUGH = 500
 ROUNDS = 5
 #: Seconds for which another reader of the slot is waited out (our own background reader, mostly).
 PATIENCE = 5.0
-
-_WHOLE = """
-UPDATE control.changed_table SET whole_number = nextval('control.change_number')
-WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = ANY($4)
-"""
-#: Where the switch is another one by now there is nothing held, and nothing changed.
-_ADOPT = f"""
-WITH held AS ({switches.HELD}), adopted AS (
-    UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp()
-    WHERE migration = $1 AND service = $2 AND direction = $6 AND EXISTS (SELECT FROM held)
-)
-SELECT EXISTS (SELECT FROM held)
-"""  # noqa: S608 (constant text)
 
 
 @dataclass(frozen=True)
@@ -178,11 +165,19 @@ class ChangedKeys:
             return await changes.slot_whole(connection, self.slot)
 
     async def consume(self, limit: int | None = MESSAGES, *, advance: bool = True) -> int:
-        """Takes about `limit` messages off the slot (None: all that is flushed); how many there were (0: none left).
+        """Takes about `limit` messages off the slot (None: all that is flushed); how many there were.
 
         A transaction is never cut. Only one reader at a time can hold a slot: another one is waited out for some
         seconds, then NotYet.
         """
+        total, more = await self._consumed(limit, advance)
+        while more and limit is None:
+            taken, more = await self._consumed(limit, advance)
+            total += taken
+        return total
+
+    async def _consumed(self, limit: int | None, advance: bool) -> tuple[int, bool]:
+        """One reading: how many messages, and whether there is more to read."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         async with self._reading:
             while True:
@@ -193,16 +188,17 @@ class ChangedKeys:
                         raise
                     await asyncio.sleep(0.01)
 
-    async def _consume(self, limit: int | None, advance: bool) -> int:
-        messages, end = 0, None
+    async def _consume(self, limit: int | None, advance: bool) -> tuple[int, bool]:
+        messages, end, more = 0, None, False
         async with self._using() as opened:
-            async for part in changes.peek(opened.source, self.slot, self.publication, opened.relations, limit):
+            read = (self.slot, self.publication, opened.relations, limit)
+            async for part in changes.peek(opened.source, *read, bounded=advance):
                 await self._keep(part)
                 messages += part.messages
-                end = part.end or end
+                end, more = part.end or end, part.more
             if end and advance:
                 await changes.advance(opened.source, self.slot, end)
-        return messages
+        return messages, more
 
     async def _keep(self, part: Changes) -> None:
         if not part.keys and not part.whole:
@@ -213,12 +209,13 @@ class ChangedKeys:
             return
         async with self.control.transaction() as connection:
             await connection.execute(KEEP, *self._who, *keys)
-            await connection.execute(_WHOLE, *self._who, [str(t) for t in part.whole])
+            await connection.execute(WHOLE, *self._who, [str(t) for t in part.whole])
 
     async def drain(self, *, polite: bool = False) -> None:
         """Consumes until hardly anything is left; `polite` stops once a switch is under way, which reads it itself."""
-        while not (polite and await self._switching()) and await self.consume() >= MESSAGES:
-            continue
+        more = True
+        while more and not (polite and await self._switching()):
+            _, more = await self._consumed(MESSAGES, advance=True)
 
     async def _switching(self) -> bool:
         return await switches.under_way(self.control, self.pair.migration, self.pair.service) is not None
@@ -321,7 +318,7 @@ class ChangedKeys:
         For the direction that begins with a switch: its slot exists before the fence, whose verdict covers the rest.
         Raises StaleAttempt where that switch is not the one under way any more.
         """
-        if not await self.control.fetchval(_ADOPT, *switches.held_by(switch), self.direction):
+        if not await self.control.fetchval(ADOPT, *switches.held_by(switch), self.direction):
             raise switches.overtaken(switch)
 
     async def verify(self, *, tidy: bool = True, tail_taken: bool = False) -> Verdict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from cutover.control import switches
 from cutover.control.database import Control
 from cutover.postgres.databases import Direction
 from cutover.postgres.identifiers import TableName
@@ -30,6 +31,18 @@ DELETE FROM control.changed_key k USING unnest($4::text[], $5::text[], $6::bigin
 WHERE k.migration = $1 AND k.service = $2 AND k.direction = $3
   AND k.table_name = c.table_name AND k.key_id = c.key_id AND k.number = c.number
 """
+WHOLE = """
+UPDATE control.changed_table SET whole_number = nextval('control.change_number')
+WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = ANY($4)
+"""
+#: Where the switch is another one by now there is nothing held, and nothing changed.
+ADOPT = f"""
+WITH held AS ({switches.HELD}), adopted AS (
+    UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp()
+    WHERE migration = $1 AND service = $2 AND direction = $6 AND EXISTS (SELECT FROM held)
+)
+SELECT EXISTS (SELECT FROM held)
+"""  # noqa: S608 (constant text)
 
 
 def columns(keys: Iterable[tuple[TableName | str, str]]) -> tuple[list[str], list[str], list[str]]:

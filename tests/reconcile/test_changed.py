@@ -193,6 +193,92 @@ async def test_a_crash_between_keeping_and_advancing_brings_the_keys_again(
     assert await keys(world) == {"t": {'["1"]'}}
 
 
+async def slot_at(world: World) -> int:
+    """Bytes of log from the beginning to where the slot stands."""
+    return int(
+        await world.left.fetchval(
+            "SELECT confirmed_flush_lsn - '0/0'::pg_lsn FROM pg_replication_slots WHERE slot_name = $1",
+            "cutover_svc_changes",
+        )
+    )
+
+
+async def flushed(world: World) -> int:
+    return int(await world.left.fetchval("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn"))
+
+
+async def other_work(world: World) -> None:
+    """Half a megabyte of log that no publication of ours tells of."""
+    await world.left.execute("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 500)")
+
+
+async def test_the_slot_moves_on_over_log_that_holds_no_change_of_ours(
+    world: World, changed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From PostgreSQL 15 on nothing is sent for it; a quiet service must not keep the monolith's log for ever."""
+    monkeypatch.setattr(changes, "REACH", 100_000)
+    await world.both("CREATE TABLE t (id int PRIMARY KEY)")
+    followed = await changed("t")
+    await world.left.execute("CREATE TABLE other (v text)")
+    await other_work(world)
+    end, before = await flushed(world), await slot_at(world)
+    assert end - before > 400_000
+    await followed.consume()
+    assert await slot_at(world) == before + 100_000, "one reading goes no further"
+    await followed.drain()
+    assert await slot_at(world) >= end
+    assert await followed.tail() == {T: 0}
+
+
+async def test_a_transaction_that_is_open_across_the_end_of_a_reading_is_read_whole_afterwards(
+    world: World, changed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "REACH", 200_000)
+    await world.both("CREATE TABLE t (id int PRIMARY KEY)")
+    followed = await changed("t")
+    await world.left.execute("CREATE TABLE other (v text)")
+    await followed.drain()
+    async with world.pair.monolith.session() as writer:
+        begun = writer.transaction()
+        await begun.start()
+        await writer.execute("INSERT INTO t VALUES (1)")
+        written = await flushed(world)
+        await other_work(world)
+        await followed.drain()
+        assert await slot_at(world) > written + 200_000, "the row's own record lies behind the slot"
+        await other_work(world)
+        await writer.execute("INSERT INTO t VALUES (2)")
+        await begun.commit()
+    await followed.consume()
+    assert await keys(world) == {}, "the commit lies beyond this reading"
+    await followed.drain()
+    assert await keys(world) == {"t": {'["1"]', '["2"]'}}
+
+
+@pytest.mark.parametrize(("limit", "reach"), [(10_000, 40), (1, 40), (1, 1_000_000)])
+async def test_wherever_a_reading_ends_no_commit_is_passed_over(
+    world: World, changed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, limit: int, reach: int
+) -> None:
+    """In the middle of a record, between two, at the beginning of a commit."""
+    await world.both("CREATE TABLE t (id int PRIMARY KEY)")
+    followed = await changed("t")
+    async with world.pair.monolith.session() as writer:
+        begun = writer.transaction()
+        await begun.start()
+        await writer.execute("INSERT INTO t VALUES (0)")
+        for number in range(1, 13):
+            await world.left.execute(f"INSERT INTO t VALUES ({number})")
+        await begun.commit()
+    end = await flushed(world)
+    readings = 0
+    while await slot_at(world) < end:
+        monkeypatch.setattr(changes, "REACH", reach - readings * 7 % 40)
+        await followed.consume(limit)
+        readings += 1
+    assert readings >= (13 if reach > 40 else 60)
+    assert await keys(world) == {"t": {f'["{number}"]' for number in range(13)}}
+
+
 async def test_a_lost_slot_voids_what_was_verified(world: World, changed: Callable[..., Any]) -> None:
     await world.both("CREATE TABLE t (id int PRIMARY KEY)")
     followed = await changed("t")
