@@ -14,6 +14,9 @@ import asyncpg
 from cutover.errors import NotYet
 from cutover.postgres.databases import Database
 
+#: A process that is stopped in the middle of a write, or a network that says nothing, must not keep rows for long.
+LIMITS = {"idle_in_transaction_session_timeout": "30s", "statement_timeout": "60s"}
+
 
 def origin_name(service: str, purpose: str) -> str:
     """The replication origin of one of our writers. A purpose is one word, so that cleanup can tell services apart."""
@@ -22,9 +25,9 @@ def origin_name(service: str, purpose: str) -> str:
 
 @asynccontextmanager
 async def applier_session(database: Database, service: str, purpose: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that may write behind the fence. Raises NotYet while another session holds the origin."""
+    """A connection that may write behind the fence, under LIMITS. Raises NotYet while another holds the origin."""
     # never a kept session: its replication origin would outlive the reset
-    async with replace(database, reuse=False).session(f"cutover-{purpose}/{service}") as connection:
+    async with replace(database, reuse=False).session(f"cutover-{purpose}/{service}", **LIMITS) as connection:
         await connection.execute("SET session_replication_role = replica; SET cutover.applier = 'on'")
         name = origin_name(service, purpose)
         # made by another session since the look: it is there, which is all that is needed

@@ -21,13 +21,17 @@ from cutover.control.reports import Difference
 from cutover.errors import NotYet
 from cutover.postgres import compare, epoch, repair
 from cutover.postgres.applier import applier_session
-from cutover.postgres.databases import Direction, Pair
+from cutover.postgres.databases import Direction, Pair, ended_after
 from cutover.postgres.keys import Key
 from cutover.postgres.shapes import Shape
 
 #: Seconds that the primary's rows may be held while a marker goes through the stream, and that a lock is waited for.
 HOLD = 3.0
 LOCK_TIMEOUT = "2s"
+#: The session at the primary that holds rows holds up the application: no longer, whatever becomes of this process.
+HOLDER_LIMITS = {"idle_in_transaction_session_timeout": "10s", "statement_timeout": "10s"}
+#: Seconds for one write of a batch, where the network says nothing.
+WRITE_SECONDS = 60.0
 
 #: How an outcome begins that a person has to look at.
 BLOCKED = "blocked"
@@ -79,7 +83,8 @@ async def in_one_or_singly(work: Ground, write: Write, steps: Sequence[Wanted]) 
             group = groups.pop()
             try:
                 async with faults.step("repair.write"):
-                    outcome.update(await write(work, writer, group))
+                    with ended_after(WRITE_SECONDS, writer, work.source, work.sink):
+                        outcome.update(await write(work, writer, group))
             except (*_BLOCKED, _Inexact) as error:
                 if len(group) > 1:
                     groups.extend([step] for step in group)
@@ -123,30 +128,39 @@ async def delete(work: Ground, writer: asyncpg.Connection, steps: Sequence[Wante
 
 
 async def insert(work: Ground, writer: asyncpg.Connection, steps: Sequence[Wanted]) -> dict[Key, str]:
+    settings = {**compare.TEXT_SETTINGS, **HOLDER_LIMITS, "lock_timeout": LOCK_TIMEOUT}
+    async with work.pair.source(work.direction).session(f"cutover-repair/{work.pair.service}", **settings) as holder:
+        with ended_after(WRITE_SECONDS, holder):
+            async with holder.transaction():
+                return await _insert_held(work, writer, holder, steps)
+
+
+async def _insert_held(
+    work: Ground, writer: asyncpg.Connection, holder: asyncpg.Connection, steps: Sequence[Wanted]
+) -> dict[Key, str]:
     outcome = {step.key: _CHANGED for step in steps}
     expected = {s.key: s.difference.source_hash for s in steps}
     keys = list(expected)
-    primary = work.pair.source(work.direction)
-    settings = {**compare.TEXT_SETTINGS, "lock_timeout": LOCK_TIMEOUT}
-    async with primary.session(f"cutover-repair/{work.pair.service}", **settings) as holder, holder.transaction():
-        found = await repair.read_rows(holder, work.source_shape, keys, lock=True)
-        held = {keys[n]: row for n, row in found.items() if row.look.digest == expected[keys[n]]}
-        try:
-            await asyncio.wait_for(work.settle(), HOLD)
-        except (TimeoutError, NotYet):
-            return {step.key: "the stream is too far behind" for step in steps}
-        async with writer.transaction():
-            seen = await compare.look(writer, work.sink_shape, list(held))
-            absent = {k: row for (k, row), (_, look) in zip(held.items(), seen, strict=True) if look.digest is None}
-            await _require_other_side(work, writer)
-            digests = await repair.insert_rows(writer, work.sink_shape, list(absent.values()))
-            for key, row in absent.items():
-                if row.key not in digests:
-                    outcome[key] = f"{BLOCKED}: another row holds one of its unique values"
-                elif digests[row.key] != row.look.digest:
-                    raise _Inexact
-                else:
-                    outcome[key] = WRITTEN
+    found = await repair.read_rows(holder, work.source_shape, keys, lock=True)
+    held = {keys[n]: row for n, row in found.items() if row.look.digest == expected[keys[n]]}
+    try:
+        await asyncio.wait_for(work.settle(), HOLD)
+    except (TimeoutError, NotYet):
+        return {step.key: "the stream is too far behind" for step in steps}
+    async with writer.transaction():
+        seen = await compare.look(writer, work.sink_shape, list(held))
+        absent = {k: row for (k, row), (_, look) in zip(held.items(), seen, strict=True) if look.digest is None}
+        await _require_other_side(work, writer)
+        digests = await repair.insert_rows(writer, work.sink_shape, list(absent.values()))
+        for key, row in absent.items():
+            if row.key not in digests:
+                outcome[key] = f"{BLOCKED}: another row holds one of its unique values"
+            elif digests[row.key] != row.look.digest:
+                raise _Inexact
+            else:
+                outcome[key] = WRITTEN
+        # a server that has ended the holder's session meanwhile has let its rows go: then nothing is inserted
+        await holder.execute("SELECT 1")
     return outcome
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cutover.errors import Unreachable
 from cutover.postgres import databases
-from cutover.postgres.applier import applier_session
+from cutover.postgres.applier import LIMITS, applier_session
 from cutover.postgres.databases import Database
 
 
@@ -84,6 +84,14 @@ async def test_an_applier_s_session_is_never_kept(kept: Database) -> None:
     async with kept.session("drop") as connection:
         await connection.execute("SELECT pg_replication_origin_drop('cutover_s_test')")
     await end_all(kept)
+
+
+async def test_an_applier_that_stops_in_the_middle_is_ended_by_the_server(monolith_db: Database) -> None:
+    async with applier_session(monolith_db, "s", "test") as connection:
+        shown = [await connection.fetchval(f"SHOW {name}") for name in LIMITS]
+    assert shown == ["30s", "1min"]
+    async with monolith_db.session() as connection:
+        await connection.execute("SELECT pg_replication_origin_drop('cutover_s_test')")
 
 
 async def test_without_reuse_every_block_has_a_session_of_its_own(monolith_db: Database) -> None:

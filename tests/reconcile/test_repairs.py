@@ -11,7 +11,7 @@ import pytest
 from cutover.control import audit
 from cutover.control import conflicts as cases
 from cutover.control.reports import Difference
-from cutover.errors import NotYet, Refused
+from cutover.errors import NotYet, Refused, Unreachable
 from cutover.plan.models import Table
 from cutover.postgres import epoch
 from cutover.postgres.databases import Side
@@ -89,6 +89,35 @@ async def test_nothing_is_written_while_the_primary_is_fenced(world: World) -> N
     assert await world.right.fetch("SELECT t::text FROM t ORDER BY id") == before
     await epoch.set_epoch(world.left, "svc", "monolith", 2)
     assert (await repair(world, Table(), found)).repaired == len(found)
+
+
+async def test_a_worker_that_stops_while_it_holds_the_primary_s_rows_lets_them_go_and_inserts_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends the session that holds them; a deletion may have gone by then, and the row must not come back."""
+    await different(world)
+    found = [d for d in await differences(world) if d.kind == "missing"]
+    monkeypatch.setattr(mending, "HOLDER_LIMITS", {"idle_in_transaction_session_timeout": "300ms"})
+    monkeypatch.setattr(mending, "HOLD", 20.0)
+    before = await world.right.fetch("SELECT t::text FROM t ORDER BY id")
+
+    async def stopped() -> None:
+        await asyncio.wait_for(world.left.execute("DELETE FROM t WHERE id = 5"), 10)  # an application's, of a held row
+
+    with pytest.raises(Unreachable):
+        await repair(world, Table(), found, settle=stopped)
+    assert await world.right.fetch("SELECT t::text FROM t ORDER BY id") == before
+
+
+async def test_a_write_of_which_nothing_is_heard_is_broken_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await different(world)
+    found = [d for d in await differences(world) if d.kind == "mismatched"]
+    monkeypatch.setattr(mending, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(mending, "LOCK_TIMEOUT", "20s")
+    async with world.right.transaction():
+        await world.right.execute("SELECT FROM t FOR UPDATE")
+        with pytest.raises(Unreachable):
+            await asyncio.wait_for(repair(world, Table(), found), 10)
 
 
 async def test_a_repair_is_in_the_audit_log_before_its_first_write_and_with_its_actor(world: World) -> None:
