@@ -17,11 +17,20 @@ import asyncpg
 from cutover.errors import ConfigError
 from cutover.postgres import catalog
 from cutover.postgres.catalog import ForeignKey
-from cutover.postgres.databases import Database
+from cutover.postgres.databases import Database, ended_after
 from cutover.postgres.identifiers import columns_sql, quote, quote_literal
 from cutover.postgres.locks import with_lock_limit
 
 CHUNK = 2000
+#: No lock of the application's is waited for long, nor kept when this process stops. Nobody waits for the queue's rows.
+_QUEUE_LIMITS = {"idle_in_transaction_session_timeout": "11min", "statement_timeout": "60s"}
+_CHILD_LIMITS = {
+    "idle_in_transaction_session_timeout": "10s",
+    "statement_timeout": "10min",  # a column without an index is looked through as a whole
+    "lock_timeout": "5s",
+}
+#: Seconds after which a chunk is broken off, where the network says nothing.
+_CHUNK_SECONDS = 660.0
 #: Child rows that are looked through under one snapshot.
 _SHARE_ROWS = 2_000_000
 
@@ -152,43 +161,65 @@ async def process_loose_keys(
     """
     check_can_be_loose(fk)
     async with (
-        queue_db.session("cutover-loose-keys") as parent,
-        (parent_db or queue_db).session("cutover-loose-keys") as living,
-        child_db.session("cutover-loose-keys") as child,
+        queue_db.session("cutover-loose-keys", **_QUEUE_LIMITS) as queue,
+        (parent_db or queue_db).session("cutover-loose-keys", **_QUEUE_LIMITS) as living,
+        child_db.session("cutover-loose-keys", **_CHILD_LIMITS) as child,
     ):
-        if not await parent.fetchval("SELECT to_regclass('cutover.loose_key_queue') IS NOT NULL"):
+        if not await queue.fetchval("SELECT to_regclass('cutover.loose_key_queue') IS NOT NULL"):
             return 0
-        width = len(fk.columns)
-        parent_is = _matches(await _types(living, fk, of_child=False), fk.referenced_columns, "p")
-        child_is = _matches(await _types(child, fk, of_child=True), fk.columns, "c")
-        async with parent.transaction():
-            rows = await parent.fetch(
-                "SELECT id, parent_key::text AS key FROM cutover.loose_key_queue WHERE key_id = $1 "
-                "ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED",
-                key_id(fk),
-                limit,
-            )
-            if not rows:
-                return 0
-            keys = sorted({tuple(cast(list[str], json.loads(row["key"]))) for row in rows})
-            again = await living.fetch(
-                f"SELECT {_names(width)} FROM {_given(width)} "
-                f"WHERE EXISTS (SELECT FROM {fk.references.sql} p WHERE {parent_is})",
-                *_arrays(keys, width),
-            )
-            gone = [key for key in keys if key not in {tuple(row) for row in again}]
-            if fk.on_delete == "cascade":
-                statement = f"DELETE FROM {fk.table.sql} c USING {_given(width)} WHERE {child_is}"
-            else:
-                nulls = ", ".join(f"{quote(column)} = NULL" for column in fk.set_columns)
-                statement = f"UPDATE {fk.table.sql} c SET {nulls} FROM {_given(width)} WHERE {child_is}"
-            if gone:
-                await child.execute(statement, *_arrays(gone, width))
-            # The children's commit comes first: a crash between the two does the same keys again, to no effect.
-            await parent.execute(
-                "DELETE FROM cutover.loose_key_queue WHERE id = ANY($1::bigint[])", [row["id"] for row in rows]
-            )
-        return len(rows)
+        with ended_after(_CHUNK_SECONDS, queue, living, child):
+            async with queue.transaction():
+                rows = await queue.fetch(
+                    "SELECT id, parent_key::text AS key FROM cutover.loose_key_queue WHERE key_id = $1 "
+                    "ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED",
+                    key_id(fk),
+                    limit,
+                )
+                if not rows:
+                    return 0
+                await _follow(living, child, fk, {tuple(cast(list[str], json.loads(row["key"]))) for row in rows})
+                # The children's commit comes first: a crash between the two does the same keys again, to no effect.
+                await queue.execute(
+                    "DELETE FROM cutover.loose_key_queue WHERE id = ANY($1::bigint[])", [row["id"] for row in rows]
+                )
+            return len(rows)
+
+
+async def _follow(
+    living: asyncpg.Connection, child: asyncpg.Connection, fk: ForeignKey, keys: set[tuple[str, ...]]
+) -> None:
+    """Deletes the children of those keys that have no parent, or sets their columns to NULL.
+
+    Parents are looked for before it and, uncommitted, after it: a child that is found was committed after its parent,
+    so whatever came back meanwhile is seen then, and its key is left out.
+    """
+    width = len(fk.columns)
+    parent_is = _matches(await _types(living, fk, of_child=False), fk.referenced_columns, "p")
+    child_is = _matches(await _types(child, fk, of_child=True), fk.columns, "c")
+    parents = f"SELECT FROM {fk.references.sql} p WHERE {parent_is}"
+    alive = f"SELECT {_names(width)} FROM {_given(width)} WHERE EXISTS ({parents})"
+    if fk.on_delete == "cascade":
+        statement = f"DELETE FROM {fk.table.sql} c USING {_given(width)} WHERE {child_is}"
+    else:
+        nulls = ", ".join(f"{quote(column)} = NULL" for column in fk.set_columns)
+        statement = f"UPDATE {fk.table.sql} c SET {nulls} FROM {_given(width)} WHERE {child_is}"
+
+    async def without_living(some: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+        return some - {tuple(row) for row in await living.fetch(alive, *_arrays(sorted(some), width))}
+
+    gone = await without_living(keys)
+    while gone:
+        transaction = child.transaction()
+        await transaction.start()
+        still = set[tuple[str, ...]]()
+        try:
+            await child.execute(statement, *_arrays(sorted(gone), width))
+            still = await without_living(gone)
+        finally:
+            await (transaction.commit() if still == gone else transaction.rollback())
+        if still == gone:
+            return
+        gone = still
 
 
 def _arrays(keys: list[tuple[str, ...]], width: int) -> list[list[str]]:

@@ -8,9 +8,10 @@ import pytest
 from cutover.errors import ConfigError, Conflict, NotYet
 from cutover.postgres import foreign_keys, locks, loose_keys, roles
 from cutover.postgres.catalog import ForeignKey
-from cutover.postgres.databases import Database
+from cutover.postgres.databases import CONNECTION_ERRORS, Database
 from cutover.postgres.identifiers import TableName, quote
 from tests.servers import Clusters
+from tests.waiting import until
 
 PARENT = 'CREATE TABLE "Us""ers" (a numeric(20,8), "b c" timestamptz, PRIMARY KEY (a, "b c"))'
 CHILD = "CREATE TABLE t (id int PRIMARY KEY, x numeric(20,8), y timestamptz)"
@@ -99,6 +100,64 @@ async def test_the_queue_keeps_what_a_fenced_child_refuses_and_a_reborn_parent_k
         await p.execute('INSERT INTO "Us""ers" VALUES (1, \'2020-01-01\')')
         assert await loose_keys.process_loose_keys(monolith_db, service_db, key) == 1
         assert await c.fetchval("SELECT count(*) FROM t") == 1
+
+
+@pytest.mark.parametrize("rule", ["CASCADE", "SET NULL"])
+async def test_a_parent_and_a_child_that_come_while_children_follow_keep_each_other(
+    monolith_db: Database, service_db: Database, rule: str
+) -> None:
+    """The parent was seen to be gone; by the time of the delete it is back, and has a child that was acknowledged."""
+    async with monolith_db.session() as p, service_db.session() as c:
+        await p.execute(f"{PARENT}; {CHILD}; {KEY} {rule}")
+        key = await the_key(p)
+        await loose_keys.install_loose_key(p, key)
+        await c.execute(f"{CHILD}; INSERT INTO t VALUES (1, 1, '2020-01-01'), (2, 2, '2020-01-01')")
+        await p.execute('INSERT INTO "Us""ers" VALUES (1, \'2020-01-01\'), (2, \'2020-01-01\'); DELETE FROM "Us""ers"')
+        async with c.transaction():
+            await c.execute("LOCK TABLE t IN SHARE MODE")  # between the look and the delete
+            following = asyncio.create_task(loose_keys.process_loose_keys(monolith_db, service_db, key))
+            async with service_db.session() as look:
+                await until(
+                    lambda: look.fetchval("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"), "the delete waits"
+                )
+            await p.execute('INSERT INTO "Us""ers" VALUES (1, \'2020-01-01\')')
+            await c.execute("INSERT INTO t VALUES (3, 1, '2020-01-01')")
+        assert await following == 2
+        rows = await c.fetch("SELECT id FROM t WHERE x IS NOT NULL ORDER BY id")
+        assert [row["id"] for row in rows] == [1, 3]
+        assert await loose_keys.pending(p) == 0
+
+
+async def test_children_that_follow_are_held_no_longer_than_some_seconds_when_the_process_stops(
+    monolith_db: Database, service_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"idle_in_transaction_session_timeout": "300ms", "lock_timeout": "5s"}
+    monkeypatch.setattr(loose_keys, "_CHILD_LIMITS", limits)
+    async with monolith_db.session() as p, service_db.session() as c:
+        await p.execute(f"{PARENT}; {CHILD}; {KEY} CASCADE")
+        key = await the_key(p)
+        await loose_keys.install_loose_key(p, key)
+        await c.execute(f"{CHILD}; INSERT INTO t VALUES (1, 1, '2020-01-01')")
+        await p.execute('INSERT INTO "Us""ers" VALUES (1, \'2020-01-01\'); DELETE FROM "Us""ers"')
+        stopped = p.transaction()
+        async with service_db.session() as look:
+            async with c.transaction():
+                await c.execute("LOCK TABLE t IN SHARE MODE")
+                following = asyncio.create_task(loose_keys.process_loose_keys(monolith_db, service_db, key))
+                waiting = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"
+                await until(lambda: look.fetchval(waiting), "the delete waits")
+                await stopped.start()
+                await p.execute('LOCK TABLE "Us""ers" IN ACCESS EXCLUSIVE MODE')
+            # it waits for the parents now, with its children deleted and uncommitted
+            ended = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'cutover-loose-keys'"
+            await until(lambda: look.fetchval(ended), "the server has ended it", 10)
+        await stopped.rollback()
+        with pytest.raises(CONNECTION_ERRORS):
+            await following
+        assert await c.fetchval("SELECT count(*) FROM t") == 1
+        assert await loose_keys.pending(p) == 1
+        assert await loose_keys.process_loose_keys(monolith_db, service_db, key) == 1
+        assert await c.fetchval("SELECT count(*) FROM t") == 0
 
 
 async def test_an_applier_in_replica_mode_queues_nothing_and_a_plain_role_does(
