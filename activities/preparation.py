@@ -9,13 +9,13 @@ from activities.context import Context
 from activities.evidence import as_evidence
 from activities.registration import implements
 from cutover.checklist.preparation import FINGERPRINTS
-from cutover.control import evidence, plans, tasks
+from cutover.control import evidence, plans, stages, tasks
 from cutover.errors import GateClosed
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
 from cutover.plan.models import Plan
 from cutover.postgres import epoch, fence, roles, schema
-from cutover.postgres.databases import SIDES
+from cutover.postgres.databases import SIDES, Pair
 from cutover.preflight.run import preflight as run_preflight
 from cutover.switch import crossing
 
@@ -76,12 +76,16 @@ class PreparationActivities:
     async def install_fences(self, ref: m.Ref) -> m.Facts:
         """Closed at the side that is not the primary: a rogue writer there is refused from today on.
 
-        Run again later, a fence that is missing is made for the primary of then.
+        Run again later, a fence that is missing is made for the primary of then. Raises GateClosed where a side has
+        lost its epoch row since a switch.
         """
         pair = await self.context.pair(ref)
         route = await flags.find(self.context.control, pair.migration, pair.service)
         primary = route.primary_side if route else "monolith"
         made = 0
+        stage = (await stages.get_stages(self.context.control, pair.migration)).get(pair.service)
+        if route is not None and route.epoch and (stage is None or stage.stage not in catalogs.TAKEN_OVER):
+            await _require_epochs(pair)
         for side in SIDES:
             async with pair.at(side).session("cutover-fence") as connection:
                 await epoch.install(connection, pair.service, side)
@@ -144,3 +148,15 @@ class PreparationActivities:
         return await as_evidence(
             self.context.control, request, problems, {}, {"schemas alike": alike, "fenced tables": fences}
         )
+
+
+async def _require_epochs(pair: Pair) -> None:
+    """Raises GateClosed where an epoch row is gone: made anew as it is at the beginning, it would not be the truth."""
+    for side in SIDES:
+        async with pair.at(side).session("cutover-fence") as connection:
+            if await epoch.read(connection, pair.service) is None:
+                raise GateClosed(
+                    f"{pair.service}: database {pair.at(side).name!r} has lost its epoch row since a switch, and is "
+                    "perhaps another one: nothing is made there before you have found out what became of it "
+                    f"(cutover watch {pair.migration} shows the statement that makes the row)"
+                )

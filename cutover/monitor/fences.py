@@ -54,6 +54,8 @@ class Look:
     #: What was read: each table's fence, and the epoch row, by side.
     states: Mapping[Side, Mapping[TableName, fence.FenceState]] = field(default_factory=dict)
     epochs: Mapping[Side, epoch.Epoch | None] = field(default_factory=dict)
+    #: What to do instead of any cure, where an epoch row and the route tell of different primaries or epochs; else "".
+    disagree: str = ""
 
     @property
     def problems(self) -> list[str]:
@@ -86,15 +88,30 @@ async def look(control: Control, pair: Pair, *, mend: bool = True) -> Look:
             states[side] = await fence.states_of(connection, await fence.relations(connection, pair.tables))
     if await switches.still(control, pair.migration, pair.service) != before:
         return Look(settled=False)
+    agree = all(row is None or _agrees(row, before) for row in rows.values())
+    disagree = "" if agree else _find_the_newest(pair)
     found: list[Wrong] = []
     for side, tables in states.items():
         for table, state in tables.items():
             wrong = _judge(pair, before, table, side, state)
-            if wrong is not None and state == "missing" and mend:
+            if wrong is not None and state == "missing" and mend and agree:
                 wrong = await _mend(pair, before, wrong, rows[side])
             if wrong is not None:
-                found.append(wrong)
-    return Look(True, before.primary_side, found, sum(len(tables) for tables in states.values()), states, rows)
+                found.append(wrong if agree else replace(wrong, cure=disagree))
+    number = sum(len(tables) for tables in states.values())
+    return Look(True, before.primary_side, found, number, states, rows, disagree)
+
+
+def _agrees(row: epoch.Epoch, now: Still) -> bool:
+    return (row.primary_side, row.epoch) == (now.primary_side, now.epoch)
+
+
+def _find_the_newest(pair: Pair) -> str:
+    """A control database that was restored tells of the primary of then: by its word the stale side would be opened."""
+    return (
+        "the route and the databases disagree on which side is writable: open, shut and make nothing before you have "
+        f"found out which side holds the newest rows (cutover doctor {pair.migration} --service {pair.service})"
+    )
 
 
 def _judge(pair: Pair, now: Still, table: TableName, side: Side, state: fence.FenceState) -> Wrong | None:
@@ -131,7 +148,7 @@ def _look_for_rows(pair: Pair) -> str:
 
 async def _mend(pair: Pair, now: Still, wrong: Wrong, seen: epoch.Epoch | None) -> Wrong:
     """Gives the table the fence that it never had, unless a switch has moved on or a lock is not to be had."""
-    if seen is None or (seen.primary_side, seen.epoch) != (now.primary_side, now.epoch):
+    if seen is None or not _agrees(seen, now):
         return wrong
     closed = wrong.side != now.primary_side
     async with pair.at(wrong.side).session("cutover-fence") as connection:

@@ -30,7 +30,7 @@ def _epochs(at: Place, seen: Look) -> list[Finding]:
         truth = f"{at.primary}, epoch {at.now.epoch}"
         if row is None:
             text = f"database {name!r} does not know which side is writable: its epoch row is gone"
-            remedy = f"cutover start preparation {at.pair.migration}"
+            remedy = _row_again(at, side)
         elif (row.side, row.primary_side, row.epoch) == (side, at.primary, at.now.epoch):
             continue
         elif row.side != side:
@@ -49,6 +49,16 @@ def _epochs(at: Place, seen: Look) -> list[Finding]:
     return found
 
 
+def _row_again(at: Place, side: Side) -> str:
+    """Preparation knows the beginning only."""
+    if not at.now.epoch:
+        return f"cutover start preparation {at.pair.migration}"
+    return (
+        f"find out what became of that database ({at.doctor}); where it holds the rows that it should, there: "
+        f"{epoch.row_sql(at.service, side, at.primary, at.now.epoch)}"
+    )
+
+
 def _both_or_none(at: Place, seen: Look) -> list[Finding]:
     """Tables that take writes at both sides, and those that take none."""
     writable: dict[TableName, list[Side]] = {}
@@ -62,7 +72,9 @@ def _both_or_none(at: Place, seen: Look) -> list[Finding]:
     ):
         tables = [table for table in _at_both(seen) if len(writable[table]) == wanted]
         if tables:
-            deed = remedy.format(shut=at.shut, primary=at.primary) + f" (the statements: {at.doctor})"
+            deed = seen.disagree or (
+                remedy.format(shut=at.shut, primary=at.primary) + f" (the statements: {at.doctor})"
+            )
             found.append(at.finding("writable-side", "critical", subject, f"{_names(tables)} {what}", deed))
     return found
 
@@ -76,7 +88,7 @@ def _fences(at: Place, seen: Look) -> list[Finding]:
     made = f"a worker makes it, or: cutover start preparation {at.pair.migration}"
     found = []
     for one in seen.wrong:
-        remedy = made if one.state == "missing" and not one.mended else one.cure
+        remedy = made if one.state == "missing" and not one.mended and not seen.disagree else one.cure
         subject = f"{one.table} at the {one.side}"
         severity = "warning" if one.mended and one.side == at.primary else "critical"
         found.append(at.finding("fence", severity, subject, one.what, remedy))  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def refused_sequence(service: str) -> TableName:
 
 
 async def install(connection: asyncpg.Connection, service: str, side: Side) -> None:
-    """Creates what a database needs for one service. Run again, it changes nothing."""
+    """Creates what a database needs for one service; its epoch row as it is before any switch. Run again, nothing."""
     async with connection.transaction():
         # two services of one migration may install into the monolith at the same moment
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cutover.install'))")
@@ -157,6 +157,12 @@ def set_sql(service: str, primary_side: Side, number: int) -> str:
         f"UPDATE cutover.epoch SET primary_side = {quote_literal(primary_side)}, epoch = {number} "
         f"WHERE service = {quote_literal(service)}"
     )
+
+
+def row_sql(service: str, side: Side, primary_side: Side, number: int) -> str:
+    """A statement for a person that makes the epoch row anew, as the route has it, where it is gone."""
+    values = ", ".join(quote_literal(text) for text in (service, side, primary_side))
+    return f"INSERT INTO cutover.epoch (service, side, primary_side, epoch) VALUES ({values}, {number})"
 
 
 _HOLD_TOKEN = "SELECT token FROM cutover.epoch WHERE service = $1 FOR UPDATE"

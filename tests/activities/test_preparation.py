@@ -9,7 +9,9 @@ from activities.context import Context
 from activities.preparation import PreparationActivities
 from cutover.control import plans
 from cutover.devstack.binaries import postgres_bin
+from cutover.flags import store as flags
 from cutover.plan.load import load_text
+from cutover.postgres import epoch
 from cutover.settings import Settings
 from tests.activities.conftest import Ground
 
@@ -60,3 +62,22 @@ async def test_preflight_names_the_migration_that_has_the_tables_and_takes_none(
     assert await ground.control.fetchval("SELECT count(*) FROM control.claim WHERE migration = 'rival'") == 0
     again = await ground.do(ground.preparation.preflight, ground.ref())
     assert again.blocking == 0
+
+
+async def test_an_epoch_row_that_is_gone_after_a_switch_is_not_made_as_it_was_at_the_beginning(ground: Ground) -> None:
+    service = ground.services[0]
+    pair = ground.pair(service)
+    await ground.do(ground.preparation.create_schema, ground.ref(service))
+    await ground.do(ground.preparation.install_fences, ground.ref(service))
+    await flags.ensure(ground.control, pair.migration, service)
+    await ground.control.execute(
+        "UPDATE control.route SET primary_side = 'service', read_from_new = true, write_to_new_primary = true, "
+        "percentage = 100, epoch = 1"
+    )
+    async with pair.target.session() as connection:
+        await connection.execute("DELETE FROM cutover.epoch")
+        with pytest.raises(ApplicationError, match="has lost its epoch row since a switch"):
+            await ground.do(ground.preparation.install_fences, ground.ref(service))
+        assert await epoch.read(connection, service) is None
+        await connection.execute(epoch.row_sql(service, "service", "service", 1))
+    await ground.do(ground.preparation.install_fences, ground.ref(service))

@@ -47,6 +47,44 @@ async def test_an_epoch_row_that_is_gone(watched: Watched) -> None:
     await watched.quiet()
 
 
+async def test_an_epoch_row_that_is_gone_after_a_switch_is_made_as_the_route_has_it(watched: Watched) -> None:
+    service = watched.env.pair.service
+    await watched.switch("service")
+    await watched.on("service", f"DELETE FROM cutover.epoch WHERE service = '{service}'")
+    (found,) = await watched.found("writable-side")
+    assert "its epoch row is gone" in found.text
+    assert "preparation" not in found.remedy
+    await watched.on("service", found.remedy.partition("there: ")[2])
+    await watched.quiet()
+
+
+async def test_after_the_control_database_lost_a_switch_nobody_is_told_to_open_the_old_primary(
+    watched: Watched,
+) -> None:
+    """Restored from a backup of before the switch, its route is of then; the newest rows are at the service."""
+    env = watched.env
+    await watched.switch("service")
+    await env.control.execute("DELETE FROM control.switch")
+    await env.control.execute(
+        "UPDATE control.route SET primary_side = 'monolith', write_to_new_primary = false, epoch = 0"
+    )
+    await watched.on("service", f"DROP TRIGGER {fence.WRITES} ON trades; DROP TRIGGER {fence.TRUNCATE} ON trades")
+    looked = await watched.look(mend=True)
+    told = [one for one in looked.findings if one.watch == "fence"]
+    assert {one.subject.partition(" at ")[2] for one in told} == {"the monolith", "the service"}
+    seen = await fences.look(env.control, env.pair)
+    alert = seen.alert(env.pair)
+    assert alert is not None
+    for text in (*(one.remedy for one in told), *seen.problems, alert.text):
+        assert "found out which side holds the newest rows" in text
+        assert "TRIGGER" not in text
+        assert "preparation" not in text
+    assert seen.states["service"][TRADES] == "missing", "no fence is made either"
+    await watched.on("monolith", fence.open_sql([TRADES]))
+    both = [one for one in await watched.found("writable-side") if one.subject == "both"]
+    assert [one.remedy for one in both] == [seen.disagree]
+
+
 async def test_both_sides_open_is_told_with_the_statement_that_shuts_the_fence(watched: Watched) -> None:
     await watched.on("service", fence.open_sql([TRADES]))
     looked = await watched.look()
