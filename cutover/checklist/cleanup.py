@@ -30,6 +30,8 @@ async def data_verified(subject: Subject) -> Verdict:
             tables, rows = tables + 1, rows + report.rows_source
             if report.differences:
                 problems.append(f"{service}.{table}: {report.differences} rows differ")
+            if report.unsettled:
+                problems.append(f"{service}.{table}: {report.unsettled} rows did not settle, so nobody can judge them")
     return verdict(problems, f"{rows} rows of {tables} tables, no confirmed difference")
 
 

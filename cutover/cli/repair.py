@@ -101,6 +101,7 @@ class Part:
         return {
             "service": self.chosen.service, "table": self.chosen.name, "side": self.side, "database": self.database,
             "rule": self.rules.conflict, "report": self.report.id, "differences": self.report.differences,
+            "unsettled": self.report.unsettled,
             "planned": {name: self.planned(name) for name in (*WRITES, "case", "skip")},
             "outcomes": dict(self.outcomes),
             "steps": [self._step_json(step) for step in self.shown],
@@ -119,7 +120,7 @@ async def repair(settings: Settings, control: Control, plan: Plan, chosen: list[
     """Plans, asks, repairs; the exit status. Raises Refused while a switch is under way, and what `repairs` raises."""
     found = [part for one in chosen if (part := await _part(settings, control, plan, one)) is not None]
     parts = [part for part in found if await _planned(control, part, order)]
-    whole = len(parts) == len(chosen)
+    whole = len(parts) == len(chosen) and not any(part.report.unsettled for part in parts)
     if not order.as_json:
         _show_plan(parts)
     writes, cases = (sum(part.planned(*actions) for part in parts) for actions in (WRITES, ("case",)))
@@ -228,6 +229,11 @@ async def _tell(control: Control, part: Part, webhook: Webhook | None) -> None:
 
 def _show_plan(parts: list[Part]) -> None:
     for part in parts:
+        if part.report.unsettled:
+            typer.echo(
+                f"{part.chosen.service}.{part.chosen.name}: {part.report.unsettled} rows would not hold still in the "
+                "last pass, so nobody can say and none is mended: compare again (--now)"
+            )
         if not part.shown:
             typer.echo(f"{part.chosen.service}.{part.chosen.name}: the last report found no difference")
             continue

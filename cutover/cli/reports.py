@@ -52,7 +52,8 @@ class Found:
 
     @property
     def in_order(self) -> bool:
-        return self.report is not None and not self.report.differences
+        """Whether the report says that both sides agree; rows that nobody could judge say nothing."""
+        return self.report is not None and not self.report.differences and not self.report.unsettled
 
 
 async def look(control: Control, migration: str, chosen: Chosen, *, keys: int) -> Found:
@@ -135,6 +136,8 @@ def _notes(one: Found, report: TableReport) -> None:
         typer.echo(
             f"{name}: the rows flow {one.chosen.direction} now, and this report is of before: no gate goes by it"
         )
+    if report.unsettled:
+        typer.echo(f"{name}: {report.unsettled} rows would not hold still, so nobody can say: compare again (--now)")
     if report.replica:
         typer.echo(f"{name}: the rows were read from a replica: no switch is decided by it")
     if report.orphans:

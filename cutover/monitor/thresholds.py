@@ -77,7 +77,8 @@ async def sample(
     async def mismatches() -> Reading:
         found = await reports.latest_of_all(control, pair.migration, service, direction=direction)
         rates = {report.table: report.rate for report in found}
-        return mismatch_rate(rates, list(tables), limits.mismatch_rate, due=await due(rates))
+        unsettled = {report.table: report.unsettled / max(report.rows_source, 1) for report in found}
+        return mismatch_rate(rates, unsettled, list(tables), limits.mismatch_rate, due=await due(rates))
 
     async def secondary() -> Reading:
         return secondary_failures(stream_facts, limits.secondary_failure_rate)
@@ -217,13 +218,22 @@ def not_compared(missing: list[str], limit: float, due: bool) -> Reading:
     return unreadable(limit, text) if due else Reading(value=None, limit=limit, waiting=True, detail=text)
 
 
-def mismatch_rate(rates: Mapping[str, float], tables: list[str], limit: float, *, due: bool = True) -> Reading:
-    """The worst table's rate of confirmed differences in its newest complete report of this direction."""
+def mismatch_rate(
+    rates: Mapping[str, float], unsettled: Mapping[str, float], tables: list[str], limit: float, *, due: bool = True
+) -> Reading:
+    """The worst table's rate of confirmed differences in its newest complete report of this direction.
+
+    `unsettled`: the share of its rows that would not hold still. Where they could lift the rate over the limit, a
+    table cannot be judged.
+    """
     missing = [table for table in tables if table not in rates]
     if missing:
         return not_compared(missing, limit, due)
     table = max(tables, key=lambda name: rates[name])
     rate = rates[table]
+    moving = max(tables, key=lambda name: rates[name] + unsettled[name])
+    if rate <= limit < rates[moving] + unsettled[moving]:
+        return unreadable(limit, f"{unsettled[moving]:.4%} of {moving} did not settle, so they cannot be judged")
     return Reading(value=rate, limit=limit, breached=rate > limit, detail=f"{rate:.4%} of {table} differ")
 
 

@@ -229,6 +229,9 @@ async def test_the_cleanups_items_are_what_is_left_and_what_is_archived(ground: 
     assert not [one for one in measured.problems if "latency" not in one]
     assert (await row(ground, "data_verified")).evidence == "250 rows of 3 tables, no confirmed difference"
     assert (await row(ground, "full_reconciliation")).done_at is not None
+    await ground.control.execute("UPDATE control.report SET unsettled = 7")
+    assert "7 rows did not settle" in (await look(ground, "cleanup"))["data_verified"]
+    await ground.control.execute("UPDATE control.report SET unsettled = 0")
     open_ones = await look(ground, "cleanup", service)
     for left in ("cutover_fence on outcomes", "_reverse_sub", "row of cutover.epoch"):
         assert left in open_ones["dual_write_disabled"]

@@ -67,7 +67,7 @@ async def test_a_table_is_compared_where_its_report_is_too_old_or_of_the_other_d
     said = await desk.type("reconcile", desk.plan, *ONE)
     assert (passes_made(desk), said.stderr) == (0, "")
     await desk.control.execute("UPDATE control.report SET recorded_at = recorded_at - interval '11 min'")
-    shown = await desk.type("reconcile", desk.plan, *ONE, "--show")
+    shown = await desk.type("reconcile", desk.plan, *ONE, "--show", status=1)
     assert "11.0 min (stale)" in shown.stdout
     assert passes_made(desk) == 0
     said = await desk.type("reconcile", desk.plan, *ONE)
@@ -87,6 +87,13 @@ async def test_a_table_without_a_report_is_not_in_order(desk: Desk) -> None:
     assert "never compared" in shown.stdout
     (facts,) = json.loads((await desk.type("reconcile", desk.plan, *ONE, "--show", "--json", status=1)).stdout)
     assert facts == {"service": SERVICE, "table": TABLE, "complete": False, "fresh": False}
+
+
+async def test_rows_that_nobody_could_judge_are_not_in_order(desk: Desk) -> None:
+    await report(desk, unsettled=100)
+    for option in ((), ("--show",)):
+        said = await desk.type("reconcile", desk.plan, *ONE, *option, status=1)
+        assert "100 rows would not hold still" in said.stdout
 
 
 async def test_reconcile_show_starts_nothing_and_shows_the_keys_that_differ(desk: Desk) -> None:
@@ -110,7 +117,7 @@ async def test_what_a_reader_should_know_stands_under_the_table(desk: Desk) -> N
         assert f"{SERVICE}.{TABLE}: " in said
         assert words in said
     await report(desk, direction="reverse")
-    said = (await desk.type("reconcile", desk.plan, *ONE, "--show")).stdout
+    said = (await desk.type("reconcile", desk.plan, *ONE, "--show", status=1)).stdout
     assert "rows flow forward now, and this report is of before" in said
 
 

@@ -104,6 +104,13 @@ async def test_a_dry_run_says_what_would_be_written_where_by_which_rule_and_writ
     assert "spoilt" not in said.output + json.dumps(facts)
 
 
+async def test_a_repair_after_a_pass_that_could_judge_nothing_is_not_done(place: Place) -> None:
+    await place.spoil()
+    assert "nothing to repair" in (await place.repair("--yes")).stdout
+    await place.env.control.execute("UPDATE control.report SET unsettled = 100")
+    assert "100 rows would not hold still" in (await place.repair("--yes", status=1)).stdout
+
+
 async def test_a_repair_asks_first_and_does_nothing_on_no(place: Place) -> None:
     await place.spoil(*SPOILT)
     asked = await place.repair(answer="n\n", status=1)

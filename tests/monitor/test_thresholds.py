@@ -128,14 +128,14 @@ def pair(monolith_db: Database, service_db: Database) -> Pair:
     return Pair(MIGRATION, SERVICE, monolith_db, service_db, (TableName("public", "trades"),))
 
 
-async def report(control: Control, table: str, *, mismatched: int = 0, age: float = 0.0) -> None:
+async def report(control: Control, table: str, *, mismatched: int = 0, unsettled: int = 0, age: float = 0.0) -> None:
     now = datetime.now(UTC)
     await reports.record(
         control,
         TableReport(
             migration=MIGRATION, service=SERVICE, table=table, direction="forward", started_at=now, finished_at=now,
             rows_source=1000, rows_target=1000, mismatched=mismatched, rate=mismatched / 1000, seed_rate=0.0,
-            duration_ms=1.0, plan_hash=PLAN.hash, complete=True,
+            unsettled=unsettled, duration_ms=1.0, plan_hash=PLAN.hash, complete=True,
         ),
     )  # fmt: skip
     await control.execute(
@@ -201,6 +201,23 @@ async def test_the_worst_table_decides_on_differences_and_lag(control: Control, 
     assert lag.breached
     assert lag.value == pytest.approx(301, abs=5)
     assert "positions" in lag.detail
+
+
+async def test_rows_that_did_not_settle_count_as_a_breach_where_they_could_lift_the_rate_over_its_limit(
+    control: Control, pair: Pair
+) -> None:
+    await report(control, "trades", unsettled=1)
+    await report(control, "positions")
+    found = await thresholds.sample(control, pair, PLAN, SERVICE, OK)
+    assert found.values["mismatch_rate"].passes
+    await report(control, "trades", unsettled=1000)
+    reading = (await thresholds.sample(control, pair, PLAN, SERVICE, OK)).values["mismatch_rate"]
+    assert (reading.breached, reading.value) == (True, None)
+    assert "100.0000% of trades did not settle" in reading.detail
+    await report(control, "positions", mismatched=2)
+    reading = (await thresholds.sample(control, pair, PLAN, SERVICE, OK)).values["mismatch_rate"]
+    assert reading.breached
+    assert reading.value == pytest.approx(0.002)
 
 
 async def test_reports_of_the_other_direction_prove_nothing(control: Control, pair: Pair) -> None:
