@@ -42,6 +42,43 @@ async def forget(control: Control, migration: str, service: str, name: str) -> N
     )
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """What is waited for, and for how many seconds."""
+
+    what: str
+    seconds: float
+
+
+async def await_from_now(control: Control, migration: str, service: str, name: str, what: str) -> None:
+    """Notes what is waited for from now on. What is waited for already under that name stays."""
+    await control.execute(
+        "INSERT INTO control.monitor_note (migration, service, name, life, value, lost_at)"
+        " VALUES ($1, $2, $3, $4, 0, clock_timestamp()) ON CONFLICT (migration, service, name) DO NOTHING",
+        migration,
+        service,
+        name,
+        what,
+    )
+
+
+async def awaited(control: Control, migration: str, service: str, name: str) -> Awaited | None:
+    """What is waited for under that name, until `forget`."""
+    row = await control.fetchrow(
+        "SELECT life, extract(epoch FROM clock_timestamp() - lost_at)::float8 AS seconds FROM control.monitor_note"
+        " WHERE migration = $1 AND service = $2 AND name = $3",
+        migration,
+        service,
+        name,
+    )
+    return Awaited(row["life"], row["seconds"]) if row else None
+
+
+def of_marker(direction: str) -> str:
+    """The name of the note of a marker that the stream of a direction has not carried yet."""
+    return f"marker {direction}"
+
+
 def of_slot(name: str) -> str:
     """The name of a slot's note."""
     return f"slot {name}"

@@ -4,17 +4,20 @@ import asyncio
 import time
 
 from cutover.control import notes, watching
+from cutover.errors import GateClosed, NotYet
 from cutover.monitor.findings import Finding
 from cutover.monitor.place import Place
 from cutover.postgres import changes, replication, sequences, two_phase
 from cutover.postgres.databases import SIDES
-from cutover.streams.base import StreamHealth
+from cutover.streams.base import Marker, StreamHealth
 from cutover.streams.logical import LogicalStream
 
 #: Seconds for which a prepared transaction is its own process's business.
 IN_DOUBT = 30.0
-#: Seconds within which the way back has to carry a marker.
+#: Seconds for which a look waits for its marker; the way back has to carry it within them.
 PROOF_SECONDS = 4.0
+#: Seconds after which a forward stream that has not carried a marker stands still.
+CARRY_SECONDS = 30.0
 #: Seconds for which a stream that has just begun, or is being started again, is looked at again.
 SETTLE_SECONDS = 1.5
 _AGAIN_SECONDS = 0.1
@@ -89,18 +92,50 @@ async def _stream_remedy(at: Place, health: StreamHealth) -> str:
     return f"the log of {database!r}'s server says why its apply worker stops; mended, it goes on by itself"
 
 
-async def watch_way_back(at: Place) -> list[Finding]:
-    """After a switch: a marker of its own, there in time, or the way back is not proved."""
-    if at.primary != "service" or not await at.stream.exists():
+async def watch_carrying(at: Place) -> list[Finding]:
+    """A marker of its own, at the other side in time, or the stream carries nothing, whatever it says of itself.
+
+    After a switch it is the way back, which is not proved then. Before, a stream may be a little behind.
+    """
+    if not at.streaming or not await at.stream.exists():
         return []
+    noted = at.control, at.pair.migration, at.service, notes.of_marker(at.direction)
     lag = await at.stream.lag(PROOF_SECONDS)
     if lag.seconds is not None:
+        await notes.forget(*noted)
         return []
+    if at.primary == "service":
+        text = (
+            f"the way back is not proved: its stream did not carry a marker within {PROOF_SECONDS:g} s "
+            f"({lag.bytes} bytes behind), and a rollback would have to wait for it"
+        )
+        return [at.finding("way-back", "critical", "proof", text, f"see what holds the stream up: {at.doctor}")]
+    awaited = await notes.awaited(*noted)
+    if awaited is not None and await _carried(at, awaited.what):
+        await notes.forget(*noted)
+        awaited = None
+    if awaited is None:
+        await notes.await_from_now(*noted, (await at.stream.put_marker()).id)
+        return []
+    if awaited.seconds <= CARRY_SECONDS or not (await at.stream.health()).ok:
+        return []  # what does not run is told by `watch_stream`
     text = (
-        f"the way back is not proved: its stream did not carry a marker within {PROOF_SECONDS:g} s "
-        f"({lag.bytes} bytes behind), and a rollback would have to wait for it"
+        f"the forward stream does not carry: a marker of {awaited.seconds:.0f} s ago has not arrived ({lag.bytes} "
+        "bytes behind), though nothing is wrong with it"
     )
-    return [at.finding("way-back", "critical", "proof", text, f"see what holds the stream up: {at.doctor}")]
+    remedy = (
+        f"look for a lock that its writer waits for at {at.pair.sink(at.direction).name!r} (pg_stat_activity: "
+        "wait_event_type = 'Lock'), or for one very large transaction that it is at"
+    )
+    return [at.finding("stream", "critical", "forward does not carry", text, remedy)]
+
+
+async def _carried(at: Place, marker: str) -> bool:
+    try:
+        await at.stream.await_marker(Marker(marker), 0)
+    except (NotYet, GateClosed):
+        return False
+    return True
 
 
 async def watch_in_doubt(at: Place) -> list[Finding]:

@@ -1,7 +1,7 @@
 """The permanent monitor: one look at one service, cheap enough for every few seconds, from preparation to cleanup.
 
 A look counts only where no switch came in between: what a switch does on its way is not called wrong. Every watch has a
-time limit, and what cannot be read is a finding too (invariant 6). It changes nothing but a marker of the way back and
+time limit, and what cannot be read is a finding too (invariant 6). It changes nothing but a marker of the stream and
 its notes in the control database; with `mend`, a fence that never was is made, as `monitor.fences` does.
 """
 
@@ -76,7 +76,7 @@ _WATCHES = (
     _Watch("sequences", flow.watch_sequences, primary=True),
 )
 #: Beside the others, as it waits for its marker.
-_PROOF = _Watch("way back", flow.watch_way_back, both=True, limit=flow.PROOF_SECONDS + LIMIT)
+_PROOF = _Watch("stream's marker", flow.watch_carrying, both=True, limit=flow.PROOF_SECONDS + LIMIT)
 
 
 async def look(control: Control, plan: Plan, pair: Pair, *, mend: bool = False) -> Looked:

@@ -17,6 +17,7 @@ from cutover.devstack.cluster import Cluster
 from cutover.errors import Unreachable
 from cutover.monitor import flow, permanent
 from cutover.postgres import changes, epoch, replication, two_phase
+from cutover.streams.base import Lag
 from cutover.streams.logical import LogicalStream
 from cutover.switch import rebuild
 from tests.monitor.conftest import Watched
@@ -132,7 +133,8 @@ async def test_a_subscription_that_was_disabled(watched: Watched) -> None:
     await watched.quiet()
 
 
-async def test_an_apply_worker_that_fails_again_and_again(watched: Watched) -> None:
+async def test_an_apply_worker_that_fails_again_and_again(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "PROOF_SECONDS", 0.2)  # it would be waited for in vain
     async with watched.env.pair.target.session() as ours, ours.transaction():
         await ours.execute("SET LOCAL cutover.applier = 'on'")
         await ours.execute("INSERT INTO trades (id, price) VALUES (7000, 1)")
@@ -142,7 +144,7 @@ async def test_an_apply_worker_that_fails_again_and_again(watched: Watched) -> N
         found = await watched.found("stream")
         return bool(found) and "apply worker" in found[0].text and "log of" in found[0].remedy
 
-    await until(told, "the worker's failing is told")
+    await until(told, "the worker's failing is told", 60)
     async with watched.env.pair.target.session() as ours, ours.transaction():
         await ours.execute("SET LOCAL cutover.applier = 'on'")
         await ours.execute("DELETE FROM trades WHERE id = 7000")
@@ -155,6 +157,43 @@ async def test_a_stream_that_was_dropped(watched: Watched) -> None:
     assert "the forward stream is missing" in found.text
     await rebuild.rebuild(watched.env, lambda _: None)
     await watched.quiet()
+
+
+async def test_a_forward_stream_that_stands_still_though_nothing_is_wrong_with_it(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "PROOF_SECONDS", 0.2)
+    async with watched.env.pair.target.session("psql") as holding:
+        transaction = holding.transaction()
+        await transaction.start()
+        await holding.execute("LOCK TABLE trades IN SHARE MODE")
+        await watched.on("monolith", "UPDATE trades SET price = 3")
+        assert await watched.found("stream") == [], "a little behind is no alarm"
+        assert await watched.found("stream") == []
+        monkeypatch.setattr(flow, "CARRY_SECONDS", 0.0)
+        (found,) = await watched.found("stream")
+        assert (found.severity, found.subject) == ("critical", "forward does not carry")
+        assert "a marker of" in found.text
+        assert "pg_stat_activity" in found.remedy
+        await transaction.rollback()
+    await watched.mended("stream")
+    await watched.quiet()
+
+
+async def test_a_stream_that_is_always_a_little_behind_carries(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look's own marker is too late for it; the one that was noted before has arrived by the next look."""
+    monkeypatch.setattr(flow, "CARRY_SECONDS", 0.0)
+    original = LogicalStream.lag
+
+    async def behind(stream: LogicalStream, timeout: float) -> Lag:
+        return replace(await original(stream, timeout), seconds=None)
+
+    monkeypatch.setattr(LogicalStream, "lag", behind)
+    for _ in range(4):
+        assert await watched.found("stream") == []
+        await carried(watched)
 
 
 async def test_an_outbox_that_nobody_relays(outbox: Watched) -> None:
