@@ -91,7 +91,8 @@ async def raise_alert(
         labels = {"kind": alert.kind, "severity": alert.severity, "service": alert.service or ""}
         instruments().migration_alerts.add(1, labels)
     state = cast(WebhookState, row["webhook"])
-    if webhook is not None and state in ("pending", "failed"):
+    # `none`: who told it first had no webhook
+    if webhook is not None and state != "sent":
         state = await _post(control, row["id"], alert, webhook)
     return Raised(row["id"], repeated, row["count"], state)
 

@@ -108,6 +108,19 @@ async def test_a_repetition_within_the_window_is_counted_and_not_sent_again(cont
     assert all(row.webhook == "sent" for row in rows)
 
 
+async def test_what_was_first_told_where_no_webhook_was_set_is_posted_by_the_next_who_has_one(control: Control) -> None:
+    case = Alert("conflict-case", "warning", M, S, "rows wait for a person", subject="trades, case 1")
+    assert (await store.raise_alert(control, case)).webhook == "none"
+    async with receiver() as hook:
+        webhook = Webhook(hook.url)
+        for _ in range(2):
+            told = await store.raise_alert(control, case, webhook=webhook)
+            assert (told.deduplicated, told.webhook) == (True, "sent")
+    assert len(hook.requests) == 1
+    (row,) = await store.recent(control, M)
+    assert row.webhook == "sent"
+
+
 async def test_a_more_severe_alert_is_not_swallowed_by_a_milder_one(control: Control) -> None:
     await store.raise_alert(control, Alert("lag", "warning", M, S, "late"))
     worse = await store.raise_alert(control, Alert("lag", "critical", M, S, "very late"))
