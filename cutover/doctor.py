@@ -126,6 +126,9 @@ async def _stream(plan: Plan, pair: Pair, control: Control, found: Examination) 
         if route.primary_side == "service":
             found.problems.append("the reverse stream is missing: there is no lossless way back")
             _mends(pair, found)
+        elif (await stages.get_stages(control, pair.migration)).get(pair.service) is not None:
+            found.problems.append("the forward stream is missing: the service's database falls behind")
+            _mends(pair, found)
         return
     health = await stream.health()
     found.facts["stream"] = f"{stream.direction}: {'runs' if health.ok else health.detail}"

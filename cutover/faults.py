@@ -67,11 +67,15 @@ STEPS: dict[str, str] = {
     "finish.prove": "after a switch the new direction carries a marker",
     "finish.changed": "the record of the old direction is dropped",
     "finish.stream": "the old stream is dropped",
+    "rebuild.note": "it is noted that a lost stream is built anew",
     "rebuild.drop": "what is left of a lost stream is dropped",
     "rebuild.make": "it is made anew",
     "rebuild.follow": "the record of changed keys is made anew, where it alone was lost",
     "rebuild.mend": "a table is compared and mended",
     "rebuild.stand": "rows at the sink give way to the stream no longer",
+    # what the doctor mends beside them
+    "mend.lift": "a pause that was left is lifted",
+    "mend.fences": "the fences are set by the route",
     # foreign keys that cross services
     "keys.detach": "a key that crosses services is taken off the monolith",
     "keys.restore": "a key is put back and validated",

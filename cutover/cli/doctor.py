@@ -115,7 +115,7 @@ async def _mend(plan: str, service: str, yes: bool, as_json: bool) -> int:
         chosen = await plans.load(opened, plan)
         env = SwitchEnvironment(chosen, pair(chosen, service, settings.database), opened)
         before = await examine(chosen, env.pair, opened)
-        if before.problems and not yes:
+        if not yes:  # it does what it finds by itself, whatever was seen here
             typer.echo(str(before), err=as_json)
             typer.confirm(
                 "Ends a switch that stopped, lifts its pause, sets the fences by the flags, builds a lost stream anew. "

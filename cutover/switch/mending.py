@@ -6,6 +6,7 @@ overtaken, and one that runs is told so and has nothing left to do. It may be ca
 
 from collections.abc import Callable
 
+from cutover import faults
 from cutover.control import rebuilds, stages, switches
 from cutover.errors import GateClosed, NotYet, StaleAttempt
 from cutover.flags import store as flags
@@ -43,7 +44,7 @@ async def mend(env: SwitchEnvironment, say: Callable[[str], None]) -> list[str]:
                     await _set_fences(env, attempt, tell)
         except StaleAttempt as error:
             raise NotYet(f"{error}: it is at work, look again in a moment") from None
-    await _build_stream(env, tell)
+    await _build_stream(env, tell, streaming=stage is not None)
     return done
 
 
@@ -70,7 +71,8 @@ async def _end_switch(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[
 async def _lift_pause(env: SwitchEnvironment, tell: Callable[[str], None]) -> None:
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     if route.pause_id:
-        await flags.lift_pause(env.control, env.pair.migration, env.pair.service, route.pause_id, actor="doctor")
+        async with faults.step("mend.lift"):
+            await flags.lift_pause(env.control, env.pair.migration, env.pair.service, route.pause_id, actor="doctor")
         tell(f"pause {route.pause_id!r}, whose switch has ended, is lifted")
 
 
@@ -87,14 +89,17 @@ async def _set_fences(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[
             )
     for side in (other(route.primary_side), route.primary_side):
         closed = side != route.primary_side
-        if await set_fence(env, attempt, side, closed=closed, primary=route.primary_side, number=route.epoch):
+        async with faults.step("mend.fences"):
+            changed = await set_fence(env, attempt, side, closed=closed, primary=route.primary_side, number=route.epoch)
+        if changed:
             tell(f"the fence at the {side} is {'shut' if closed else 'open'} again")
 
 
-async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None]) -> None:
+async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None], *, streaming: bool) -> None:
+    """`streaming`: the first copy is done, so that a stream has to be there."""
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     stream = env.stream(direction_from(route.primary_side))
-    gone = route.epoch > 0 and not await stream.exists()
+    gone = (streaming or route.epoch > 0) and not await stream.exists()
     half = await rebuilds.unfinished(env.control, env.pair.migration, env.pair.service, stream.direction)
     if gone or half or (await stream.health()).lost:
         tell(f"the {stream.direction} stream was lost, and is built anew")

@@ -48,7 +48,8 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     stream, changed = env.stream(direction), env.changed(direction)
     place = env.pair.migration, env.pair.service, direction
     say(f"dropping what is left of the {direction} stream, and making it anew")
-    await rebuilds.begin(env.control, *place)
+    async with faults.step("rebuild.note"):
+        await rebuilds.begin(env.control, *place)
     async with faults.step("rebuild.drop"), between_switches(env, route.primary_side) as attempt:
         await stream.drop(attempt.at_leisure)
         await changed.drop(attempt.at_leisure, attempt.row)

@@ -1,6 +1,7 @@
 """Whatever a switch has left where it stopped, `cutover doctor` names one command, and that leads back."""
 
 import asyncio
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from cutover import doctor, faults
 from cutover.cli.main import app
+from cutover.control import stages
 from cutover.errors import Exit, GateClosed, NotYet
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
@@ -84,8 +86,46 @@ async def test_a_fence_that_somebody_opened_and_a_stream_that_was_dropped_are_pu
     await env.stream("forward").prepare()
     found = await doctor.examine(env.plan, env.pair, env.control)
     assert found.remedy.endswith("--mend")
-    assert await mend(env, lambda _: None) == ["the fence at the service is shut again"]
+    said = await mend(env, lambda _: None)
+    assert said[:2] == ["the fence at the service is shut again", "the forward stream was lost, and is built anew"]
     assert not await writable(env, "service")
+    await in_order(env)
+
+
+@pytest.mark.parametrize("point", ["mend.lift.before", "mend.lift.after", "mend.fences.before", "mend.fences.after"])
+async def test_a_mend_that_was_cut_off_is_done_by_the_next(env: SwitchEnvironment, work: Work, point: str) -> None:
+    service = env.pair.service
+    await stages.set_stage(env.control, "test", service, "ready")
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
+    await flags.announce_pause(env.control, "test", service, "left", timedelta(seconds=1))
+    async with env.pair.target.session() as connection:
+        await connection.execute(fence.open_sql(TABLES))
+
+    async def die(at: str) -> None:
+        if at == point:
+            raise Killed
+
+    with faults.armed(die), pytest.raises(Killed):
+        await mend(env, lambda _: None)
+    await mend(env, lambda _: None)
+    await in_order(env)
+    assert (await flags.get(env.control, "test", service)).pause_id is None
+    assert not await writable(env, "service")
+
+
+async def test_a_forward_stream_that_is_missing_once_the_copy_is_done_is_a_problem_and_built_anew(
+    env: SwitchEnvironment,
+) -> None:
+    await catalogs.take(env.control, env.pair, env.plan.hash, by="test")
+    await env.stream("forward").drop()
+    assert "missing" not in " ".join((await doctor.examine(env.plan, env.pair, env.control)).problems)
+    assert await mend(env, lambda _: None) == []
+    await stages.set_stage(env.control, "test", env.pair.service, "ready")
+    found = await doctor.examine(env.plan, env.pair, env.control)
+    assert found.problems == ["the forward stream is missing: the service's database falls behind"]
+    assert found.remedy.endswith("--mend")
+    assert await mend(env, lambda _: None)
+    await in_order(env)
 
 
 async def test_a_lost_record_of_changed_keys_is_made_anew_and_every_row_compared(
@@ -161,4 +201,7 @@ async def test_the_command_tells_what_it_found_asks_and_mends(
     status, said = await asyncio.to_thread(typed, "--service", service, "--mend", "--yes")
     assert "the switch to the service is undone" in said
     assert await writable(env, "monolith")
+    status, said = await asyncio.to_thread(typed, "--service", service, "--mend", answer="n\n")
+    assert status == Exit.REFUSED, "it asks though nothing is wrong: by then something may be"
+    assert "in order" in said
     assert (await asyncio.to_thread(typed, "--mend"))[0] == Exit.WRONG_INPUT
