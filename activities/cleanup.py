@@ -101,7 +101,7 @@ class CleanupActivities:
         """Export with manifest and checksums, and a restore test of it."""
         pair = await self.context.pair(ref)
         folder = old_tables.folder(await self.context.plan(ref), pair.service)
-        result = await old_tables.archive(pair, folder, ref.plan_hash)
+        result = await old_tables.archive(pair, self.context.control, folder, ref.plan_hash)
         await self._require(ref, "tables_archived")
         return m.ArchiveResult(
             folder=result.folder.name,

@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Manifest:
-    """A folder's manifest: `facts` say whose archive it is (migration, service, plan hash, time)."""
+    """A folder's manifest: `facts` say whose archive it is (migration, service, database, plan hash)."""
 
     folder: Path
     facts: dict[str, str]

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cutover import faults
 from cutover.archive import export, manifest
-from cutover.control import retired
+from cutover.control import plans, retired
 from cutover.control.database import Control
 from cutover.errors import Refused
 from cutover.plan.models import Plan
@@ -16,6 +17,11 @@ from cutover.postgres.databases import Pair
 
 #: The manifest's fact that says that its files came back as they went.
 RESTORE_TEST, PASSED = "restore_test", "passed"
+#: What is said where the folder holds an archive that is not this migration's.
+FOREIGN = (
+    "the archive in its folder is not known to be of this migration and this monolith (a rehearsal's, or an older "
+    "version's): move that archive away, or name a folder of this migration's own (cleanup.archive_dir)"
+)
 
 
 def folder(plan: Plan, service: str) -> Path:
@@ -33,23 +39,58 @@ class Archived:
     bytes: int
 
 
-async def archive(pair: Pair, folder: Path, plan_hash: str, progress: Callable[[int], None] | None = None) -> Archived:
+#: Whose archive lies in a folder: ours; ours of before another plan was adopted; somebody else's.
+Claim = Literal["ours", "former", "foreign"]
+
+
+async def claim(pair: Pair, control: Control, found: manifest.Manifest, plan_hash: str) -> Claim:
+    """Whether the archive counts for this service of this very migration.
+
+    The plan alone does not tell: a rehearsal may have the same one, and share the folder. One of a former plan counts
+    once no table stands under its name any more: tables are archived once, and only then renamed and dropped.
+    """
+    if any(found.facts.get(name) != value for name, value in (await _origin(pair, control)).items()):
+        return "foreign"
+    if found.facts.get("plan_hash") == plan_hash:
+        return "ours"
+    async with pair.monolith.session("cutover-retire") as connection:
+        return "former" if await catalog.find_tables(connection, list(pair.tables)) else "ours"
+
+
+async def _origin(pair: Pair, control: Control) -> dict[str, str]:
+    """The manifest's facts that say where the rows are from, and for which migration they were archived."""
+    async with pair.monolith.session("cutover-retire") as connection:
+        system, database = await catalog.database_identity(connection)
+    return {
+        "migration": pair.migration,
+        "service": pair.service,
+        "system_identifier": str(system),
+        "database": database,
+        "registered": await plans.first_registered(control, pair.migration),
+    }
+
+
+async def archive(
+    pair: Pair, control: Control, folder: Path, plan_hash: str, progress: Callable[[int], None] | None = None
+) -> Archived:
     """Exports every table, verifies the files' checksums and loads them back in a test that leaves nothing.
 
-    An archive that is whole already is taken as it is. Raises Refused where the export does not come back.
+    An archive that is whole already is taken as it is. Raises Refused where the export does not come back, and where
+    somebody else's archive lies in the folder: it is not overwritten.
     """
     if (path := folder / manifest.NAME).is_file():
         found = manifest.read_manifest(path)
-        # another plan may be adopted after the tables were renamed: they were archived once, by the former one
-        ours = found.facts.get("plan_hash") == plan_hash or await _renamed(pair)
-        good = ours and found.facts.get(RESTORE_TEST) == PASSED
+        whose = await claim(pair, control, found, plan_hash)
+        if whose == "foreign":
+            raise Refused(f"{pair.service}: {FOREIGN}")
+        good = whose == "ours" and found.facts.get(RESTORE_TEST) == PASSED
         if good and not await asyncio.to_thread(manifest.verify, found):
             return _archived(found)
     entries = []
     for table in pair.tables:
         async with faults.step("archive.export"):
             entries.append(await export.export_table(pair.monolith, table, folder, progress=progress))
-    facts = {"migration": pair.migration, "service": pair.service, "plan_hash": plan_hash}
+    facts = {**await _origin(pair, control), "plan_hash": plan_hash}
     path = manifest.write_manifest(folder, entries, **facts)
     written = manifest.read_manifest(path)
     async with faults.step("archive.prove"):
@@ -61,12 +102,6 @@ async def archive(pair: Pair, folder: Path, plan_hash: str, progress: Callable[[
         # said only now: an archive whose test was cut short is exported and tested again
         manifest.write_manifest(folder, entries, **facts, **{RESTORE_TEST: PASSED})
     return _archived(written)
-
-
-async def _renamed(pair: Pair) -> bool:
-    """Whether every table has been renamed, which only follows a whole archive."""
-    async with pair.monolith.session("cutover-retire") as connection:
-        return all([await retire.retired_name(connection, table) for table in pair.tables])
 
 
 def _archived(found: manifest.Manifest) -> Archived:

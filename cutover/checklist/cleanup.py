@@ -1,7 +1,6 @@
 """Phase 4: all data is there, as fast as before, archived, and nothing of the migration is left."""
 
 import asyncio
-from pathlib import Path
 
 from cutover.archive import manifest
 from cutover.archive import service as old_tables
@@ -12,7 +11,6 @@ from cutover.errors import ConfigError
 from cutover.flags import store as flags
 from cutover.monitor import thresholds
 from cutover.postgres import remains
-from cutover.postgres.identifiers import TableName
 
 #: Reports older than this do not prove that both sides are alike at the end; seconds.
 FULL_PASS_SECONDS = 600.0
@@ -81,25 +79,28 @@ async def tables_archived(subject: Subject) -> Verdict:
     """Every table of the service is in a manifest whose files are whole, and came back in its restore test."""
     problems, seen = [], []
     for service in subject.services:
-        folder = old_tables.folder(subject.plan, service)
-        wrong, words = await asyncio.to_thread(_archive, folder, subject.plan.hash, subject.pair(service).tables)
+        wrong, words = await _archive(subject, service)
         problems += [f"{service}: {one}" for one in wrong]
         seen.append(f"{service}: {words}")
     return verdict(problems, "; ".join(seen))
 
 
-def _archive(folder: Path, plan_hash: str, tables: tuple[TableName, ...]) -> tuple[list[str], str]:
+async def _archive(subject: Subject, service: str) -> tuple[list[str], str]:
+    pair = subject.pair(service)
     try:
-        found = manifest.read_manifest(folder / manifest.NAME)
+        found = manifest.read_manifest(old_tables.folder(subject.plan, service) / manifest.NAME)
     except ConfigError as error:
         return [str(error)], "no manifest"
-    problems = manifest.verify(found)
-    if found.facts.get("plan_hash") != plan_hash:
-        problems.append("its archive was made under another plan")
+    problems = await asyncio.to_thread(manifest.verify, found)
+    match await old_tables.claim(pair, subject.control, found, subject.plan.hash):
+        case "foreign":
+            problems.append(old_tables.FOREIGN)
+        case "former":
+            problems.append("its archive was made under another plan")
     if found.facts.get(old_tables.RESTORE_TEST) != old_tables.PASSED:
         problems.append("its archive has not passed a restore test")
     listed = {entry.table for entry in found.entries}
-    problems += [f"table {table} is not in the archive" for table in tables if str(table) not in listed]
+    problems += [f"table {table} is not in the archive" for table in pair.tables if str(table) not in listed]
     rows = sum(entry.rows for entry in found.entries)
     return problems, f"{len(listed)} tables, {rows} rows, checksums verified, restored in a test"
 

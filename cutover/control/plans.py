@@ -73,6 +73,17 @@ async def record(control: Control, migration: str) -> PlanRecord:
     return PlanRecord(migration, row["hash"], row["registered_at"], True, message)
 
 
+async def first_registered(control: Control, migration: str) -> str:
+    """When the migration's first plan was registered, to the microsecond: what tells it from a rehearsal of the same
+    plan with a control database of its own. "" where none was."""
+    first: str = await control.fetchval(
+        "SELECT coalesce(to_char(min(registered_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '')"
+        " FROM control.plan WHERE migration = $1",
+        migration,
+    )
+    return first
+
+
 async def load(control: Control, migration: str, plan_hash: str | None = None) -> Plan:
     """The plan of that hash; without one the bound plan, else the latest. Raises Refused where there is none."""
     if plan_hash is None:

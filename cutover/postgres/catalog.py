@@ -295,6 +295,12 @@ async def user_triggers(connection: asyncpg.Connection, infos: Iterable[TableInf
     ]
 
 
+async def database_identity(connection: asyncpg.Connection) -> tuple[int, str]:
+    """The server's system identifier, and the database's name on it."""
+    [row] = await connection.fetch(sql.IDENTITY)
+    return row["system_identifier"], row["name"]
+
+
 async def server_facts(connection: asyncpg.Connection) -> ServerFacts:
     """Version, identity, timeline and the settings (as text) that a migration depends on."""
     [row] = await connection.fetch(sql.SERVER, list(SERVER_SETTINGS))

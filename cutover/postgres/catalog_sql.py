@@ -108,6 +108,10 @@ WHERE t.tgrelid = ANY($1::oid[]) AND NOT t.tgisinternal AND t.tgparentid = 0
 ORDER BY 2, 3, 1
 """
 
+IDENTITY = """
+SELECT (SELECT system_identifier FROM pg_control_system()) AS system_identifier, current_database()::text AS name
+"""
+
 # A control file keeps the timeline of the last checkpoint; a primary's own WAL file name has the one of now.
 SERVER = """
 SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS version_text,

@@ -7,6 +7,8 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities import models as m
+from cutover.archive import manifest
+from cutover.archive import service as old_tables
 from cutover.checklist import streaming, switching
 from cutover.checklist.run import CHECKS, check
 from cutover.checklist.subject import Subject
@@ -244,6 +246,17 @@ async def test_the_cleanups_items_are_what_is_left_and_what_is_archived(ground: 
     assert "still has flags" in (await look(ground, "cleanup"))["feature_flags_removed"]
     await ground.do(ground.cleanup.record_migration, ground.ref())
     assert (await row(ground, "feature_flags_removed")).done_at is not None
+    path = old_tables.folder(ground.plan, service) / manifest.NAME
+    made = manifest.read_manifest(path)
+    for name, value, said in (
+        ("plan_hash", "of a former plan", "made under another plan"),
+        ("system_identifier", "1", "not known to be of this migration"),
+    ):
+        manifest.write_manifest(path.parent, made.entries, **{**made.facts, name: value})
+        assert said in (await look(ground, "cleanup", service))["tables_archived"]
+    manifest.write_manifest(path.parent, made.entries, **{**made.facts, "plan_hash": "of a former plan"})
+    await ground.do(ground.cleanup.rename_tables, ground.ref(service))
+    assert (await look(ground, "cleanup", service))["tables_archived"] == "", "archived once, under the former plan"
     cut_short(Path(ground.plan.cleanup.archive_dir), "*outcomes*.gz")
     assert "checksum" in (await look(ground, "cleanup", service))["tables_archived"]
 

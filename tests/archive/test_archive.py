@@ -10,7 +10,10 @@ import pytest
 from cutover.archive import service as old_tables
 from cutover.archive.export import export_table, file_name
 from cutover.archive.manifest import NAME, read_manifest, restore_test, verify, write_manifest
+from cutover.control import plans
+from cutover.control.database import Control
 from cutover.errors import ConfigError, NotYet, Refused
+from cutover.plan.load import load_text
 from cutover.postgres import retire
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.identifiers import TableName
@@ -41,6 +44,10 @@ async def filled(monolith_db: Database) -> Database:
 async def archive(database: Database, folder: Path) -> Path:
     entries = [await export_table(database, table, folder) for table in (NASTY, PLAIN)]
     return write_manifest(folder, entries, migration="test", service="svc")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 async def test_an_archive_is_verified_and_comes_back_the_same(
@@ -92,16 +99,50 @@ async def fenced(c: asyncpg.Connection, table: TableName) -> None:
     )
 
 
-async def test_renamed_tables_are_not_archived_again_under_another_plan(filled: Database, tmp_path: Path) -> None:
+async def test_renamed_tables_are_not_archived_again_under_another_plan(
+    filled: Database, control: Control, tmp_path: Path
+) -> None:
     pair = Pair("test", "svc", filled, filled, (NASTY, PLAIN))
-    first = await old_tables.archive(pair, tmp_path, "plan-1")
+    first = await old_tables.archive(pair, control, tmp_path, "plan-1")
     async with filled.session() as c:
         for table in pair.tables:
             await fenced(c, table)
             await c.execute(f"ALTER TABLE {table.sql} ENABLE ALWAYS TRIGGER cutover_fence")
             await retire.retire(c, table)
-    assert await old_tables.archive(pair, tmp_path, "plan-2") == first
+    assert await old_tables.archive(pair, control, tmp_path, "plan-2") == first
     assert read_manifest(tmp_path / NAME).facts["plan_hash"] == "plan-1"
+    assert await old_tables.drop(pair) == 2
+    assert await old_tables.archive(pair, control, tmp_path, "plan-2") == first
+
+
+async def test_tables_beside_those_that_an_earlier_migration_renamed_are_archived_under_a_new_plan(
+    filled: Database, control: Control, tmp_path: Path
+) -> None:
+    pair = Pair("test", "svc", filled, filled, (PLAIN,))
+    await old_tables.archive(pair, control, tmp_path, "plan-1")
+    async with filled.session() as c:
+        await fenced(c, PLAIN)
+        await c.execute(f"ALTER TABLE {PLAIN.sql} ENABLE ALWAYS TRIGGER cutover_fence")
+        await retire.retire(c, PLAIN)
+        await c.execute("CREATE TABLE trades (id int PRIMARY KEY); INSERT INTO trades VALUES (1), (2)")
+    assert (await old_tables.archive(pair, control, tmp_path, "plan-2")).rows == 2
+
+
+async def test_a_rehearsals_archive_in_the_same_folder_is_neither_taken_nor_overwritten(
+    filled: Database, service_db: Database, control: Control, tmp_path: Path
+) -> None:
+    """It has the same plan; only the database it is from tells them apart, or the registration."""
+    await fill(service_db)
+    production, rehearsal = (Pair("test", "svc", db, db, (NASTY, PLAIN)) for db in (filled, service_db))
+    await old_tables.archive(rehearsal, control, tmp_path, "plan")
+    before = contents(tmp_path)
+    with pytest.raises(Refused, match="not known to be of this migration"):
+        await old_tables.archive(production, control, tmp_path, "plan")
+    plan = load_text("migration: test\nmonolith: {database: m}\nservices: {svc: {database: s, tables: {trades: {}}}}\n")
+    await plans.register(control, plan, "alice")
+    with pytest.raises(Refused, match="not known to be of this migration"):
+        await old_tables.archive(rehearsal, control, tmp_path, "plan")
+    assert contents(tmp_path) == before
 
 
 async def test_a_table_is_retired_once_and_only_behind_a_fence(filled: Database) -> None:

@@ -159,7 +159,7 @@ async def test_odd_names_are_copied_switched_rolled_back_switched_again_and_arch
         twice = f"""SELECT count(*) - count(DISTINCT "Nr") FROM {COMPOSITE.sql}"""
         assert await connection.fetchval(twice) == 0, "a sequence has given a number twice"
     await drop_streams(odd)
-    kept = await archive.archive(odd.pair, tmp_path / "archive", odd.plan.hash)
+    kept = await archive.archive(odd.pair, odd.control, tmp_path / "archive", odd.plan.hash)
     assert kept.tables == len(TABLES)
     renamed = await archive.rename(odd.pair, odd.control)
     assert len(set(renamed)) == len(TABLES)
