@@ -207,20 +207,27 @@ async def behind(connection: asyncpg.Connection, tables: Iterable[TableName]) ->
 
 
 def _behind_sql(position: int, one: SequenceInfo) -> str:
-    extreme, beyond = ("max", ">") if one.increment > 0 else ("min", "<")
-    column = quote(one.column)
     return (
-        f"(WITH used AS MATERIALIZED (SELECT {extreme}({column})::numeric AS value FROM {one.table.sql}) "
-        f"SELECT {position} AS position, (SELECT coalesce(used.value {beyond} s.last_value "
-        f"OR (used.value = s.last_value AND NOT s.is_called), false) FROM {one.name.sql} s) AS behind FROM used)"
+        f"({_used_sql(one)} SELECT {position} AS position, "
+        f"(SELECT coalesce({_beyond_sql(one)}, false) FROM {one.name.sql} s) AS behind FROM used)"
     )
 
 
-def _told(one: SequenceInfo) -> Behind:
+def _used_sql(one: SequenceInfo) -> str:
     extreme = "max" if one.increment > 0 else "min"
+    return f"WITH used AS MATERIALIZED (SELECT {extreme}({quote(one.column)})::numeric AS value FROM {one.table.sql})"
+
+
+def _beyond_sql(one: SequenceInfo) -> str:
+    beyond = ">" if one.increment > 0 else "<"
+    return f"used.value {beyond} s.last_value OR (used.value = s.last_value AND NOT s.is_called)"
+
+
+def _told(one: SequenceInfo) -> Behind:
+    # executed once more, when later values may have been drawn and be in no row yet, it does nothing
     cure = (
-        f"SELECT setval({quote_literal(one.name.sql)}::regclass, "
-        f"(SELECT {extreme}({quote(one.column)})::bigint FROM {one.table.sql}))"
+        f"{_used_sql(one)} SELECT setval({quote_literal(one.name.sql)}::regclass, used.value::bigint) "
+        f"FROM used, {one.name.sql} s WHERE {_beyond_sql(one)}"
     )
     return Behind(one.name, one.table, one.column, cure)
 

@@ -6,7 +6,7 @@ import pytest
 from cutover.errors import ConfigError
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import TableName
-from cutover.postgres.sequences import raise_sequences
+from cutover.postgres.sequences import behind, raise_sequences
 
 T = [TableName("public", 'we"ird T')]
 SCHEMA = """
@@ -72,3 +72,29 @@ async def test_a_sequence_without_room_is_an_error_before_anything_changes(
         with pytest.raises(ConfigError, match=r"'t_s_seq' \(t.s\) cannot be raised by 1000 steps of 1.*32767"):
             await raise_sequences(a, b, [TableName("public", "t")], 1000)
         assert await b.fetchval("SELECT last_value FROM t_id_seq") == 1
+
+
+async def test_the_cure_of_a_sequence_that_is_behind_does_nothing_when_it_is_executed_again(
+    monolith_db: Database,
+) -> None:
+    """Rising or falling: values that were drawn since, and are in no row any more, are not given out again."""
+    table = TableName("public", "t")
+    async with monolith_db.session() as c:
+        await c.execute(
+            "CREATE SEQUENCE down INCREMENT -2; CREATE TABLE t (id bigserial PRIMARY KEY, "
+            "d bigint DEFAULT nextval('down') UNIQUE); INSERT INTO t VALUES (50, -50)"
+        )
+        found = await behind(c, [table])
+        assert {one.column for one in found} == {"d", "id"}
+        for one in found:
+            await c.execute(one.cure)
+        assert await behind(c, [table]) == []
+        row = await c.fetchrow("INSERT INTO t DEFAULT VALUES RETURNING id, d")
+        assert row is not None
+        assert tuple(row) == (51, -52)
+        await c.execute("DELETE FROM t WHERE id = 51")
+        for one in found:
+            await c.execute(one.cure)
+        row = await c.fetchrow("INSERT INTO t DEFAULT VALUES RETURNING id, d")
+        assert row is not None
+        assert tuple(row) == (52, -54)

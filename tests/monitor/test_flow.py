@@ -258,10 +258,15 @@ async def test_a_sequence_that_rows_have_overtaken(watched: Watched) -> None:
     (found,) = await watched.found("sequences")
     assert found.subject == "trades_id_seq"
     assert "5000" not in str(found)
-    await watched.on("monolith", found.remedy.partition("'monolith': ")[2])
+    cure = found.remedy.partition("'monolith': ")[2]
+    await watched.on("monolith", cure)
     await watched.quiet()
-    await watched.on("monolith", "INSERT INTO trades (price) VALUES (2)")
+    await watched.on("monolith", "INSERT INTO trades (price) VALUES (2)", "DELETE FROM trades WHERE id > 5000")
     await watched.quiet()
+    async with watched.env.pair.monolith.session() as connection:
+        before = await connection.fetchval("SELECT last_value FROM trades_id_seq")
+        await watched.on("monolith", cure)
+        assert await connection.fetchval("SELECT last_value FROM trades_id_seq") == before == 5001
 
 
 async def test_a_database_that_cannot_be_read_is_found_and_the_rest_is_looked_at(watched: Watched) -> None:
