@@ -12,8 +12,10 @@ from cutover.postgres.databases import SIDES
 from cutover.streams.base import Marker, StreamHealth
 from cutover.streams.logical import LogicalStream
 
-#: Seconds for which a prepared transaction is its own process's business.
-IN_DOUBT = 30.0
+#: Seconds for which a prepared transaction of somebody else is its own process's business.
+IN_DOUBT = 10.0
+#: The same for a branch of ours: a janitor ends it within twelve, or thirty where one round meets many.
+OURS_IN_DOUBT = 30.0
 #: Seconds for which a look waits for its marker; the way back has to carry it within them.
 PROOF_SECONDS = 4.0
 #: Seconds after which a forward stream that has not carried a marker stands still.
@@ -139,12 +141,14 @@ async def _carried(at: Place, marker: str) -> bool:
 
 
 async def watch_in_doubt(at: Place) -> list[Finding]:
-    """Prepared transactions older than IN_DOUBT, at each side that answers."""
+    """Prepared transactions older than IN_DOUBT (ours OURS_IN_DOUBT), at each side that answers."""
     found = []
     for side in SIDES:
         if side not in at.sessions:
             continue
         for one in await two_phase.in_doubt(at.sessions[side], at.service, at.members[side], IN_DOUBT):
+            if one.ours and one.age < OURS_IN_DOUBT:
+                continue
             whose = "a strong write's branch" if one.ours else f"a prepared transaction of role {one.owner}"
             text = f"{whose}, {one.gid!r}, is in doubt at the {side} for {one.age:.0f} s and holds its locks"
             remedy = (

@@ -123,6 +123,30 @@ async def test_a_slot_that_the_server_has_given_up(watched: Watched, clusters: C
     await watched.quiet()
 
 
+async def test_a_slot_that_is_about_to_be_lost_is_told_while_there_is_time(
+    watched: Watched, clusters: Clusters
+) -> None:
+    """Its log is beyond what the server may keep, and goes with the next checkpoint."""
+    name = await release(watched)
+    await watched.on("monolith", "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'", "SELECT pg_reload_conf()")
+    try:
+
+        async def beyond() -> bool:
+            await watched.on("monolith", "SELECT pg_switch_wal(), txid_current()")
+            async with watched.env.pair.monolith.session() as connection:
+                facts = await replication.slot_facts(connection, name)
+                return facts is not None and facts.wal_status == "unreserved"
+
+        await until(beyond, "the slot is beyond what may be kept")
+        found = {one.subject: one for one in await watched.found("slot")}
+        assert found[name].severity == "critical"
+        assert "is about to be lost" in found[name].text
+    finally:
+        await watched.on("monolith", "ALTER SYSTEM RESET max_slot_wal_keep_size", "SELECT pg_reload_conf()")
+    await watched.on("service", replication.enable_sql(name))
+    await watched.mended("slot")
+
+
 async def test_a_subscription_that_was_disabled(watched: Watched) -> None:
     name = subscription(watched)
     await watched.on("service", f"ALTER SUBSCRIPTION {name} DISABLE")
@@ -235,6 +259,9 @@ async def test_a_transaction_in_doubt(watched: Watched, monkeypatch: pytest.Monk
     await watched.on(side, f"BEGIN; {write}; PREPARE TRANSACTION '{gid}'")  # type: ignore[arg-type]
     assert await watched.found("in-doubt") == []
     monkeypatch.setattr(flow, "IN_DOUBT", 0.0)
+    if ours:
+        assert await watched.found("in-doubt") == [], "a janitor's business still"
+        monkeypatch.setattr(flow, "OURS_IN_DOUBT", 0.0)
     (found,) = await watched.found("in-doubt")
     assert found.subject == f"{gid} at the {side}"
     assert ("janitor" in found.remedy) == ours

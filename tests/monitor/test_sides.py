@@ -58,6 +58,30 @@ async def test_an_epoch_row_that_is_gone_after_a_switch_is_made_as_the_route_has
     await watched.quiet()
 
 
+async def test_a_database_that_takes_itself_for_the_other_sides(watched: Watched) -> None:
+    """Restored from the other one's dump, perhaps."""
+    await watched.on("service", "UPDATE cutover.epoch SET side = 'monolith'")
+    (found,) = await watched.found("writable-side")
+    assert (found.severity, found.subject) == ("critical", "epoch at the service")
+    assert "takes itself for the monolith's, and is the service's" in found.text
+    assert f"cutover doctor test --service {watched.env.pair.service}" in found.remedy
+    await watched.on("service", "UPDATE cutover.epoch SET side = 'service'")
+    await watched.quiet()
+
+
+async def test_a_fence_that_lets_sessions_in_replica_mode_pass(watched: Watched) -> None:
+    await watched.on("service", f"ALTER TABLE trades ENABLE TRIGGER {fence.WRITES}")
+    async with watched.env.pair.target.session("psql") as rogue:
+        await rogue.execute("SET session_replication_role = replica; INSERT INTO trades (id, price) VALUES (901, 1)")
+        (found,) = await watched.found("fence")
+        assert "lets sessions in replica mode pass" in found.text
+        await watched.on("service", found.remedy)
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await rogue.execute("INSERT INTO trades (id, price) VALUES (902, 1)")
+        assert refused.value.sqlstate == epoch.FENCED_SQLSTATE
+    assert await watched.found("fence") == []
+
+
 async def test_after_the_control_database_lost_a_switch_nobody_is_told_to_open_the_old_primary(
     watched: Watched,
 ) -> None:
