@@ -77,15 +77,15 @@ class PreparationActivities:
         """Closed at the side that is not the primary: a rogue writer there is refused from today on.
 
         Run again later, a fence that is missing is made for the primary of then. Raises GateClosed where a side has
-        lost its epoch row since a switch.
+        lost its epoch row since a switch, or knows of a later switch than the control database.
         """
         pair = await self.context.pair(ref)
         route = await flags.find(self.context.control, pair.migration, pair.service)
         primary = route.primary_side if route else "monolith"
         made = 0
         stage = (await stages.get_stages(self.context.control, pair.migration)).get(pair.service)
-        if route is not None and route.epoch and (stage is None or stage.stage not in catalogs.TAKEN_OVER):
-            await _require_epochs(pair)
+        if route is not None and (stage is None or stage.stage not in catalogs.TAKEN_OVER):
+            await _require_epochs(pair, route.epoch)
         for side in SIDES:
             async with pair.at(side).session("cutover-fence") as connection:
                 await epoch.install(connection, pair.service, side)
@@ -150,13 +150,21 @@ class PreparationActivities:
         )
 
 
-async def _require_epochs(pair: Pair) -> None:
-    """Raises GateClosed where an epoch row is gone: made anew as it is at the beginning, it would not be the truth."""
+async def _require_epochs(pair: Pair, number: int) -> None:
+    """Raises GateClosed where what is made by the route's word, of epoch `number`, would not be the truth."""
     for side in SIDES:
+        name = pair.at(side).name
         async with pair.at(side).session("cutover-fence") as connection:
-            if await epoch.read(connection, pair.service) is None:
-                raise GateClosed(
-                    f"{pair.service}: database {pair.at(side).name!r} has lost its epoch row since a switch, and is "
-                    "perhaps another one: nothing is made there before you have found out what became of it "
-                    f"(cutover watch {pair.migration} shows the statement that makes the row)"
-                )
+            known = await epoch.read(connection, pair.service)
+        if known is None and number:
+            raise GateClosed(
+                f"{pair.service}: database {name!r} has lost its epoch row since a switch, and is perhaps another one: "
+                "nothing is made there before you have found out what became of it "
+                f"(cutover watch {pair.migration} shows the statement that makes the row)"
+            )
+        if known is not None and known.epoch > number:
+            raise GateClosed(
+                f"{pair.service}: database {name!r} says epoch {known.epoch} and the control database {number}: it has "
+                "lost its last commits (a restored backup). Nothing is changed; find out which side holds the newest "
+                "rows before anything else"
+            )

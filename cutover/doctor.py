@@ -16,6 +16,9 @@ from cutover.postgres.databases import CONNECTION_ERRORS, Pair, Side, direction_
 from cutover.reconcile.changed import ChangedKeys
 from cutover.streams import open_stream
 
+#: The fact that says what to do where epoch rows and route disagree.
+_DISAGREE = "route and epochs"
+
 
 @dataclass
 class Examination:
@@ -54,6 +57,8 @@ async def examine(plan: Plan, pair: Pair, control: Control) -> Examination:
 
 
 def _mends(pair: Pair, found: Examination) -> None:
+    if _DISAGREE in found.facts:
+        return  # a person has to find out first which side is right
     found.remedy = f"cutover doctor {pair.migration} --service {pair.service} --mend"
 
 
@@ -76,11 +81,16 @@ async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -
             found.facts[f"epoch at the {side}"] = f"{row.epoch}, writable: {row.primary_side}"
         if any(state in ("open", "missing", "broken") for state in states.values()):
             open_sides.append(side)
-    if any("missing" in found.facts[f"fence at the {side}"] for side in ("monolith", "service")):
+    seen = await fences.look(control, pair, mend=False)
+    missing = any("missing" in found.facts[f"fence at the {side}"] for side in ("monolith", "service"))
+    if missing and not seen.disagree:
         remedy = f"cutover start preparation {pair.migration}"
         found.problems.append(f"fences are missing: a worker makes them with its next sample, or {remedy}")
-    if wrong := (await fences.look(control, pair, mend=False)).problems:
-        found.problems += wrong
+    if seen.disagree:
+        found.facts[_DISAGREE] = seen.disagree
+        found.problems.append(f"{_DISAGREE} do not tell the same")
+    found.problems += seen.problems
+    if seen.problems:
         _mends(pair, found)
     if len(open_sides) == 2:
         found.problems.append("BOTH sides are writable: stop the writers of the side that is not the primary now")

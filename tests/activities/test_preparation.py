@@ -79,5 +79,8 @@ async def test_an_epoch_row_that_is_gone_after_a_switch_is_not_made_as_it_was_at
         with pytest.raises(ApplicationError, match="has lost its epoch row since a switch"):
             await ground.do(ground.preparation.install_fences, ground.ref(service))
         assert await epoch.read(connection, service) is None
-        await connection.execute(epoch.row_sql(service, "service", "service", 1))
+        await connection.execute(epoch.row_sql(service, "service", "service", 2))
+        with pytest.raises(ApplicationError, match="says epoch 2 and the control database 1"):
+            await ground.do(ground.preparation.install_fences, ground.ref(service))
+        await connection.execute(epoch.set_sql(service, "service", 1))
     await ground.do(ground.preparation.install_fences, ground.ref(service))

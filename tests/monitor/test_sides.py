@@ -5,6 +5,7 @@ import asyncio
 import asyncpg
 import pytest
 
+from cutover import doctor
 from cutover.monitor import catalogs, fences, sides, writers
 from cutover.postgres import epoch, fence
 from cutover.postgres import writers as at_the_shut_side
@@ -99,6 +100,10 @@ async def test_after_the_control_database_lost_a_switch_nobody_is_told_to_open_t
     seen = await fences.look(env.control, env.pair)
     alert = seen.alert(env.pair)
     assert alert is not None
+    examined = await doctor.examine(env.plan, env.pair, env.control)
+    assert examined.remedy == "", "--mend would refuse"
+    assert set(seen.problems) <= set(examined.problems)
+    assert not any("preparation" in one for one in examined.problems)
     for text in (*(one.remedy for one in told), *seen.problems, alert.text):
         assert "found out which side holds the newest rows" in text
         assert "TRIGGER" not in text
