@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = ("kill", "error", "delay", "reset")
 
 #: The file in a sequence's folder with the times of passes, and the groups of points whose passes stand there.
 PASSES = "passes"
-_NOTED = ("switch.", "undo.", "complete.")
+_NOTED = ("switch.", "undo.", "complete.", "mend.")
 
 #: Seconds between two looks of a hold, and those after which it gives up.
 _LOOK = 0.005

@@ -5,17 +5,22 @@ Each is what an administrator's session could do; what has to be seen of it, and
 
 import asyncio
 from contextlib import suppress
+from datetime import timedelta
+
+import asyncpg
 
 from chaos import ground, tables
 from chaos.tables import Item
 from cutover.errors import NotYet
-from cutover.postgres import outbox_capture, replication
-from cutover.postgres.databases import Direction
+from cutover.flags import store as flags
+from cutover.postgres import fence, outbox_capture, replication
+from cutover.postgres.databases import Direction, Side
 from cutover.streams.logical import LogicalStream
 from cutover.switch.environment import SwitchEnvironment
 
 #: Seconds in which something that was done has its effect.
 WITHIN = 30.0
+_PAUSE = timedelta(seconds=5)
 #: A row of the ground, which no client touches; rows that the other side refuses have keys below it.
 _GROUND_KEY = tables.GROUND_KEYS - 1
 _POISON_KEYS = tables.GROUND_KEYS - 1_000_000
@@ -46,6 +51,19 @@ async def drop_record(env: SwitchEnvironment, direction: Direction) -> None:
     """The slot of the changed keys."""
     async with env.pair.source(direction).session("chaos-admin") as source:
         await replication.drop_slot(source, env.changed(direction).slot)
+
+
+async def leave_shut(env: SwitchEnvironment, side: Side) -> None:
+    """The writable side is shut by hand, and a pause announced that nobody lifts."""
+    pair = env.pair
+    await flags.announce_pause(env.control, pair.migration, pair.service, "by-mistake", _PAUSE, actor="chaos")
+    async with asyncio.timeout(WITHIN), pair.at(side).session("chaos-admin") as connection:
+        members = await fence.relations(connection, pair.tables)
+        while True:
+            with suppress(asyncpg.DeadlockDetectedError):  # with the application, one table after the other
+                async with connection.transaction():
+                    await fence.ensure(connection, pair.service, members, closed=True)
+                return
 
 
 async def change_a_row(env: SwitchEnvironment, direction: Direction) -> None:

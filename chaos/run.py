@@ -155,8 +155,8 @@ class Run:
                     await self._repair(turn, folder)
             if at != "attempt":
                 await self.driver.switch(plain, unhurt)
-            if at == "rebuild":
-                await self._rebuild(turn, folder)
+            if at == "mending":
+                await self._mending(turn, folder)
             await self._settled(to_side)
         turn.judge(stormy=self.stormy)
         plain.judge(stormy=self.stormy)
@@ -320,7 +320,13 @@ class Run:
             if differing := await ground.verify(self.env, direction):
                 raise Violation(f"{differing} rows differ after their repair")
 
-    async def _rebuild(self, turn: Turn, folder: Path) -> None:
+    async def _mending(self, turn: Turn, folder: Path) -> None:
+        """What a person does after a mistake, with the faults in that."""
+        if turn.cell is not None and turn.cell.group == "mend":
+            await mishaps.leave_shut(self.env, turn.to_side)
+            await self._require_remedy("a side is shut, and a pause was left")
+            await self.driver.mended(turn, folder)
+            return
         name = "rebuild"
         if turn.cell is not None and turn.cell.step == "rebuild.follow":
             await mishaps.drop_record(self.env, direction_from(turn.to_side))

@@ -58,6 +58,7 @@ NEXT = {
     "undo.decide.after": UNDO[1:],
     "ready.drop.after": ("ready.prepare",),
     "archive.prove.after": ("retire.rename",),
+    "mend.lift.after": ("mend.fences",),
 }
 
 
@@ -311,7 +312,7 @@ class Driver:
         await patiently(carry)
 
 
-Where = Literal["attempt", "relay", "writer", "copy", "repair", "rebuild", "end"]
+Where = Literal["attempt", "relay", "writer", "copy", "repair", "mending", "end"]
 
 
 def where(cell: Cell) -> Where:
@@ -325,8 +326,8 @@ def where(cell: Cell) -> Where:
             return "copy"
         case "repair":
             return "repair"
-        case "rebuild":
-            return "rebuild"
+        case "rebuild" | "mend":
+            return "mending"
         case group if group in AT_THE_END:
             return "end"
         case _:
