@@ -108,12 +108,12 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         return "deprecation" if position.stage == "switched" else "found"
 
     async def _position(self) -> Position:
-        """Where the service stands; a switch that an earlier run left half done is ended first, one way or another."""
+        """Where the service stands; a switch that was left half done is ended first, one way or another."""
         position = await self.do("reading where the service stands", s.POSITION, self.ref)
         if not position.unfinished:
             return position
         order = SwitchOrder(ref=self.ref, switch_id=position.unfinished, to_side=position.unfinished_to)
-        await self.do("ending the switch that an earlier run left half done", s.FENCED_SECTION, order)
+        await self.do("ending the switch that was left half done", s.FENCED_SECTION, order)
         return await self.do("reading where the service stands", s.POSITION, self.ref)
 
     # --- forward ---------------------------------------------------------------------------------
@@ -183,9 +183,13 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         await self.do("reads back to the monolith", s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
 
     async def _writes_back(self) -> None:
-        position = await self.do("reading where the service stands", s.POSITION, self.ref)
-        if position.primary_side == "service":
-            self.last_switch = await self.switch_writes("monolith", "")
+        position = await self._position()
+        if position.primary_side != "service":
+            return
+        if position.stage not in ("switched", "deprecated"):
+            # the switch was ended just now, or by a person's hand, and its old stream still stands
+            await self.finish_switch("service", f"found-{workflow.uuid4()}")
+        self.last_switch = await self.switch_writes("monolith", "")
 
     async def _soak_breached(self, breached: SoakBreached) -> None:
         await self._go_back(f"the soak was breached: {breached.text}", "critical")
@@ -285,7 +289,8 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         end = self.deadlines.get(DEPRECATION)
         if end is None:
             return "Rollback possible now; before the write switch it pauses no writes."
-        pause = f"{self.last_switch.write_pause_ms:.0f} ms" if self.last_switch else "a few ms"
+        last = self.last_switch.write_pause_ms if self.last_switch else 0.0
+        pause = f"{last:.0f} ms" if last else "a few ms"
         until = end.isoformat(timespec="seconds")
         return f"Rollback possible until {until} and after it until cleanup; it would pause writes about {pause}."
 

@@ -45,9 +45,8 @@ class WriteSwitch(Run[Any]):
             switch_id = f"{self.service}-{workflow.uuid4()}"
             order = SwitchOrder(ref=self.ref, switch_id=switch_id, to_side=to_side, evidence=approved)
             await self.do("making the stream of the way back ready", s.PREPARE_REVERSE, order)
-            self.say("the fenced section to finish", state="RUNNING")
             try:
-                report = await self._section(order)
+                report = await self._to_an_end(order)
             except StepFailed as failed:
                 if failed.kind == APPROVAL_LAPSED:
                     self.progress["last write switch"] = f"not begun: {failed.text}"
@@ -95,6 +94,35 @@ class WriteSwitch(Run[Any]):
         if self._outdated(order.evidence):
             return SwitchReport(result="undone", switch_id=order.switch_id, reason="another plan was adopted")
         return await self.call(s.FENCED_SECTION, order, summary="the fenced section")
+
+    async def _to_an_end(self, order: SwitchOrder) -> SwitchReport:
+        """How the switch ended. Raises StepFailed where it did not begin.
+
+        A section that fails for good in the middle leaves both sides shut, and its reason may be a matter for a person:
+        the run parks with it, and `retry` calls the section again for the same switch, which recovers, whatever plan
+        holds by then.
+        """
+        self.say("the fenced section to finish", state="RUNNING")
+        section = self._section(order)
+        while True:
+            try:
+                return await section
+            except StepFailed as failed:
+                position = await self.do("reading where the service stands", s.POSITION, self.ref)
+                if not position.unfinished:
+                    if position.primary_side != order.to_side:
+                        raise
+                    # ended meanwhile, by a person's hand or by an attempt whose answer was lost
+                    return SwitchReport(
+                        result="done",
+                        switch_id=order.switch_id,
+                        to_side=order.to_side,
+                        epoch=position.epoch,
+                        reason=f"found done: {failed.text}"[: timeouts.TEXT_LIMIT],
+                    )
+                await self.park("write switch", f"half done: {failed.text}")
+            self.say("the fenced section to finish", state="RUNNING")
+            section = self.call(s.FENCED_SECTION, order, summary="the fenced section")
 
     async def _still_approved(self, approved: str) -> str:
         """Approvals outlive an undone attempt unless the evidence got worse; then the gate opens again."""

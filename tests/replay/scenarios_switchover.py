@@ -110,6 +110,11 @@ async def writes(recorder: Recorder) -> None:
         await h.update(run, "retry", by="ann")
         await outage(recorder, h, run, "prepare_reverse", "switchover-section-unreachable")
         await recorder.keep(h, run, "switchover-deprecation")
+    async with recorder.harness("ready") as h:
+        run = await at_write_gate(h)
+        h.world.break_in_the_middle("the journal does not know the epoch: a person has to look")
+        await h.approve(run, "write", "ann", "ben")
+        await recorder.keep(h, run, "switchover-half-done")
 
 
 async def back(recorder: Recorder) -> None:

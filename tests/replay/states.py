@@ -164,6 +164,7 @@ SWITCHOVER = (
     State("switchover-approval-lapsed", "^2 approvals of gate 'write'", "write gate", at=APPROVALS),
     State("switchover-undone", "another attempt", "write switch", at=("writeswitch.switch_writes: wait",)),
     parked("switchover-write-switch-parked", "write switch: undone", "writeswitch._hold: park"),
+    parked("switchover-half-done", "write switch: half done: .* a person has to look", "writeswitch._to_an_end: park"),
     State("switchover-section-unreachable", AWAY, "write switch", at=OUTAGE, busy=True),
     State("switchover-deprecation", "the deprecation to last", "deprecation", at=("switchover._deprecate: wait",)),
     State(

@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -66,6 +66,9 @@ class World:
         self.tasks_done: list[m.TaskDone] = []
         self.samples = 0
         self.unfinished = ""
+        #: How the fenced section ends the unfinished switch.
+        self.ends_as: Literal["done", "undone"] = "undone"
+        self.outcomes: dict[str, m.SwitchReport] = {}
         self.standing = m.Standing()
         self.blocking = 0
         self.unchecked: dict[str, str] = {}
@@ -269,11 +272,14 @@ class World:
     def fenced_section(self, order: m.SwitchOrder) -> m.SwitchReport:
         if order.to_side == "service":
             self.require(order.ref)
+        if order.switch_id in self.outcomes:
+            return self.outcomes[order.switch_id]
         service = str(order.ref.service)
         before = self.primary[service]
         if order.switch_id == self.unfinished:
             self.unfinished = ""
-            return m.SwitchReport(result="undone", switch_id=order.switch_id, reason="recovered")
+            if self.ends_as == "undone":
+                return m.SwitchReport(result="undone", switch_id=order.switch_id, reason="recovered")
         if self.undone:
             return m.SwitchReport(result="undone", switch_id=order.switch_id, reason=self.undone.pop(0))
         self.primary[service] = order.to_side
@@ -288,6 +294,22 @@ class World:
             pause_ms=12.0,
             write_pause_ms=8.0,
         )
+
+    def break_in_the_middle(self, words: str) -> None:
+        """The next fenced section begins its switch and then fails for good, with both sides shut."""
+
+        async def begun() -> None:
+            if words not in told:
+                told.append(words)
+                self.unfinished = self.calls[-1][1].switch_id
+                self.faults["fenced_section"].append(refused(words))
+
+        told: list[str] = []
+        self.on["fenced_section"] = begun
+
+    def take_back_reverse(self, order: m.SwitchOrder) -> None:
+        if self.unfinished:
+            raise refused("another switch has begun; its streams are left alone")
 
     def archive_tables(self, ref: m.Ref) -> m.ArchiveResult:
         return m.ArchiveResult(folder="archive", tables=1, rows=300, bytes=9000, restored=True)
