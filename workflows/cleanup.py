@@ -93,7 +93,7 @@ class CleanupWorkflow(Run[Start]):
 
     async def _take_over(self, service: str, by: str, evidence: str) -> None:
         """Have the service's switchover run let go, and its replication run end."""
-        poll = timeouts.take_over_poll()
+        began = workflow.now()
         message = {"by": by[:200], "evidence": evidence, "reason": "cleanup"}
         while True:
             stage = (await self._stages())[service]
@@ -109,7 +109,8 @@ class CleanupWorkflow(Run[Start]):
                 break
             self.stage_news = False
             self.say(f"the switchover run of {service} to hand over", state="WAITING")
-            await self.wait(lambda: self.stage_news, poll, "hand-over")
+            pause = timeouts.growing(timeouts.TAKE_OVER_POLL, workflow.now() - began)
+            await self.wait(lambda: self.stage_news, pause, "hand-over")
         await self.tell(ids.replication(self.start.plan, service), "released", {"by": by[:200]})
 
     async def _retire(self, service: str) -> None:

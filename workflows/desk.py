@@ -27,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
         RefusedMessage,
         Start,
         StartT,
+        Waited,
         parse,
         parse_start,
     )
@@ -78,6 +79,8 @@ class Desk(Inbox):
         self.deadlines: dict[str, datetime] = dict(carried.deadlines)
         self.progress: dict[str, Scalar] = dict(carried.progress)
         self.decisions = carried.decisions
+        #: The wait that this run is in or goes on with, where it may outlast the run.
+        self.waited: Waited | None = carried.waited
         self._shown: dict[str, str] = {}
 
     def carried(self) -> Carried:
@@ -89,6 +92,7 @@ class Desk(Inbox):
             deadlines=self.deadlines,
             progress=self.progress,
             decisions=self.decisions,
+            waited=self.waited,
         )
 
     # --- showing ---------------------------------------------------------------------------------

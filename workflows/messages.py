@@ -117,6 +117,17 @@ class Refusal(BaseModel):
     text: str
 
 
+class Waited(BaseModel):
+    """A long wait that goes on in the next run of the same workflow: since when, and what a soak has counted."""
+
+    began: datetime
+    samples: int = 0
+    #: Samples in a row that found each threshold breached.
+    breaches: dict[str, int] = {}
+    #: Thresholds that had seen too little at the last sample.
+    unjudged: list[str] = []
+
+
 class Carried(BaseModel):
     """State that a run hands to the next one of the same workflow (continue-as-new)."""
 
@@ -126,6 +137,7 @@ class Carried(BaseModel):
     deadlines: dict[str, datetime] = {}
     progress: dict[str, str | int | float | bool | None] = {}
     decisions: int = 0
+    waited: Waited | None = None
 
 
 class Start(BaseModel):

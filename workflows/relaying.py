@@ -13,8 +13,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.messages import ServiceStart
     from workflows.run import Run
 
-#: A relay that cannot even begin (a DSN is gone) is told of, and tried again after so long.
+#: A relay that cannot even begin (a DSN is gone) is told of, and tried again after so long, and so long at most.
 AGAIN = timedelta(seconds=30)
+AGAIN_AT_MOST = timedelta(minutes=10)
 
 
 class Relaying(Run[ServiceStart]):
@@ -48,6 +49,7 @@ class Relaying(Run[ServiceStart]):
 
     async def _relay(self) -> None:
         chosen = timeouts.options(s.RELAY.kind, 0)
+        again = AGAIN
         while True:
             try:
                 await workflow.execute_activity(
@@ -64,4 +66,7 @@ class Relaying(Run[ServiceStart]):
                     raise
                 text = f"{self.service}: no relay carries its changes: {explain(error)[1]}"
                 await self.alert("relay", "critical", text, best_effort=True)
-                await workflow.sleep(AGAIN, summary="relays are tried again")
+                await workflow.sleep(again, summary="relays are tried again")
+                again = min(again * 2, AGAIN_AT_MOST)
+            else:
+                again = AGAIN

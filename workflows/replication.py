@@ -19,7 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.deadlines import DWELL
     from workflows.failures import PLAN_REPLACED, StepFailed
     from workflows.gates import Gate
-    from workflows.messages import ServiceStart
+    from workflows.messages import ServiceStart, Waited
     from workflows.passing import Passing
     from workflows.preparation import open_tasks
     from workflows.relaying import Relaying
@@ -110,20 +110,25 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
         return [one.name for one in rules.tables] if rules else []
 
     async def _backfill(self) -> None:
-        """Until every table is copied: by the databases themselves, or by an activity of ours beside the looking."""
+        """Until every table is copied. What has been copied is not copied again by a run that goes on with it."""
+        while not await self._copied():
+            await self.hand_on(resume="start")
+
+    async def _copied(self) -> bool:
+        """Copied by the databases themselves, or by an activity of ours beside the looking."""
         if not self.carries:
-            await self._await_copied(None)
-            return
+            return await self._await_copied(None)
         copy = asyncio.create_task(self.call(s.COPY_ROWS, self.ref, summary="the first copy"))
         try:
-            await self._await_copied(copy)
+            return await self._await_copied(copy)
         finally:
             copy.cancel()
             await asyncio.gather(copy, return_exceptions=True)
 
-    async def _await_copied(self, copy: asyncio.Task[None] | None) -> None:
-        """Poll; the pauses grow, so that hours of copying stay a small history. Raises what the copy raised."""
-        began = workflow.now()
+    async def _await_copied(self, copy: asyncio.Task[None] | None) -> bool:
+        """Poll, with growing pauses; False where the history has grown long. Raises what the copy raised."""
+        self.waited = self.waited or Waited(began=workflow.now())
+        began = self.waited.began
         while True:
             if copy is not None and copy.done():
                 copy.result()
@@ -135,7 +140,8 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
             if progress.complete:
                 self.progress.pop("backfill done about", None)
                 self.progress["backfill"] = f"complete: {progress.rows} rows"
-                return
+                self.waited = None
+                return True
             if progress.rows and progress.rows_estimated > progress.rows:
                 left = (workflow.now() - began) * ((progress.rows_estimated - progress.rows) / progress.rows)
                 self.progress["backfill done about"] = (workflow.now() + left).isoformat(timespec="seconds")
@@ -144,6 +150,8 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
             # a tenth of what it has taken so far: never late by more than that, and few events over a day
             pause = min(max((workflow.now() - began) / 10, BACKFILL_POLL), BACKFILL_POLL_AT_MOST)
             await self.wait(lambda: copy is not None and copy.done(), pause, "backfill is polled")  # noqa: B023
+            if workflow.info().is_continue_as_new_suggested():
+                return False
 
     async def after_adoption(self) -> None:
         """Passes are made on the cadence of the plan in force."""

@@ -26,6 +26,9 @@ with workflow.unsafe.imports_passed_through():
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+#: Stages of a service that a cleanup run may be waiting for.
+OF_CLEANUP = ("released", "rolled-back")
+
 
 class Run(Calling, Generic[StartT]):
     """One durable run. `Desk` holds its state and answers messages; this class waits and acts."""
@@ -251,6 +254,7 @@ class Run(Calling, Generic[StartT]):
         """Measure until the evidence holds; `retry` measures at once."""
         if opened.gate.measure is None:
             return
+        began = workflow.now()
         while True:
             opened.evidence = await self.remeasure(opened.gate, "")
             if opened.evidence.ok:
@@ -259,9 +263,11 @@ class Run(Calling, Generic[StartT]):
             self.say(opened.waiting_for(), state="WAITING")
             await self.wait(
                 lambda: self.measure_now or opened.evidence is None,
-                timeouts.gate_interval(self.rules.hour),
+                timeouts.growing(timeouts.gate_interval(self.rules.hour), workflow.now() - began),
                 "gate is measured again",
             )
+            if self.measure_now:
+                began = workflow.now()
             await self.may_proceed()
 
     async def _await_approvals(self, opened: OpenGate) -> None:
@@ -306,7 +312,10 @@ class Run(Calling, Generic[StartT]):
         """Write a stage to the control database and wake the programme."""
         change = StageChange(ref=self.ref, stage=stage, detail=detail, actor=workflow.info().workflow_id)
         await self.do(f"recording stage {stage!r}", signatures.SET_STAGE, change)
-        await self.tell(ids.migration(self.start.plan), "stage_changed", {"service": self.service, "stage": stage})
+        news = {"service": self.service, "stage": stage}
+        await self.tell(ids.migration(self.start.plan), "stage_changed", news)
+        if stage in OF_CLEANUP:
+            await self.tell(ids.cleanup(self.start.plan), "stage_changed", news)
 
     async def tell(self, workflow_id: str, signal: str, payload: dict[str, str]) -> bool:
         """Signal another run; False when it is not running."""

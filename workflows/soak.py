@@ -12,6 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import timeouts
     from workflows.deadlines import SOAK
     from workflows.failures import PLAN_REPLACED, StepFailed
+    from workflows.messages import Waited
     from workflows.run import Run
 
 
@@ -27,35 +28,43 @@ class Soaking(Run[Any]):
     """The soak of a switchover."""
 
     async def soak(self) -> None:
-        """Sample for as long as the plan says, and until every threshold has seen enough. Raises SoakBreached."""
-        began = workflow.now()
-        self.deadlines.pop(SOAK, None)
+        """Sample for as long as the plan says, and until every threshold has seen enough. Raises SoakBreached.
+
+        One that an earlier run has begun goes on with what was counted there.
+        """
+        if self.waited is None:
+            self.deadlines.pop(SOAK, None)
+        so_far = self.waited = self.waited or Waited(began=workflow.now())
         end = self.deadline(SOAK)
-        sustained = Sustained()
-        taken = 0
-        waiting: list[str] = []
+        sustained = Sustained(counts=so_far.breaches)
         try:
-            while workflow.now() < end or taken < self.rules.soak_samples or waiting or sustained.counts:
+            while (
+                workflow.now() < end or so_far.samples < self.rules.soak_samples or so_far.unjudged or sustained.counts
+            ):
                 text = f"the soak to end at {end.isoformat(timespec='seconds')}"
-                if workflow.now() >= end and taken >= self.rules.soak_samples:
-                    names = ", ".join(waiting or sustained.counts)
+                if workflow.now() >= end and so_far.samples >= self.rules.soak_samples:
+                    names = ", ".join(so_far.unjudged or sustained.counts)
                     text = f"the soak, which goes on until it has good samples of {names}"
                 self.say(text, state="WAITING", phase="soak")
                 interval = timeouts.soak_interval(self.rules.soak, self.rules.soak_samples)
                 longer = max(interval, timedelta(seconds=1))
-                short = workflow.now() < end or taken < self.rules.soak_samples
+                short = workflow.now() < end or so_far.samples < self.rules.soak_samples
                 await self.wait(lambda: False, interval if short else longer, "soak")
-                sample = await self._sample((workflow.now() - began).total_seconds())
+                sample = await self._sample((workflow.now() - so_far.began).total_seconds())
                 end = self.deadlines[SOAK]
-                taken += 1
-                waiting = sample.waiting
-                self.progress["soak samples"] = taken
+                so_far.samples += 1
+                so_far.unjudged = sample.waiting
+                self.progress["soak samples"] = so_far.samples
                 self.progress["thresholds breached"] = ", ".join(sample.breached) or "none"
                 lasting = list(sustained.observe(sample.breached))
                 if lasting:
                     raise SoakBreached(describe(sample, lasting))
+                so_far.breaches = dict(sustained.counts)
+                if workflow.info().is_continue_as_new_suggested():
+                    await self.hand_on(resume="soak")
         finally:
             self.deadlines.pop(SOAK, None)
+            self.waited = None
         await self.may_proceed()
 
     async def _sample(self, seconds: float) -> Readings:

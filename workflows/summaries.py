@@ -22,6 +22,10 @@ class Summarising(Run[Any]):
         """Before the run ends, continues as new, or has rolled back."""
         await self.end_beside("summaries")
 
+    async def hand_on(self, **changes: Any) -> None:
+        await self.end_summaries()
+        await super().hand_on(**changes)
+
     async def _hourly(self) -> None:
         chosen = timeouts.options(s.SUMMARISE.kind, 0)
         while True:

@@ -54,11 +54,13 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
     async def run(self, start: Any = None) -> str:
         await self.begin()
         resume = self.start.resume
-        if resume:
+        if resume == "soak":
+            self._register_reads_back()
+        elif resume:
             self._register_back()
         else:
             resume = await self._where_to_begin()
-        if resume in ("found", "deprecation", "hand-over"):
+        if resume in ("soak", "found", "deprecation", "hand-over"):
             self.begin_summaries()
         while resume != "released":
             try:
@@ -68,7 +70,11 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
                     await self.set_stage("switched", "found switched")
                     resume = "deprecation"
                 if resume == "read":
-                    await self._way_forward()
+                    await self._switch_reads()
+                    resume = "soak"
+                if resume == "soak":
+                    await self.soak()
+                    await self._switch_writes()
                     resume = "deprecation"
                 if resume == "deprecation":
                     await self._deprecate()
@@ -118,18 +124,19 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
 
     # --- forward ---------------------------------------------------------------------------------
 
-    async def _way_forward(self) -> None:
+    async def _switch_reads(self) -> None:
         self.compensations.clear()
         self.say("the gate of the read switch", phase="read gate")
         await open_tasks(self, "switchover", self.ref, self.service)
         await self.gate(Gate("read", f"Send the reads of {self.service} to its new database?", 1, s.MEASURE_READ))
-        self.compensations.append(("reads back to the monolith", self._reads_back))
+        self._register_reads_back()
         self.say("the read switch", phase="read switch")
         flag = FlagChange(ref=self.ref, read_from_new=True)
         acks = await self.do("the read switch and its acknowledgements", s.SET_READ_FLAG, flag)
         self.begin_summaries()
         self.progress["read switch"] = f"{acks.acked} instances acknowledged, {acks.lapsed} leases ran out"
-        await self.soak()
+
+    async def _switch_writes(self) -> None:
         approved = await self.write_gate()
         self._register_back()
         await self.do("taking foreign keys across services off the monolith", s.DETACH_KEYS, self.ref)
@@ -137,9 +144,12 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         self.last_switch = report
         await self.set_stage("switched", f"epoch {report.epoch}, pause {report.pause_ms:.0f} ms")
 
+    def _register_reads_back(self) -> None:
+        self.compensations.append(("reads back to the monolith", self._reads_back))
+
     def _register_back(self) -> None:
         if not self.compensations:
-            self.compensations.append(("reads back to the monolith", self._reads_back))
+            self._register_reads_back()
         self.compensations.append(("foreign keys back on the monolith", self._keys_back))
         self.compensations.append(("the unused stream of the way back taken down", self._way_back_down))
         self.compensations.append(("writes back to the monolith", self._writes_back))
@@ -219,7 +229,6 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             )
             await self._look_around()
             if workflow.info().is_continue_as_new_suggested():
-                await self.end_summaries()
                 await self.hand_on(resume="deprecation")
         await self.may_proceed()
         await self.step("automatic checklist", self._automatic_items)
@@ -244,7 +253,6 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             if not await self.wait(lambda: self.handed_over is not None, interval, "hourly look"):
                 await self._look_around()
                 if workflow.info().is_continue_as_new_suggested():
-                    await self.end_summaries()
                     await self.hand_on(resume="hand-over")
                 continue
             standing = await self.call(s.GIVEN_UP, self.ref)

@@ -25,6 +25,11 @@ RETRY_EVERY_AT_MOST = timedelta(seconds=10)
 #: An undone write switch is tried again after these pauses, then the run parks (real seconds, never compressed).
 SWITCH_RETRY_PAUSES = (timedelta(seconds=5), timedelta(seconds=20), timedelta(seconds=60))
 
+#: However long something is polled for, it is looked at as often as this.
+LONGEST_POLL = timedelta(hours=1)
+#: A switchover run lets go at once, and says so.
+TAKE_OVER_POLL = timedelta(seconds=1)
+
 #: Alerts that must not hold anything up.
 BEST_EFFORT_ATTEMPTS = 4
 
@@ -100,6 +105,6 @@ def window_of_run(window: timedelta, compress: float) -> timedelta:
     return max(window / compress, min(window, timedelta(minutes=1)))
 
 
-def take_over_poll() -> timedelta:
-    """How often cleanup looks whether a switchover run has let go; nothing else tells it, and it does so at once."""
-    return timedelta(seconds=1)
+def growing(first: timedelta, waited: timedelta) -> timedelta:
+    """The next pause of a poll that may go on for weeks: a tenth of what has been waited, so never late by more."""
+    return min(max(first, waited / 10), max(first, LONGEST_POLL))

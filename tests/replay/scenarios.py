@@ -96,6 +96,12 @@ async def replication(recorder: Recorder) -> None:
         await recorder.keep(h, run, "replication-watching")
         await h.signal(run, "released", by="ann")
         await recorder.keep(h, run, "replication-done")
+    async with recorder.harness(hasty=True) as h:
+        copying = m.Backfill(
+            complete=False, tables=[m.TableBackfill(table="rows", state="copy", rows=1, rows_estimated=9, bytes=9)]
+        )
+        h.world.backfill_progress = lambda ref: copying  # type: ignore[method-assign]
+        await continued(recorder, h, "backfill", timedelta(seconds=20))
     # no time is skipped while relays are at work
     async with recorder.harness(dual_write_at_least=timedelta(seconds=2), watch_every=timedelta(seconds=1)) as h:
         await relayed(recorder, h)

@@ -59,6 +59,14 @@ async def reads(recorder: Recorder) -> None:
         run = await begun(h)
         await h.approve(run, "read", "ann")
         await recorder.keep(h, run, "switchover-soak-waits-for-samples")
+    async with recorder.harness("ready", hasty=True, soak=HOUR, soak_samples=60) as h:
+        run = ids.switchover(h.plan, SERVICE)
+        first = await h.start(SwitchoverWorkflow, run, service=SERVICE)
+        await h.approve(run, "read", "ann")
+        await h.until(run, lambda one: one.phase == "soak")
+        await h.advance(run, 10 * MINUTE)
+        await recorder.keep(h, run, "switchover-soak-continued", first.result_run_id)
+        await recorder.keep(h, run, "switchover-soak-resumed")
     async with recorder.harness("ready", soak=2 * MINUTE, soak_samples=10) as h:
         run = await begun(h)
         await h.approve(run, "read", "ann")

@@ -70,6 +70,7 @@ class World:
         self.ends_as: Literal["done", "undone"] = "undone"
         self.outcomes: dict[str, m.SwitchReport] = {}
         self.standing = m.Standing()
+        self.refused_stage = ""
         self.blocking = 0
         self.unchecked: dict[str, str] = {}
         self.differences = 0
@@ -154,6 +155,8 @@ class World:
         return m.Stages(migration=self.stage, services=dict(self.stages_of))
 
     def set_stage(self, change: m.StageChange) -> None:
+        if change.stage == self.refused_stage:
+            raise refused(f"stage {change.stage!r} is refused")
         if change.stage == "prepared":
             self.require(change.ref)
         if change.ref.service:
