@@ -316,6 +316,13 @@ class Position(Model):
     unfinished_to: SideName = "service"
 
 
+class GivenUpQuery(Model):
+    """`evidence`: the code that the way back was given up by, where whoever asks names one."""
+
+    ref: Ref
+    evidence: str = ""
+
+
 class Standing(Model):
     """Whether something that people decide stands, and in words what is missing."""
 

@@ -92,10 +92,20 @@ class PlanActivities:
     async def set_stage(self, change: m.StageChange) -> None:
         """`prepared` is what the plan in force makes of it; what else has happened is told under any plan.
 
-        `released` ends a service's way back: without the people's approvals of that nobody can write it.
+        `released` ends a service's way back: without the people's approvals of that nobody can write it. `rolled-back`
+        takes those approvals away: the next switch has another way back than the one they were about.
         """
-        if change.stage == "released" and not (standing := await self._given_up(change.ref)).ok:
+        if change.stage == "released" and not (standing := await self._given_up(m.GivenUpQuery(ref=change.ref))).ok:
             raise GateClosed(standing.detail)
+        if change.stage == "rolled-back":
+            await approvals.void(
+                self.context.control,
+                migration=change.ref.migration,
+                service=None,
+                gate=WAY_BACK_GATE,
+                reason=f"{change.ref.service} was rolled back",
+                actor=change.actor,
+            )
         await stages.set_stage(
             self.context.control,
             change.ref.migration,
@@ -109,16 +119,23 @@ class PlanActivities:
         instruments().migration_phase_info.set(1, labels)
 
     @implements(s.GIVEN_UP)
-    async def given_up(self, ref: m.Ref) -> m.Standing:
+    async def given_up(self, query: m.GivenUpQuery) -> m.Standing:
         """Whether people have given up the way back, whoever says so in a message."""
-        return await self._given_up(ref)
+        try:
+            return await self._given_up(query)
+        except GateClosed as error:
+            return m.Standing(ok=False, detail=str(error))
 
-    async def _given_up(self, ref: m.Ref) -> m.Standing:
-        control, plan = self.context.control, await self.context.plan(ref)
+    async def _given_up(self, query: m.GivenUpQuery) -> m.Standing:
+        """Raises GateClosed for evidence that stands for nothing."""
+        ref, control = query.ref, self.context.control
+        plan = await self.context.plan(ref)
         stage = (await stages.get_stages(control, ref.migration)).get(ref.service or "")
         if stage is not None and stage.stage in RELEASED:
             return m.Standing()
-        standing = await approvals.valid(control, ref.migration, None, WAY_BACK_GATE, plan.hash, None, FOR_GOOD)
+        standing = await approvals.valid(
+            control, ref.migration, None, WAY_BACK_GATE, plan.hash, query.evidence or None, FOR_GOOD
+        )
         if len(standing) >= plan.approvals.required:
             return m.Standing()
         return m.Standing(

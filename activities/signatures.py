@@ -90,7 +90,7 @@ FENCED_SECTION = Signature("fenced_section", m.SwitchOrder, m.SwitchReport, "sec
 FINISH_SWITCH = Signature("finish_switch", m.SwitchOrder, Nothing, "measure")
 
 # cleanup
-GIVEN_UP = Signature("given_up", m.Ref, m.Standing)
+GIVEN_UP = Signature("given_up", m.GivenUpQuery, m.Standing)
 MEASURE_WAY_BACK = Signature("measure_way_back", m.GateRequest, m.GateEvidence, "long")
 DROP_MACHINERY = Signature("drop_machinery", m.Ref, m.Facts, "measure")
 ARCHIVE_TABLES = Signature("archive_tables", m.Ref, m.ArchiveResult, "long")

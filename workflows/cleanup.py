@@ -7,9 +7,10 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from activities import ids
     from activities import signatures as s
-    from activities.models import StageChange
+    from activities.models import GivenUpQuery, StageChange
     from workflows import timeouts
     from workflows.deadlines import QUIET
+    from workflows.failures import StepFailed
     from workflows.gates import Gate
     from workflows.messages import Start
     from workflows.preparation import open_tasks
@@ -46,7 +47,7 @@ class CleanupWorkflow(Run[Start]):
         )
         resume = self.start.resume
         if not resume:
-            await self._give_up(stages)
+            await self._give_up()
             for service in self.rules.services:
                 await self._retire(service.name)
             await open_tasks(self, "cleanup", self.ref)
@@ -70,12 +71,22 @@ class CleanupWorkflow(Run[Start]):
         stages = await self.do("reading the stages", s.STAGES, self.ref)
         return {one.name: stages.services.get(one.name, "") for one in self.rules.services}
 
-    async def _give_up(self, stages: dict[str, str]) -> None:
-        """The only irreversible decision: named people, bound to a full pass over every table."""
+    async def _give_up(self) -> None:
+        """The only irreversible decision: named people, bound to a full pass over every table.
+
+        Until every run has let go it can still be taken away, by a rollback or by another plan: then it is asked for
+        again. Only then do the streams stop, which the passes of the gate need.
+        """
         self.say("the way back to be given up", phase="give up the way back")
-        evidence = ""
-        by = self.start.plan
-        if any(stage not in GIVEN_UP for stage in stages.values()):
+        self.given_up_by = self.start.plan
+        while left := {name: stage for name, stage in (await self._stages()).items() if stage not in GIVEN_UP}:
+            self.given_up_by = ""
+            if back := [f"{name} is {stage!r}" for name, stage in left.items() if stage != "deprecated"]:
+                listed = ", ".join(back)
+                await self.park(
+                    "giving up the way back", f"{listed}: gone back meanwhile; switch it again, then 'retry'"
+                )
+                continue
             opened = await self.gate(
                 Gate(
                     "give-up-way-back",
@@ -85,33 +96,40 @@ class CleanupWorkflow(Run[Start]):
                     by_plan=True,
                 )
             )
-            evidence = opened.code
-            by = ", ".join(opened.approvals)
-        self.given_up_by = by
-        for service in self.rules.services:
-            await self._take_over(service.name, by, evidence)
+            self.given_up_by = ", ".join(opened.approvals)
+            for service in left:
+                if not await self._take_over(service, self.given_up_by, opened.code):
+                    break
+        for one in self.rules.services:
+            await self.tell(ids.replication(self.start.plan, one.name), "released", {"by": self.given_up_by[:200]})
 
-    async def _take_over(self, service: str, by: str, evidence: str) -> None:
-        """Have the service's switchover run let go, and its replication run end."""
+    async def _take_over(self, service: str, by: str, evidence: str) -> bool:
+        """Have the service's switchover run let go. False where what people decided does not stand any more."""
         began = workflow.now()
         message = {"by": by[:200], "evidence": evidence, "reason": "cleanup"}
+        query = GivenUpQuery(ref=self._ref(service), evidence=evidence)
         while True:
-            stage = (await self._stages())[service]
+            stage = (await self._stages()).get(service, "")
             if stage in GIVEN_UP:
-                break
-            if stage != "deprecated":
-                await self.park(f"taking over {service}", f"its stage is {stage!r}: it was rolled back meanwhile")
-                continue
+                return True
+            standing = await self.do("looking whether the way back was given up", s.GIVEN_UP, query)
+            if stage != "deprecated" or not standing.ok:
+                why = standing.detail if stage == "deprecated" else f"{service} is {stage!r}"
+                text = f"the way back is not given up any more: {why}"
+                await self.alert("give-up-again", "warning", text, subject=service, best_effort=True)
+                return False
             if not await self.tell(ids.switchover(self.start.plan, service), "hand_over", message):
                 # Its run is gone (ended by hand); the approval stands for it.
                 change = StageChange(ref=self._ref(service), stage="released", detail=f"given up by {by}"[:200])
-                await self.do(f"recording stage 'released' of {service}", s.SET_STAGE, change)
-                break
+                try:
+                    await self.call(s.SET_STAGE, change)
+                except StepFailed as failed:
+                    await self.park(f"recording stage 'released' of {service}", failed.text)
+                continue
             self.stage_news = False
             self.say(f"the switchover run of {service} to hand over", state="WAITING")
             pause = timeouts.growing(timeouts.TAKE_OVER_POLL, workflow.now() - began)
-            await self.wait(lambda: self.stage_news, pause, "hand-over")
-        await self.tell(ids.replication(self.start.plan, service), "released", {"by": by[:200]})
+            await self.wait(lambda: self.stage_news or self.adopted, pause, "hand-over")
 
     async def _retire(self, service: str) -> None:
         """Drop what kept both sides alike, then archive the monolith's tables. All idempotent."""

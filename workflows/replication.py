@@ -14,7 +14,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
-    from activities.models import ResolveRequest, SampleRequest
+    from activities.models import GivenUpQuery, ResolveRequest, SampleRequest
     from workflows import timeouts
     from workflows.deadlines import DWELL
     from workflows.failures import PLAN_REPLACED, StepFailed
@@ -209,7 +209,7 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
 
     async def _confirm_release(self) -> None:
         """Anybody can send a signal; what counts is that people have given up the way back."""
-        standing = await self.call(s.GIVEN_UP, self.ref)
+        standing = await self.call(s.GIVEN_UP, GivenUpQuery(ref=self.ref))
         if not standing.ok:
             self.released = False
             self.refuse("released", f"released: {standing.detail}")

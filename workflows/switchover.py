@@ -16,7 +16,7 @@ from temporalio.exceptions import is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities import signatures as s
-    from activities.models import FlagChange, Position, SampleRequest, SwitchOrder, SwitchReport
+    from activities.models import FlagChange, GivenUpQuery, Position, SampleRequest, SwitchOrder, SwitchReport
     from workflows import timeouts
     from workflows.deadlines import DEPRECATION
     from workflows.failures import PLAN_REPLACED, RollbackRequested, StepFailed
@@ -255,7 +255,10 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
                 if workflow.info().is_continue_as_new_suggested():
                     await self.hand_on(resume="hand-over")
                 continue
-            standing = await self.call(s.GIVEN_UP, self.ref)
+            message = self.handed_over
+            assert message is not None
+            query = GivenUpQuery(ref=self.ref, evidence=message.evidence)
+            standing = await self.call(s.GIVEN_UP, query)
             if not standing.ok:
                 # anybody can send a signal; what counts is what people approved
                 self.handed_over = None

@@ -1,7 +1,7 @@
 """Approvals: who let a gate open, on which plan and which evidence, and whether that still holds.
 
 An approval counts once a person (name folded: case and blanks do not make two people), for one plan hash, until it
-expires by the control database's clock, is withdrawn, or anybody rejects the gate after it. One that is bound to
+expires by the control database's clock, is voided, or anybody rejects the gate after it. One that is bound to
 evidence holds for later evidence as well, unless that is worse (see `cutover.control.evidence`).
 """
 
@@ -36,7 +36,7 @@ class Approval:
     at: datetime
     #: By the control database's clock, at the moment it was read.
     age_seconds: float
-    #: Why it no longer counts (rejected, withdrawn, another plan); None while it stands.
+    #: Why it no longer counts (rejected, another plan, a rollback); None while it stands.
     void_reason: str | None
 
 
@@ -78,7 +78,7 @@ async def record(
             await plans.hold(connection, migration, plan_hash)
         seen = await _evidence(connection, migration, service, gate, plan_hash, evidence_code)
         if decision == "reject":
-            await _void(connection, migration, service, gate, None, f"rejected by {by.strip()}")
+            await _void(connection, migration, service, gate, f"rejected by {by.strip()}")
         added = await connection.fetchval(
             "INSERT INTO control.approval"
             " (migration, service, gate, plan_hash, decision, by, person, evidence_id, note, run_id, message_id)"
@@ -129,14 +129,14 @@ async def reject(
     )
 
 
-async def withdraw(control: Control, *, migration: str, service: str | None, gate: str, by: str) -> int:
-    """Take back this person's own approvals of the gate; how many stood. Idempotent."""
+async def void(control: Control, *, migration: str, service: str | None, gate: str, reason: str, actor: str) -> int:
+    """Nothing that the gate was approved with counts any more; how many approvals stood. Idempotent."""
     async with control.transaction() as connection:
         await _lock(connection, migration, service, gate)
-        count = await _void(connection, migration, service, gate, person(by), f"withdrawn by {by.strip()}")
+        count = await _void(connection, migration, service, gate, reason)
         if count:
-            entry = Entry(by.strip(), "gate.withdraw", migration, service, {"gate": gate, "approvals": count})
-            await audit.append(connection, entry)
+            detail = {"gate": gate, "approvals": count, "reason": reason}
+            await audit.append(connection, Entry(actor, "gate.void", migration, service, detail))
     return count
 
 
@@ -209,17 +209,14 @@ async def _lock(connection: Connection, migration: str, service: str | None, gat
     await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7239100004))", key)
 
 
-async def _void(
-    connection: Connection, migration: str, service: str | None, gate: str, who: str | None, reason: str
-) -> int:
+async def _void(connection: Connection, migration: str, service: str | None, gate: str, reason: str) -> int:
     count: int = await connection.fetchval(
-        "WITH voided AS (UPDATE control.approval SET voided_at = clock_timestamp(), void_reason = $5"
+        "WITH voided AS (UPDATE control.approval SET voided_at = clock_timestamp(), void_reason = $4"
         "  WHERE migration = $1 AND service = $2 AND gate = $3 AND decision = 'approve' AND voided_at IS NULL"
-        "  AND ($4::text IS NULL OR person = $4) RETURNING 1) SELECT count(*) FROM voided",
+        "  RETURNING 1) SELECT count(*) FROM voided",
         migration,
         service or "",
         gate,
-        who,
         reason,
     )
     return count

@@ -149,11 +149,15 @@ async def test_a_reject_voids_what_was_approved_before_it_and_not_what_comes_aft
     assert (first.by, first.void_reason) == ("alice", "rejected by carol")
 
 
-async def test_a_withdrawn_approval_no_longer_counts(control: Control) -> None:
+async def test_voided_approvals_count_no_more_and_later_ones_do(control: Control) -> None:
     await approve(control, "alice", "1")
     await approve(control, "bob", "2")
-    assert await approvals.withdraw(control, migration=M, service=S, gate=GATE, by="Alice") == 1
-    assert await approvals.withdraw(control, migration=M, service=S, gate=GATE, by="Alice") == 0
+    voiding = {"migration": M, "service": S, "gate": GATE, "reason": "analytics was rolled back", "actor": "test"}
+    assert await approvals.void(control, **voiding) == 2
+    assert await approvals.void(control, **voiding) == 0
+    assert await standing(control) == []
+    assert (await approvals.history(control, M))[0].void_reason == "analytics was rolled back"
+    await approve(control, "bob", "3")
     assert await standing(control) == ["bob"]
 
 

@@ -202,6 +202,11 @@ async def hand_over(recorder: Recorder, h: Harness) -> None:
     await recorder.keep(h, run, "cleanup-hand-over")
     h.world.stages_of[SERVICE] = "rolled-back"
     await h.signal(run, "stage_changed", by="x")
+    await recorder.keep(h, run, "cleanup-rolled-back")
+    h.world.stages_of[SERVICE], h.world.refused_stage = "deprecated", "released"
+    await h.handle(other).terminate("ended by hand")
+    await h.update(run, "retry", by="ann")
+    await h.approve(run, "give-up-way-back", "ann", "ben")
     await recorder.keep(h, run, "cleanup-take-over-parked")
 
 

@@ -224,7 +224,12 @@ CLEANUP = (
         at=(*APPROVALS, "cleanup._give_up: gate give-up-way-back"),
     ),
     State("cleanup-hand-over", "to hand over", at=("cleanup._take_over: wait",)),
-    parked("cleanup-take-over-parked", "taking over trading_engine: its stage is", "cleanup._take_over: park"),
+    parked(
+        "cleanup-rolled-back",
+        "giving up the way back: trading_engine is 'rolled-back'",
+        "cleanup._give_up: park",
+    ),
+    parked("cleanup-take-over-parked", "recording stage 'released' of", "cleanup._take_over: park"),
     parked("cleanup-parked", "the disk is full", *PARKED, phase="retiring trading_engine"),
     State("cleanup-tasks", r"task\(s\)", at=(*TASKS, "cleanup.run: tasks of cleanup")),
     paused("cleanup"),

@@ -54,9 +54,9 @@ async def test_cleanup_waits_for_a_hand_over_with_few_events_and_hears_of_it_at_
     await harness.until(run, lambda one: "to hand over" in one.waiting_for)
     await harness.advance(run, DAY)
     before = (await handle.describe()).history_length
-    assert before * 20 < EVENTS
+    assert before * 15 < EVENTS
     await harness.advance(run, DAY)
-    assert ((await handle.describe()).history_length - before) * 90 < EVENTS
+    assert ((await handle.describe()).history_length - before) * 60 < EVENTS
     harness.world.refused_stage = ""
     await harness.update(switchover, "retry", by="ann")
     await harness.until(run, lambda one: "task" in one.waiting_for)

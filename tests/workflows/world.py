@@ -265,7 +265,7 @@ class World:
             unfinished=self.unfinished,
         )
 
-    def given_up(self, ref: m.Ref) -> m.Standing:
+    def given_up(self, query: m.GivenUpQuery) -> m.Standing:
         return self.standing
 
     def set_read_flag(self, change: m.FlagChange) -> m.Acknowledged:
