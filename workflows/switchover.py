@@ -44,6 +44,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         self.handed_over: Approval | None = None
         self.may_hand_over = False
         self.rolling_back = False
+        self.ending = False
         self.last_switch: SwitchReport | None = None
 
     @workflow.signal(name="hand_over", description="Cleanup takes the service over; the way back ends here")
@@ -62,39 +63,43 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             resume = await self._where_to_begin()
         if resume in ("soak", "found", "deprecation", "hand-over"):
             self.begin_summaries()
-        while resume != "released":
-            try:
-                if resume == "found":
-                    # The switch was made, and its run ended before it could say so.
-                    await self.finish_switch("service", f"found-{workflow.uuid4()}")
-                    await self.set_stage("switched", "found switched")
-                    resume = "deprecation"
-                if resume == "read":
-                    await self._switch_reads()
-                    resume = "soak"
-                if resume == "soak":
-                    await self.soak()
-                    await self._switch_writes()
-                    resume = "deprecation"
-                if resume == "deprecation":
-                    await self._deprecate()
-                    resume = "hand-over"
-                await self._await_hand_over()
-                resume = "released"
-            except RollbackRequested as requested:
-                await self._roll_back(requested.message)
-                resume = "read"
-            except SoakBreached as breached:
-                await self._soak_breached(breached)
-                resume = "read"
-            except BaseException as error:
-                if is_cancelled_exception(error):
-                    await asyncio.shield(asyncio.create_task(self._cancelled()))
-                raise
+        try:
+            while resume != "released":
+                resume = await self._forwards_or_back(resume)
+        except BaseException as error:
+            if is_cancelled_exception(error):
+                await asyncio.shield(asyncio.create_task(self._cancelled()))
+            raise
         await self.end_summaries()
         await self.set_stage("released")
         await self.end("nothing: handed over to cleanup")
         return "released"
+
+    async def _forwards_or_back(self, resume: str) -> str:
+        """From there to the hand-over, or the way back; where to go on, "released" at the end."""
+        try:
+            if resume == "found":
+                # The switch was made, and its run ended before it could say so.
+                await self.finish_switch("service", f"found-{workflow.uuid4()}")
+                await self.set_stage("switched", "found switched")
+                resume = "deprecation"
+            if resume == "read":
+                await self._switch_reads()
+                resume = "soak"
+            if resume == "soak":
+                await self.soak()
+                await self._switch_writes()
+                resume = "deprecation"
+            if resume == "deprecation":
+                await self._deprecate()
+            await self._await_hand_over()
+        except RollbackRequested as requested:
+            await self._roll_back(requested.message)
+        except SoakBreached as breached:
+            await self._soak_breached(breached)
+        else:
+            return "released"
+        return "read"
 
     async def _where_to_begin(self) -> str:
         """Refuse without stage `ready`; a run started again after a cancellation goes on where the service stands."""
@@ -208,14 +213,34 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         await self.park("soak", f"{breached.text}; reads are back at the monolith, 'retry' starts at the read gate")
 
     async def _cancelled(self) -> None:
-        """A cancelled run leaves one writable side: reads go back unless the writes have moved already."""
-        self.shielded = True
+        """A cancelled run leaves one writable side; what was done is undone unless the writes have moved already."""
+        self.shielded = self.ending = True
         await self.end_summaries()
-        position = await self.call(s.POSITION, self.ref)
-        if position.primary_side == "monolith" and position.read_from_new:
-            await self.call(s.SET_READ_FLAG, FlagChange(ref=self.ref, read_from_new=False))
-        text = f"{self.service}: the switchover run was cancelled; writable side: {position.primary_side}"
+        text = f"{self.service}: the switchover run was cancelled; "
+        try:
+            side = (await self._position()).primary_side
+            left = await self._undone() if side == "monolith" else []
+            text += f"writable side: {side}" + (f"; not undone: {'; '.join(left)}" if left else "")
+        except StepFailed as failed:
+            text += f"how it stands is not known ({failed.text}): see cutover doctor, and start it again"
+        self.say(f"nothing: {text}", state="NEEDS_ATTENTION", phase="cancelled")
         await self.alert("switchover-cancelled", "critical", text, best_effort=True)
+
+    async def _undone(self) -> list[str]:
+        """Each compensation once; what failed, and why."""
+        failures: list[str] = []
+        for name, undo in reversed(self.compensations):
+            try:
+                await undo()
+            except StepFailed as failed:
+                failures.append(f"{name} ({failed.text})")
+        return failures
+
+    async def park(self, step: str, text: str, *, skippable: bool = False) -> str:
+        """A run that was cancelled waits for nobody: there a step that would park has failed."""
+        if self.ending:
+            raise StepFailed("Cancelled", f"{step}: {text}")
+        return await super().park(step, text, skippable=skippable)
 
     # --- deprecation -----------------------------------------------------------------------------
 

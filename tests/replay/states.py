@@ -167,7 +167,13 @@ SWITCHOVER = (
     ),
     State("switchover-soak-resumed", "the soak to end", "soak", at=("soak.soak: wait",)),
     parked("switchover-soak-breached", "write_latency", "switchover._soak_breached: park"),
-    State("switchover-cancelled", "the soak to end", "soak", at=("soak.soak: wait",), closed="CANCELED"),
+    State(
+        "switchover-cancelled",
+        "nothing: .*was cancelled; writable side: monolith",
+        "cancelled",
+        "NEEDS_ATTENTION",
+        closed="CANCELED",
+    ),
     State("switchover-write-gate-closed", "evidence of gate 'write' to hold", "write gate", at=EVIDENCE),
     State(
         "switchover-write-gate-one-approval",
