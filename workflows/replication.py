@@ -112,6 +112,7 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
     async def _backfill(self) -> None:
         """Until every table is copied. What has been copied is not copied again by a run that goes on with it."""
         while not await self._copied():
+            await self._confirm_release()
             await self.hand_on(resume="start")
 
     async def _copied(self) -> bool:
@@ -173,6 +174,7 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
         self.say(f"the dual-write phase to last until {end.isoformat(timespec='seconds')}", phase="dual-write")
         while workflow.now() < end:
             await self.may_proceed()
+            await self._confirm_release()
             end = self.deadline(DWELL)
             interval = timeouts.dwell_interval(self.rules.dual_write_at_least, self.rules.watch_every)
             self.say(f"the dual-write phase to last until {end.isoformat(timespec='seconds')}", state="WAITING")
@@ -195,21 +197,25 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
     async def _watch(self) -> None:
         """Until cleanup releases the service: thresholds are sampled, loose keys' queues processed."""
         self.phase = "watching"
-        while not self.released:
+        while True:
             await self.settle_adoption()
+            await self._confirm_release()
+            if self.released:
+                return
             interval = max(self.rules.watch_every, timedelta(seconds=1))
             self.say("cleanup to release the service; watching the stream and its thresholds", state="WAITING")
             if await self.wait(lambda: self.released or self.adopted, interval, "watching"):
-                if self.released:
-                    await self._confirm_release()
                 continue
             await self._look_around()
             if workflow.info().is_continue_as_new_suggested():
                 await self.hand_on(resume="watch")
 
     async def _confirm_release(self) -> None:
-        """Anybody can send a signal; what counts is that people have given up the way back."""
-        standing = await self.call(s.GIVEN_UP, GivenUpQuery(ref=self.ref))
+        """Anybody can send a signal, at any time; what counts is that people have given up the way back."""
+        if not self.released:
+            return
+        query = GivenUpQuery(ref=self.ref)
+        standing = await self.do("looking whether the way back was given up", s.GIVEN_UP, query)
         if not standing.ok:
             self.released = False
             self.refuse("released", f"released: {standing.detail}")
