@@ -67,6 +67,11 @@ class Calling(Desk):
                 result: Out = await (self._to_its_end(handle) if signature.kind == "section" else handle)
             except asyncio.CancelledError:
                 self.set_trouble("")
+                if interruptible and not handle.done():
+                    # nobody waited for the activity itself, so nothing has ended it
+                    handle.cancel()
+                    await workflow.wait([handle])
+                    handle.cancelled() or handle.exception()
                 raise
             except ActivityError as error:
                 if is_cancelled_exception(error):

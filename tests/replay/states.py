@@ -314,6 +314,7 @@ NO_STATE = {
     "run.sleep: wait": "the same",
     "run.park: wait": "the same, of every park",
     "run.tell: workflow.wait": "for the server's answer to a signal, when a cancellation has come",
+    "calling.call: workflow.wait": "for the answer of an activity that was cancelled just now",
     "passing._take_back: workflow.wait": "for the answers of spans that were cancelled just now",
     "run.hand_on: workflow.wait_condition": "for handlers in flight, of which none waits",
     "run.end: workflow.wait_condition": "the same",

@@ -10,7 +10,7 @@ from temporalio.client import WorkflowFailureError
 
 from tests.waiting import until
 from tests.workflows.harness import Harness
-from tests.workflows.world import refused
+from tests.workflows.world import refused, unreachable
 from workflows.reconciliation import ReconciliationWorkflow
 
 Make = Callable[..., Awaitable[Harness]]
@@ -73,6 +73,22 @@ async def test_a_cancellation_takes_the_running_spans_back_and_ends_the_run(make
     with pytest.raises(WorkflowFailureError):
         await asyncio.wait_for(handle.result(), 10)
     assert harness.world.count("finish_pass") == 0
+
+
+async def test_a_span_that_waits_an_outage_out_is_taken_back_as_well(make: Make) -> None:
+    harness = await make(SERVICE)
+    harness.world.down["walk_span"] = unreachable()
+    handle = await start(harness, 1)
+    await harness.until(handle.id, lambda one: "cannot be reached" in one.waiting_for)
+    harness.world.on["walk_span"] = harness.world.never
+    attempts = harness.world.count("walk_span")
+    await until(lambda: _walked(harness, [1] * (attempts + 1)), "it runs again")
+    await harness.update(handle.id, "pause", by="erin")
+    await until(lambda: _quiet(handle), "nothing runs while it is paused")
+    harness.world.on.clear()
+    harness.world.down.clear()
+    await harness.update(handle.id, "resume", by="erin")
+    assert "300 rows" in await handle.result()
 
 
 async def test_a_freeze_window_is_waited_out_and_the_pass_goes_on(make: Make) -> None:
