@@ -272,7 +272,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         """Rollback stays possible until a person gives the way back up in cleanup."""
         self.may_hand_over = True
         self.phase = "deprecated"
-        while self.handed_over is None:
+        while True:
             self.say("cleanup to take the service over; 'rollback' is possible until then", state="WAITING")
             interval = timeouts.summary_interval(self.rules.hour)
             if not await self.wait(lambda: self.handed_over is not None, interval, "hourly look"):
@@ -280,15 +280,19 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
                 if workflow.info().is_continue_as_new_suggested():
                     await self.hand_on(resume="hand-over")
                 continue
-            message = self.handed_over
+            # anybody can send a signal; what counts is what people approved, and until then the way back stands
+            message, self.handed_over = self.handed_over, None
             assert message is not None
             query = GivenUpQuery(ref=self.ref, evidence=message.evidence)
-            standing = await self.call(s.GIVEN_UP, query)
-            if not standing.ok:
-                # anybody can send a signal; what counts is what people approved
-                self.handed_over = None
-                self.refuse("hand_over", f"hand_over: {standing.detail}")
-        self.may_hand_over = False
+            standing = await self.do("looking whether the way back was given up", s.GIVEN_UP, query)
+            self.check_interrupt()
+            if standing.ok:
+                self.handed_over, self.may_hand_over = message, False
+                return
+            self.refuse("hand_over", f"hand_over: {standing.detail}")
+
+    def told_to_stay(self) -> bool:
+        return self.handed_over is not None
 
     async def _look_around(self) -> None:
         """A sample; a breach alerts and leaves the decision to a person."""

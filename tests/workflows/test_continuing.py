@@ -69,6 +69,22 @@ async def test_a_release_during_the_last_step_before_it_is_not_lost(temporal_cli
         assert await asyncio.wait_for(handle.result(), DEADLINE) == "released"
 
 
+async def test_a_hand_over_during_the_last_step_before_it_is_not_lost(temporal_cli: Path) -> None:
+    async with hasty(temporal_cli, "deprecated") as harness:
+        harness.world.primary[SERVICE] = "service"
+        run = ids.switchover(harness.plan, SERVICE)
+
+        async def hand_over() -> None:
+            if harness.world.count("sample_thresholds") == 1:
+                await harness.signal(run, "hand_over", by="ann")
+
+        harness.world.on["sample_thresholds"] = hand_over
+        handle = await harness.start(SwitchoverWorkflow, run, service=SERVICE)
+        await harness.until(run, lambda one: one.phase == "deprecated" and one.state == "WAITING")
+        await harness.advance(run, HOUR + MINUTE)
+        assert await asyncio.wait_for(handle.result(), DEADLINE) == "released"
+
+
 async def step(harness: Harness, run: str, by: timedelta, until: Callable[[], bool]) -> None:
     """Let time pass in steps, as a step ends where a run gives way to the next one."""
     end = asyncio.get_running_loop().time() + DEADLINE

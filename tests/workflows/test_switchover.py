@@ -289,6 +289,21 @@ async def test_a_hand_over_that_people_did_not_approve_changes_nothing(make: Mak
     assert harness.world.primary[SERVICE] == "monolith"
 
 
+async def test_a_hand_over_that_cannot_be_looked_into_parks_with_the_way_back_open(make: Make) -> None:
+    harness, run = await switched(make, hour=6 * HOUR)
+    await harness.advance(run, 25 * HOUR)
+    await harness.until(run, lambda one: one.phase == "deprecated")
+    harness.world.faults["given_up"] = [refused("no such plan"), refused("no such plan")]
+    await harness.signal(run, "hand_over", by="carol")
+    assert "no such plan" in (await harness.parked(run)).attention
+    looked = harness.world.count("given_up")
+    await harness.update(run, "retry", by="carol")
+    await harness.until(run, lambda one: one.state == "NEEDS_ATTENTION" and harness.world.count("given_up") > looked)
+    await harness.update(run, "rollback", by="dora")
+    await harness.at_gate(run, "switch-again")
+    assert harness.world.primary[SERVICE] == "monolith"
+
+
 async def test_a_switch_that_an_earlier_run_left_half_done_is_ended_first(make: Make) -> None:
     harness = await make(SERVICE)
     harness.world.stages_of[SERVICE] = "ready"
