@@ -163,7 +163,6 @@ class PlanActivities:
         moment, windows = request.at, []
         for name, service in plan.services.items():
             if name in request.services:
-                moment = next_opening(service.switchover, moment, plan.timezone)
-                end = moment + service.switchover.window
+                moment, end = next_opening(service.switchover, moment, plan.timezone)
                 windows.append(m.SwitchWindow(service=name, start=moment, end=end))
         return m.Calendar(windows=windows)

@@ -1,6 +1,5 @@
 """When each service may be switched: weekdays and times in the plan's time zone.
 
-Times of a run with `compress` are the plan's own: `planned_now` says what day it "is" for such a run.
 All functions are pure; callers pass the present moment in (a workflow its own clock).
 """
 
@@ -8,25 +7,21 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from cutover.plan.fields import parse_at, zone
-from cutover.plan.models import FreezeWindow, Plan, Window
+from cutover.plan.models import FreezeWindow, Window
 
 
-def planned_now(plan: Plan, start: datetime, now: datetime) -> datetime:
-    """The plan's time of a run that began at `start`: real time, stretched by `compress`."""
-    return start + (now - start) * plan.compress
+def next_opening(window: Window, after: datetime, timezone: str) -> tuple[datetime, datetime]:
+    """The first moment (UTC) not before `after` at which the window is open, and when it closes then.
 
-
-def next_opening(window: Window, after: datetime, timezone: str) -> datetime:
-    """The first moment (UTC) not before `after` at which the window is open; `after` itself where it is open.
-
+    The moment is `after` itself where the window is open, and what is left of it may be less than its length.
     `after` must know its zone. A local time that a change of clocks skips or repeats is taken once, at the
     offset before the change.
     """
     if window.at is None:
-        return after.astimezone(UTC)
+        return after.astimezone(UTC), after.astimezone(UTC) + window.window
     for opening in _weekly(window.at, after, timezone):
         if opening >= after or after < opening + window.window:
-            return max(opening, after.astimezone(UTC))
+            return max(opening, after.astimezone(UTC)), opening + window.window
     raise AssertionError("five weeks hold every weekday")
 
 
@@ -56,16 +51,3 @@ def _closing(window: FreezeWindow, now: datetime, timezone: str) -> datetime:
     """The end of the window's opening that `now` lies in; `now` itself outside of it."""
     closings = (opening + window.window for opening in _weekly(window.at, now, timezone) if opening <= now)
     return max((closing for closing in closings if closing > now), default=now)
-
-
-def openings(plan: Plan, start: datetime) -> dict[str, datetime]:
-    """The first opening (UTC, the plan's time) of each service, one after the other in the plan's order.
-
-    A service never opens before the one ahead of it: after `friday`, a `monday` is the Monday that follows.
-    """
-    moments: dict[str, datetime] = {}
-    moment = start
-    for name, service in plan.services.items():
-        moment = next_opening(service.switchover, moment, plan.timezone)
-        moments[name] = moment
-    return moments

@@ -7,18 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutover.plan.calendar import frozen_until, next_opening, openings, planned_now
+from cutover.plan.calendar import frozen_until, next_opening
 from cutover.plan.fields import WEEKDAYS
-from cutover.plan.load import load, load_text
+from cutover.plan.load import load
 from cutover.plan.models import FreezeWindow, Window
-from tests.plan.minimal import MINIMAL
 
 MONDAY = datetime(2025, 1, 6, tzinfo=UTC)
 
 
 def test_the_reference_plan_opens_on_thursday_friday_and_the_three_days_of_the_week_after() -> None:
     plan = load(Path(__file__).parents[2] / "examples" / "ai_trader" / "plan.yaml")
-    assert {name: f"{at:%a %d %H:%M}" for name, at in openings(plan, MONDAY).items()} == {
+    moment, openings = MONDAY, {}
+    for name, service in plan.services.items():
+        moment, _ = next_opening(service.switchover, moment, plan.timezone)
+        openings[name] = f"{moment:%a %d %H:%M}"
+    assert openings == {
         "api_gateway": "Thu 09 09:00",
         "orchestrator": "Fri 10 09:00",
         "trading_engine": "Mon 13 09:00",
@@ -30,22 +33,29 @@ def test_the_reference_plan_opens_on_thursday_friday_and_the_three_days_of_the_w
 def test_an_open_window_is_used_and_a_passed_one_waits_a_week() -> None:
     window = Window(at="monday 09:00", window=timedelta(hours=4))
     nine = MONDAY + timedelta(hours=9)
-    assert next_opening(window, MONDAY, "UTC") == nine
-    assert next_opening(window, nine + timedelta(hours=3), "UTC") == nine + timedelta(hours=3)
-    assert next_opening(window, nine + timedelta(hours=4), "UTC") == nine + timedelta(days=7)
-    assert next_opening(Window(), nine, "UTC") == nine
+    four = timedelta(hours=4)
+    assert next_opening(window, MONDAY, "UTC") == (nine, nine + four)
+    assert next_opening(window, nine + four, "UTC") == (nine + timedelta(days=7), nine + timedelta(days=7) + four)
+    assert next_opening(Window(), nine, "UTC") == (nine, nine + four)
+
+
+def test_of_a_window_that_is_met_half_way_only_the_rest_is_open() -> None:
+    window = Window(at="monday 09:00", window=timedelta(hours=4))
+    nine = MONDAY + timedelta(hours=9)
+    three = nine + timedelta(hours=3)
+    assert next_opening(window, three, "UTC") == (three, nine + timedelta(hours=4))
 
 
 def test_nine_oclock_is_local_on_both_sides_of_a_change_of_clocks() -> None:
     window = Window(at="monday 09:00")
-    before = next_opening(window, datetime(2025, 3, 22, tzinfo=UTC), "Europe/Rome")
-    after = next_opening(window, datetime(2025, 3, 30, tzinfo=UTC), "Europe/Rome")
+    before, _ = next_opening(window, datetime(2025, 3, 22, tzinfo=UTC), "Europe/Rome")
+    after, _ = next_opening(window, datetime(2025, 3, 30, tzinfo=UTC), "Europe/Rome")
     assert (before.hour, after.hour) == (8, 7)
 
 
 def test_a_time_that_the_clocks_skip_still_comes() -> None:
     window = Window(at="sunday 02:30", window=timedelta(minutes=1))
-    opening = next_opening(window, datetime(2025, 3, 30, tzinfo=UTC), "Europe/Rome")
+    opening, _ = next_opening(window, datetime(2025, 3, 30, tzinfo=UTC), "Europe/Rome")
     assert opening == datetime(2025, 3, 30, 1, 30, tzinfo=UTC)
 
 
@@ -59,13 +69,9 @@ def test_a_time_that_the_clocks_skip_still_comes() -> None:
 def test_an_opening_comes_within_a_week_and_never_before(
     after: datetime, day: str, hour: int, length: timedelta, timezone: str
 ) -> None:
-    opening = next_opening(Window(at=f"{day} {hour}:00", window=length), after, timezone)
+    opening, closing = next_opening(Window(at=f"{day} {hour}:00", window=length), after, timezone)
     assert after <= opening <= after + timedelta(days=7, hours=2)
-
-
-def test_a_compressed_run_lives_in_the_plans_time() -> None:
-    plan = load_text(MINIMAL + "compress: 3600\n")
-    assert planned_now(plan, MONDAY, MONDAY + timedelta(seconds=2)) == MONDAY + timedelta(hours=2)
+    assert opening < closing <= opening + length
 
 
 def _freeze(at: str, window: str) -> FreezeWindow:
