@@ -126,6 +126,17 @@ async def fresh_reports(context: Context, ref: Ref, *, newer_than: float | None 
     return found
 
 
+def unjudged(report: TableReport, limit: float) -> str:
+    """Why a pass does not verify its table: rows that would not hold still could lift its rate over the limit (0..1).
+
+    "" where they could not.
+    """
+    share = report.unsettled / max(report.rows_source, 1)
+    if report.rate + share <= limit:
+        return ""
+    return f"{report.table}: {report.unsettled} of its rows did not settle in the last pass, so nobody can judge them"
+
+
 async def _job(context: Context, ref: Ref, table: str, pass_id: str, *, replicas: bool) -> Job:
     plan, pair, direction = await context.plan(ref), await context.pair(ref), await context.direction(ref)
     rules = plan.service(context.service(ref)).tables[table]

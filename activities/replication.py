@@ -127,6 +127,7 @@ class ReplicationActivities:
         """Zero confirmed differences on fresh reports, a live stream, no open item of the phase."""
         context, ref = self.context, request.ref
         problems = await guarded(context, ref)
+        limit = (await context.plan(ref)).thresholds.mismatch_rate
         facts: dict[str, m.Scalar] = {}
         total = 0
         for report in await passes.fresh_reports(context, ref):
@@ -134,6 +135,8 @@ class ReplicationActivities:
             facts[f"rows of {report.table}"] = report.rows_source
             if report.differences:
                 problems.append(f"{report.table}: {report.differences} rows differ, as confirmed by its last pass")
+            elif unsure := passes.unjudged(report, limit):
+                problems.append(unsure)
             if not report.complete:
                 problems.append(f"{report.table}: its last pass is not complete")
         stream = await context.stream(ref, await context.direction(ref))

@@ -12,7 +12,7 @@ from activities.checking import check
 from activities.context import Context
 from activities.evidence import as_evidence
 from activities.guards import guard_fences, guarded
-from activities.passes import fresh_reports
+from activities.passes import fresh_reports, unjudged
 from activities.registration import implements
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
@@ -94,6 +94,8 @@ class SwitchActivities:
                 problems.append(f"{report.table}: its last pass is not complete")
             if report.rate > limit:
                 problems.append(f"{report.table}: {report.rate:.4%} of its rows differ, the limit is {limit:.4%}")
+            elif unsure := unjudged(report, limit):
+                problems.append(unsure)
         stream = await context.stream(ref, await context.direction(ref))
         health = await stream.health()
         if not health.ok:

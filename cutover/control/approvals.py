@@ -102,33 +102,6 @@ async def record(
     return _approval(row)
 
 
-async def reject(
-    control: Control,
-    *,
-    migration: str,
-    service: str | None,
-    gate: str,
-    plan_hash: str,
-    by: str,
-    run_id: str,
-    message_id: str,
-    note: str = "",
-) -> Approval:
-    """Record a rejection, which voids the gate's earlier approvals."""
-    return await record(
-        control,
-        migration=migration,
-        service=service,
-        gate=gate,
-        plan_hash=plan_hash,
-        by=by,
-        run_id=run_id,
-        message_id=message_id,
-        decision="reject",
-        note=note,
-    )
-
-
 async def void(control: Control, *, migration: str, service: str | None, gate: str, reason: str, actor: str) -> int:
     """Nothing that the gate was approved with counts any more; how many approvals stood. Idempotent."""
     async with control.transaction() as connection:

@@ -102,8 +102,16 @@ async def test_approvals_of_a_replaced_plan_never_count_again_even_when_it_comes
 async def test_a_rejection_is_recorded_whatever_plan_it_was_given_under(control: Control) -> None:
     first = await begun(control, S)
     await adopted(control, plan(soak="2h"))
-    await approvals.reject(
-        control, migration=M, service=S, gate="write", plan_hash=first.hash, by="bob", run_id="r", message_id="1"
+    await approvals.record(
+        control,
+        migration=M,
+        service=S,
+        gate="write",
+        plan_hash=first.hash,
+        by="bob",
+        run_id="r",
+        message_id="1",
+        decision="reject",
     )
     assert [one.decision for one in await approvals.history(control, M)] == ["reject"]
 

@@ -139,11 +139,10 @@ async def test_approvals_of_another_plan_gate_or_service_do_not_count(control: C
 
 async def test_a_reject_voids_what_was_approved_before_it_and_not_what_comes_after(control: Control) -> None:
     await approve(control, "alice", "1")
-    rejected = {"migration": M, "service": S, "gate": GATE, "plan_hash": HASH, "by": "carol", "run_id": "run-1"}
-    await approvals.reject(control, **rejected, message_id="2")
+    await approve(control, "carol", "2", decision="reject")
     assert await standing(control) == []
     await approve(control, "alice", "3")
-    await approvals.reject(control, **rejected, message_id="2")
+    await approve(control, "carol", "2", decision="reject")
     assert await standing(control) == ["alice"]
     first = (await approvals.history(control, M))[-1]
     assert (first.by, first.void_reason) == ("alice", "rejected by carol")
