@@ -15,8 +15,9 @@ from activities.signatures import Kind
 
 TASK_QUEUE = "cutover"
 
-#: Failures that pass by themselves: waited out for as long as it takes.
-TRANSIENT = frozenset({"Unreachable", "NotYet"})
+#: Failures that pass by themselves: waited out for as long as it takes. The last is what the SDK says of an activity
+#: whose worker was ended in order: several deploys in a row must not park what takes hours.
+TRANSIENT = frozenset({"Unreachable", "NotYet", "WorkerShutdown"})
 
 FIRST_ROUND_ATTEMPTS = 4
 LONGEST_ROUND_ATTEMPTS = 36
