@@ -46,10 +46,6 @@ class Context:
             self._plans[key] = loaded
         return self._plans[key]
 
-    def known_plan(self, ref: Ref) -> Plan | None:
-        """The same where it has been loaded before, for when the control database is away."""
-        return self._plans.get((ref.migration, ref.plan_hash))
-
     async def monolith_name(self, plan: Plan) -> str:
         """The plan's monolith by its server and database, whatever its DSN says."""
         async with self.settings.database(plan.monolith.database).session("cutover-preparation") as connection:

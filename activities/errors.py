@@ -36,6 +36,12 @@ def translated() -> Iterator[None]:
         raise _passing("Unreachable", f"a database does not answer ({type(error).__name__})") from None
     except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError) as error:
         raise _passing("NotYet", f"a lock or a statement's time was not to be had ({type(error).__name__})") from None
+    except asyncpg.ReadOnlySQLTransactionError:
+        text = "a database takes no writes: it is read-only, a standby or set so; make it writable again"
+        raise _passing("NotYet", text) from None
+    except asyncpg.InsufficientResourcesError as error:
+        text = f"a database has no room or memory left ({type(error).__name__}): make room"
+        raise _passing("NotYet", text) from None
     except asyncpg.PostgresError as error:
         # The message of a constraint may name a row's values; the class and the SQLSTATE never do.
         raise ApplicationError(

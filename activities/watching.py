@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 
+import asyncpg
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
@@ -16,11 +17,12 @@ from activities.registration import implements
 from cutover.alerts.store import WINDOW, Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.control import stages
-from cutover.errors import Unreachable
+from cutover.errors import ConfigError, CutoverError, Refused
 from cutover.monitor import permanent
 from cutover.monitor.findings import Finding, by_importance
 from cutover.pairs import pair as pair_of
 from cutover.plan.models import Plan
+from cutover.postgres.databases import FAILURES
 
 _log = logging.getLogger(__name__)
 
@@ -77,12 +79,14 @@ class WatchActivities:
                 return m.Watched(ended=True)
             await self.context.require_in_force(ref)
             plan = await self.context.plan(ref)
-        except Unreachable as error:
-            # the plan is known from an earlier look; without it there is nothing else to look at
-            known = self.context.known_plan(ref)
-            if known is None:
-                return await self._blind(ref, str(error))
-            plan = known
+        except (Refused, ConfigError):
+            raise  # for the run: another plan, or what a person has to set right before anything can be looked at
+        except FAILURES as error:
+            try:
+                # known from an earlier look, or still to be read; without it there is nothing else to look at
+                plan = await self.context.plan(ref)
+            except FAILURES:
+                return await self._blind(ref, _words(error))
         found = await asyncio.gather(*(self._look(ref, plan, name) for name in plan.services))
         listed = by_importance(one for findings in found for one in findings)
         return m.Watched(services=len(found), findings=[_told(one) for one in listed])
@@ -94,17 +98,24 @@ class WatchActivities:
 
     async def _look(self, ref: m.Ref, plan: Plan, service: str) -> list[Finding]:
         pair = pair_of(plan, service, self.context.settings.database)
-        looked = await permanent.look(self.context.control, plan, pair, mend=True)
-        for one in looked.findings:
+        try:
+            findings = (await permanent.look(self.context.control, plan, pair, mend=True)).findings
+        except (Refused, ConfigError):
+            raise
+        except FAILURES as error:
+            remedy = "set it right: this service is not watched without it"
+            findings = [Finding("unreadable", "critical", service, "look", _words(error), remedy)]
+        for one in findings:
             await self._tell(one.alert(ref.migration))
-        return looked.findings
+        return findings
 
     async def _tell(self, alert: Alert) -> None:
-        """Where the control database does not take it, the log and the webhook have it."""
+        """Where the control database does not take it (away, read-only, full), the log and the webhook have it."""
         try:
             async with asyncio.timeout(TELLING):
                 await raise_alert(self.context.control, alert, webhook=self.webhook)
-        except (Unreachable, TimeoutError):
+        except FAILURES as error:
+            _log.warning("an alert could not be kept (%s): %s", alert.kind, _words(error))
             await self._post(alert)
 
     async def _post(self, alert: Alert) -> None:
@@ -114,6 +125,14 @@ class WatchActivities:
         self._posted[key] = now
         if problem := await self.webhook.post(f"cutover-{alert.migration}-{key}-{int(now)}", alert.body()):
             _log.warning("the webhook of an alert that could not be kept (%s) failed: %s", alert.kind, problem)
+
+
+def _words(error: Exception) -> str:
+    """Never a server's own text, which may quote a row."""
+    if isinstance(error, CutoverError):
+        return str(error)
+    state = f", SQLSTATE {error.sqlstate}" if isinstance(error, asyncpg.PostgresError) else ""
+    return f"a database refuses a statement or does not answer ({type(error).__name__}{state})"
 
 
 def _told(one: Finding) -> m.Found:
