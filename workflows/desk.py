@@ -212,6 +212,10 @@ class Desk(Inbox):
         """Whether `rollback` would be accepted now."""
         return False
 
+    def must_finish(self) -> bool:
+        """Whether the run is parked in a step that nothing, not even a rollback, can leave."""
+        return self.shielded and self.parked is not None
+
     def rollback_note(self) -> str:
         """Until when, and what it would cost."""
         return ""
@@ -294,6 +298,9 @@ class Desk(Inbox):
         def change() -> str:
             self.rollback_wanted = message
             self.decided("rollback", message)
+            if self.must_finish():
+                assert self.parked is not None
+                return f"rolls back once {self.parked.step!r} has succeeded, which waits for 'retry'"
             return "rolls back as soon as the step that runs now has ended"
 
         return change

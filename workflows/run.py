@@ -158,7 +158,8 @@ class Run(Calling, Generic[StartT]):
     async def park(self, step: str, text: str, *, skippable: bool = False) -> str:
         """Hold until a person answers `retry` or, where allowed, `skip`. A rollback is raised."""
         self.parked = Parked(step=step, text=text, skippable=skippable)
-        answers = "'retry'" + (" or 'skip'" if skippable else "") + (" or 'rollback'" if self.can_roll_back() else "")
+        back = self.can_roll_back() and not self.must_finish()
+        answers = "'retry'" + (" or 'skip'" if skippable else "") + (" or 'rollback'" if back else "")
         try:
             with self.saying(f"{answers}: {step}: {text}", "NEEDS_ATTENTION"):
                 where = f"{workflow.info().workflow_id}: {step}"

@@ -326,6 +326,8 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
     def rollback_note(self) -> str:
         if not self.can_roll_back():
             return ""
+        if self.must_finish():
+            return "Rollback possible once this step has succeeded; 'retry' it first."
         end = self.deadlines.get(DEPRECATION)
         if end is None:
             return "Rollback possible now; before the write switch it pauses no writes."

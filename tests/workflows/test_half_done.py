@@ -96,3 +96,18 @@ async def test_a_switch_back_that_fails_half_way_is_called_again_too(make: Make)
     assert [order.to_side for order in orders(harness)] == ["service", "monolith", "monolith"]
     assert len({order.switch_id for order in orders(harness)}) == 2
     assert harness.world.primary[SERVICE] == "monolith"
+
+
+async def test_a_rollback_waits_for_a_step_that_has_to_succeed_first_and_says_so(make: Make) -> None:
+    harness, run = await soaked(make)
+    harness.world.faults["finish_switch"] = [refused("a subscription could not be dropped")]
+    await harness.approve(run, "write", "alice", "bob")
+    status = await harness.parked(run)
+    assert status.waiting_for.startswith("'retry': proving the way back")
+    assert "once this step has succeeded" in status.rollback_note
+    answer = await harness.update(run, "rollback", by="dora")
+    assert answer.startswith("rolls back once 'proving the way back")
+    assert "waits for 'retry'" in answer
+    await harness.update(run, "retry", by="dora")
+    await harness.at_gate(run, "switch-again")
+    assert harness.world.primary[SERVICE] == "monolith"
