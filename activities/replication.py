@@ -21,6 +21,8 @@ from cutover.monitor import baseline
 from cutover.postgres import fence
 from cutover.reconcile.changed import ChangedKeys
 from cutover.switch import crossing
+from cutover.switch.attempt import under_token
+from cutover.switch.environment import SwitchEnvironment
 from cutover.telemetry.meters import instruments
 
 #: What is recorded before the stream starts: the clients' last ten minutes.
@@ -62,9 +64,11 @@ class ReplicationActivities:
     @implements(s.START_STREAM)
     async def start_stream(self, ref: m.Ref) -> m.Facts:
         """With the first copy; a stream that exists is left as it is."""
-        stream = await self.context.stream(ref, "forward")
+        context, stream = self.context, await self.context.stream(ref, "forward")
+        env = SwitchEnvironment(await context.plan(ref), await context.pair(ref), context.control)
         await stream.prepare()
-        await stream.start(copy=True)
+        # what an earlier start has left is cleared away under a token: one that slept must not drop what is in use
+        await stream.start(copy=True, through=under_token(env, "monolith"))
         return m.Facts()
 
     @implements(s.BACKFILL_PROGRESS)
