@@ -15,7 +15,7 @@ from chaos import history
 from chaos.history import Event, Tears
 from chaos.register import BACK, LOST, UNEXPLAINED, Register, State, Wrong
 from chaos.sides import Switch, Window, WritableSide
-from chaos.tables import GROUND, Item, Rows, events
+from chaos.tables import GROUND, MIRRORED, Item, Rows, events
 from cutover.errors import ConfigError
 from cutover.postgres.databases import SIDES, Side, other
 
@@ -147,7 +147,7 @@ class _Service:
     def _register(self, key: int) -> Register:
         found = self._registers.get(key)
         if found is None:
-            found = self._registers[key] = Register.of(self._before.items.get(key))
+            found = self._registers[key] = Register.of(self._before.items.get(key), mirrored=self._service in MIRRORED)
         return found
 
     def _wrong(self, wrong: Wrong, key: int | str | None, event: Event | None, witness: str = "") -> None:

@@ -164,6 +164,7 @@ def report(results: Sequence[Result], drawn: Sequence[Cell]) -> int:
         "not_reached": len(missing),
         "faults": sum(turn.happened for turn in turns),
         "switches": sum(result.switches for result in results),
+        "late": sum(result.late for result in results),
         "violations": len(violations),
         "operations": dict(counts),
     }

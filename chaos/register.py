@@ -1,7 +1,8 @@
 """What one row of `items` may be, as far as the history has been read.
 
 The versions of a row are its history's order: each write of it has the next one, whoever makes it. `floor` is the
-newest version that is known to be there for good, because its writer was told so or a read of the primary gave it.
+newest version that is known to be there for good, because its writer was told so or a read of the primary gave it
+(where reads go to the other side too, one of them may be ahead of what has been acknowledged, and the next one not).
 """
 
 from dataclasses import dataclass, field
@@ -48,11 +49,15 @@ class Register:
     base: int = 0
     increments: int = 0
     given: bytearray = field(default_factory=bytearray)
+    #: Reads are answered by the other side too: what has not been acknowledged need not be there when it is here.
+    mirrored: bool = False
 
     @classmethod
-    def of(cls, row: Item | None) -> "Register":
+    def of(cls, row: Item | None, *, mirrored: bool = False) -> "Register":
         """The register of a row that was like this before the history began."""
-        return cls() if row is None else cls(State(row.version, True, row.origin), base=row.version)
+        if row is None:
+            return cls(mirrored=mirrored)
+        return cls(State(row.version, True, row.origin), base=row.version, mirrored=mirrored)
 
     def invoked(self, op: str, write: Write) -> State:
         """A write is sent; gives the floor below which its version must not be."""
@@ -133,6 +138,8 @@ class Register:
 
     def _observed(self, seen: State) -> None:
         """What a read of the primary gave is committed there: no later one may give less."""
+        if self.mirrored:
+            return
         if seen.present:
             self._settle(seen)
             return

@@ -22,6 +22,8 @@ class Result:
     seconds: float = 0.0
     switches: int = 0
     slots_lost: int = 0
+    #: Switches that a busy machine has undone.
+    late: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     folder: Path = Path()
 
@@ -33,8 +35,9 @@ class Result:
              "parked": turn.parked}
             for turn in self.turns
         ]  # fmt: skip
-        return {**self.plan.as_json(), "turns": turns, "switches": self.switches, "seconds": round(self.seconds, 1),
-                "violations": self.violations, "counts": self.counts}  # fmt: skip
+        return {**self.plan.as_json(), "turns": turns, "switches": self.switches, "late": self.late,
+                "seconds": round(self.seconds, 1), "violations": self.violations,
+                "counts": self.counts}  # fmt: skip
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "Result":
@@ -47,7 +50,8 @@ class Result:
             # of which faults it was does not matter any more
             turn.sequence = (Fault("", "kill"),) * (one["happened"] if one["reached"] else one["happened"] + 1)
             turns.append(turn)
-        return cls(plan, found["violations"], turns, found["seconds"], found["switches"], counts=found["counts"])
+        return cls(plan, found["violations"], turns, found["seconds"], found["switches"], late=found["late"],
+                   counts=found["counts"])  # fmt: skip
 
 
 def earlier(folder: Path) -> list[Result]:

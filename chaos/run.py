@@ -158,8 +158,9 @@ class Run:
             if at == "mending":
                 await self._mending(turn, folder)
             await self._settled(to_side)
-        turn.judge(stormy=self.stormy)
-        plain.judge(stormy=self.stormy)
+        for one in (turn, plain):
+            one.judge(stormy=self.stormy)
+            self.result.late += one.late
 
     async def _settled(self, side: Side) -> None:
         """All is as it has to be after a turn; raises Violation or Idle."""

@@ -28,6 +28,9 @@ SERVICES: Mapping[str, str] = {
     "best_effort": "best_effort_db",
 }
 
+#: Services whose `read_your_writes` reads go to the other side before the writes do, for these are at both.
+MIRRORED = frozenset({"strong"})
+
 #: The origin of rows that were there before any client (`FILL`); clients leave them alone.
 GROUND = "ground"
 #: Rows of the ground, and counters that all clients share, have keys below 0; bypass writers have theirs from here on.

@@ -16,8 +16,8 @@ from cutover.postgres.databases import Side
 
 #: Seconds between two looks.
 _LOOK = 0.1
-#: Who does what: ("client-0", 2) is a loop that writes, ("client-0", "read") one that reads, ("bypass", side) a writer
-#: past the library.
+#: Who does what: ("client-0", 2) is a loop that writes, ("client-0", "write") any of them, ("client-0", "read") one
+#: that reads, ("bypass", side) a writer past the library.
 Who = tuple[str, int | str]
 
 
@@ -68,7 +68,7 @@ class Witness:
         if "by" in begun:
             self._newest[begun["by"], begun["side"]] = (begun["at"], side)
         elif key >= 0 and side is not None:
-            self._newest[who, self._lane(key)] = (begun["at"], side)
+            self._newest[who, self._lane(key)] = self._newest[who, "write"] = (begun["at"], side)
 
     async def at_work(self, side: Side, everybody: Collection[Who], within: float) -> None:
         """Returns once each of them has done something that was begun after this call; writes at that side.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from chaos.checker import check
+from chaos.register import Register, State
 from chaos.tables import GROUND, Item, Rows, value_of
 from cutover.errors import ConfigError
 from tests.chaos.stories import SERVICE, Story, event, rows, verdict, write, wrong
@@ -185,6 +186,21 @@ def test_a_read_may_see_a_write_before_its_client_hears_of_it(story: Story, path
     assert wrong(verdict(path, rows())) == ["acknowledged write lost"]
     story.seen(story.look(1))
     assert wrong(verdict(path, rows((1, 1, op)))) == ["stale read"]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_a_read_gave_before_it_was_acknowledged_is_there_to_stay_unless_reads_go_to_both_sides(
+    mirrored: bool,
+) -> None:
+    row = Register.of(Item(1, GROUND, ""), mirrored=mirrored)
+    row.invoked("op", write("update", 7, 2))
+    assert row.read(State(2, True, "op"), row.floor, stale_ok=False) is None
+    wrong = row.read(State(1, True, GROUND), row.floor, stale_ok=False)
+    assert (wrong is None) == mirrored
+    assert row.acknowledged("op", write("update", 7, 2), 2, State(1, True, GROUND)) is None
+    stale = row.read(State(1, True, GROUND), row.floor, stale_ok=False)
+    assert stale is not None
+    assert stale.name == "stale read"
 
 
 def test_a_deleted_row_is_read_as_absent_and_not_as_it_was(story: Story, path: Path) -> None:

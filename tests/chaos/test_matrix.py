@@ -84,6 +84,12 @@ def test_a_turn_that_is_undone_without_a_fault_that_explains_it_is_a_violation()
     turn.judge(stormy=True)
     with pytest.raises(Violation, match="undone 2 times, and 1 faults"):
         turn.judge(stormy=False)
+    late = {"result": "undone", "reason": "step 'fence' did not end within the pause's limit of 2 s"}
+    slow = Turn(None, "service", outcomes=[late])
+    slow.judge(stormy=False)
+    assert slow.late
+    with pytest.raises(Violation, match="undone 2 times"):
+        Turn(None, "service", outcomes=[late, late]).judge(stormy=False)
     differing = {"result": "undone", "reason": "keys differ inside the fence (t: 1)"}
     with pytest.raises(Violation, match="keys differ"):
         Turn(CELL, "service", FAULTS, happened=2, outcomes=[differing]).judge(stormy=True)
