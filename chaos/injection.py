@@ -170,11 +170,11 @@ _EFFECTS = re.compile(r"PG_LOGICAL_EMIT_MESSAGE|PG_(CREATE|DROP)_\w*SLOT|PG_REPL
 
 def _commits(connection: asyncpg.Connection, sql: str) -> bool:
     """Whether the server commits something by this statement."""
-    words = sql.lstrip().upper()
-    if words.startswith(("COMMIT", "PREPARE TRANSACTION", "ROLLBACK PREPARED", "END")) or "; COMMIT" in words:
+    parts = [part.lstrip() for part in sql.upper().split(";")]  # one inside of a text does no harm
+    if any(part.startswith(("COMMIT", "PREPARE TRANSACTION", "ROLLBACK PREPARED", "END")) for part in parts):
         return True
-    writes = words.startswith(("INSERT", "UPDATE", "DELETE", "WITH", "ALTER", "CREATE", "DROP"))
-    return (writes or _EFFECTS.search(words) is not None) and not connection.is_in_transaction()
+    writes = any(part.startswith(("INSERT", "UPDATE", "DELETE", "WITH", "ALTER", "CREATE", "DROP")) for part in parts)
+    return (writes or _EFFECTS.search(sql.upper()) is not None) and not connection.is_in_transaction()
 
 
 @contextmanager

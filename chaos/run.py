@@ -25,12 +25,15 @@ from chaos.turns import PATIENCE, Calm, Driver, Turn, Violation, patiently, sequ
 from chaos.witness import Idle
 from cutover import doctor
 from cutover.control import audit
+from cutover.dualwrite.two_sides import LOOK_EVERY
 from cutover.flags import store as flags
 from cutover.postgres.databases import FAILURES, SIDES, Side, direction_from, other
 from cutover.switch.environment import SwitchEnvironment
 
 #: Of the turns to the service, those before which the reads have moved there.
 _READS_FIRST = 0.7
+#: Seconds in which every process knows of a stream that was made.
+_NOTICED = 1.25 * LOOK_EVERY
 #: Seconds between two looks at the relays.
 _LOOK = 0.3
 #: Seconds in which everybody has to be at work at the new side.
@@ -65,6 +68,8 @@ class Run:
         #: Held by whoever starts and ends them.
         self._arming = asyncio.Lock()
         self._poison = mishaps.Poison()
+        #: When the first copy was done, by the monotonic clock.
+        self._copied = 0.0
 
     async def execute(self) -> Result:
         """Never raises for what it finds."""
@@ -118,6 +123,7 @@ class Run:
             turn.sequence = sequence(first, self.rng)
         async with self._counted(turn) as folder:
             await self.driver.call(actors.first_copy, turn, folder)
+        self._copied = time.monotonic()
         if turn.sequence:
             self.result.turns.append(turn)
 
@@ -157,7 +163,11 @@ class Run:
                 await self.driver.switch(plain, unhurt)
             if at == "mending":
                 await self._mending(turn, folder)
+                # one that was overtaken does it all once more, and a switch is refused meanwhile
+                await self.driver.awake()
+                await self.driver.mended(plain, unhurt)
             await self._settled(to_side)
+        plain.happened += turn.happened  # the switch follows, and may meet what they have left
         for one in (turn, plain):
             one.judge(stormy=self.stormy)
             self.result.late += one.late
@@ -165,7 +175,8 @@ class Run:
     async def _settled(self, side: Side) -> None:
         """All is as it has to be after a turn; raises Violation or Idle."""
         await self.driver.in_order(side)
-        await self.traffic.at_work(side, _AT_WORK)
+        async with self.calm():
+            await self.traffic.at_work(side, _AT_WORK)
 
         async def lost() -> set[str]:
             return await self.traffic.lost(side)
@@ -208,7 +219,11 @@ class Run:
         self.result.violations += await ending.wrong(self.place, self.env.plan, told)
 
     async def _move_reads(self) -> None:
-        """The read switch comes before that of the writes; a rollback takes the reads back with it."""
+        """The read switch comes before that of the writes; a rollback takes the reads back with it.
+
+        Never within the seconds in which processes notice that the first copy is over and writes are strong.
+        """
+        await asyncio.sleep(max(0.0, self._copied + _NOTICED - time.monotonic()))
         await flags.set_read_from_new(self.env.control, self.place.migration, self.place.service, True, actor="chaos")
 
     # ------------------------------------------------------------------ faults beside the switch
@@ -276,7 +291,8 @@ class Run:
         assert cell is not None
         direction = direction_from(other(turn.to_side))
         if cell.group == "janitor":
-            await self._leave_in_doubt()
+            for _ in range(1 + cell.again):
+                await self._leave_in_doubt()
         if cell.step == "relay.hold":
             if self.place.level == "best_effort":  # which gives up what is refused, except where a switch is near
                 await self.driver.activity("ready", Turn(None, turn.to_side), "", self.driver.faults_folder())

@@ -28,6 +28,8 @@ APART, DOWN, STOPPED = (1.5, 6.0), (0.2, 2.5), (0.5, 8.0)
 #: How long a server is stopped (leases and pauses take 2 to 5 s, the timeout of a connection 10 s), a disk is full, a
 #: password is another one, a clock is off.
 SERVER_STOPPED, FULL, REFUSED, OFF = (0.5, 12.0), (0.5, 4.0), (0.5, 4.0), (1.0, 6.0)
+#: Some stops last longer than every limit that is in seconds (a statement 30 s), and how many of them do.
+LONG, OFTEN_LONG = (20.0, 40.0), 0.1
 #: Farthest jump of a clock, in seconds.
 JUMP = 3600
 #: Seconds in which a server must take a statement again.
@@ -115,7 +117,7 @@ class Storm:
     async def stop_server(self) -> str:
         """It is there, and does not answer."""
         cluster = self._any()
-        seconds = self.rng.uniform(*SERVER_STOPPED)
+        seconds = self.rng.uniform(*(LONG if self.rng.random() < OFTEN_LONG else SERVER_STOPPED))
         with stopped(cluster) as pids:
             await asyncio.sleep(seconds)
         return f"{cluster.name}, {len(pids)} processes" if pids else ""
@@ -178,7 +180,7 @@ class Storm:
         return str(victim or "")
 
     async def stop_process(self) -> str:
-        seconds = self.rng.uniform(*STOPPED)
+        seconds = self.rng.uniform(*(LONG if self.rng.random() < OFTEN_LONG else STOPPED))
         if victim := self._victim(("attempt", "relays", "mend", "client", "bypass")):
             victim.kill(signal.SIGSTOP)
             try:

@@ -37,7 +37,7 @@ PATIENCE = 60.0
 #: Seconds for one activity with all its calls, and switches begun, before a turn counts as one that does not end.
 CALLING, MOST_SWITCHES = 120.0, 8
 #: Seconds in which all has to be in order after a turn.
-IN_ORDER = 60.0
+IN_ORDER = 120.0
 
 #: How often a stage that failed is left to `cutover doctor --mend`, and what a section's outcome is called then.
 BY_DOCTOR, MENDED = 0.34, "mended"

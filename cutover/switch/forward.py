@@ -188,11 +188,12 @@ class Forward:
     async def _require_stream(self) -> None:
         health = await self.stream.health()
         half = await rebuilds.unfinished(self.env.control, self.request.migration, self.request.service, self.direction)
-        if half or health.lost or not health.ok:
-            raise GateClosed(
-                f"{self.request.service}: {half or health.detail}; writes stay at the {self._from_side} "
-                f"(a lost stream: cutover doctor {self.request.migration} --service {self.request.service} --mend)"
-            )
+        stay = f"{self.request.service}: {half or health.detail}; writes stay at the {self._from_side}"
+        if half or health.lost:
+            command = f"cutover doctor {self.request.migration} --service {self.request.service} --mend"
+            raise GateClosed(f"{stay} (a lost stream: {command})")
+        if not health.ok:  # a relay or an apply worker that was ended is soon replaced
+            raise NotYet(stay)
 
     async def _require_short_lag(self) -> None:
         """A marker on the very sessions that carry the switch's own."""

@@ -9,8 +9,9 @@ import pytest
 from cutover.control import switches
 from cutover.errors import GateClosed, NotYet, StaleAttempt, Unreachable
 from cutover.flags import store as flags
-from cutover.postgres import epoch, fence
+from cutover.postgres import epoch, fence, replication
 from cutover.postgres.databases import Side
+from cutover.streams.logical import LogicalStream
 from cutover.switch import forward, reverse, section
 from cutover.switch.attempt import Attempt, open_attempt
 from cutover.switch.environment import SwitchEnvironment
@@ -224,10 +225,19 @@ async def test_taking_back_the_way_back_leaves_no_slot_that_nobody_reads(env: Sw
         assert await connection.fetchval(slots) == 2
 
 
-async def test_a_lost_stream_is_found_before_anybody_is_made_to_wait(env: SwitchEnvironment) -> None:
+async def test_a_stream_that_stands_still_or_is_lost_is_found_before_anybody_is_made_to_wait(
+    env: SwitchEnvironment,
+) -> None:
     await reverse.make_ready(env, "service")
-    await env.stream("forward").stop()
-    with pytest.raises(GateClosed, match="disabled"):
+    stream = env.stream("forward")
+    await stream.stop()
+    outcome = await switch(env, "service")
+    assert (outcome.result, outcome.pause_ms) == ("undone", 0.0)
+    assert "disabled" in (outcome.reason or "")
+    assert isinstance(stream, LogicalStream)
+    async with env.pair.monolith.session() as connection:
+        await replication.drop_slot(connection, stream.subscription)
+    with pytest.raises(GateClosed, match="--mend"):
         await switch(env, "service")
     assert await switches.under_way(env.control, "test", env.pair.service) is None
 
