@@ -18,8 +18,8 @@ from typing import Any
 from cutover.errors import CutoverError
 
 _context = multiprocessing.get_context("forkserver")
-# the commands too, whose modules each child would import by itself
-_context.set_forkserver_preload(["chaos.actors", "chaos.campaign", "chaos.matrix"])
+# what the commands import too, which each child would import by itself; not they themselves, which it runs once more
+_context.set_forkserver_preload(["chaos.actors", "chaos.run", "chaos.results", "chaos.storm", "bench.ground"])
 
 #: How a child tells its parent something; it has been read when the call returns only by luck.
 Say = Callable[[str, Any], None]

@@ -56,6 +56,9 @@ FINISH = ("finish.prove", "finish.changed", "finish.stream")
 NEXT = {
     "switch.done.after": FINISH,
     "undo.decide.after": UNDO[1:],
+    # the control database is back when it is called again
+    "undo.reopen.before": UNDO[1:],
+    "undo.reopen.after": UNDO[1:],
     "ready.drop.after": ("ready.prepare",),
     "relay.hold.after": ("relay.apply",),
     "archive.prove.after": ("retire.rename",),
