@@ -12,7 +12,7 @@ from chaos.injection import Fault
 from chaos.processes import Child
 from chaos.sides import both_shut, done_switches
 from chaos.tables import Rows, read_rows
-from chaos.witness import Idle, Who, Witness
+from chaos.witness import Who, Witness
 from cutover.postgres.databases import SIDES, Side
 from cutover.switch.environment import SwitchEnvironment
 
@@ -101,6 +101,3 @@ class Traffic:
         shut = both_shut(injection.passes(self.folder))
         logs = sorted(self.folder.glob("*.jsonl"))
         return await asyncio.to_thread(check, logs, {service: rows}, switches, {service: before}, {service: shut})
-
-
-__all__ = ["CLIENTS", "Idle", "Traffic"]

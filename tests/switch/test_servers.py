@@ -68,15 +68,21 @@ async def sleeper(env: SwitchEnvironment, patch: pytest.MonkeyPatch) -> Sleeper:
     return Sleeper(task, awake)
 
 
-async def test_a_look_that_slept_does_not_shut_the_side_that_a_switch_has_opened_since(
-    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def overtaken(env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch) -> Sleeper:
+    """A look that sleeps since before the server was accepted and a switch to the service was done."""
     await reverse.make_ready(env, "service")
     await promoted(env)
     late = await sleeper(env, monkeypatch)
     await servers.accept(env, "alice", "the standby was promoted by plan")
     await verify(env)
     assert (await switch(env, "service")).result == "done"
+    return late
+
+
+async def test_a_look_that_slept_does_not_shut_the_side_that_a_switch_has_opened_since(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = await overtaken(env, monkeypatch)
     (problem,) = await late.wake()
     assert "timeline" in problem
     assert await writable(env, "service")
@@ -86,12 +92,7 @@ async def test_a_look_that_slept_does_not_shut_the_side_that_a_switch_has_opened
 async def test_a_look_that_slept_while_writes_went_there_and_back_writes_no_old_epoch(
     env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await reverse.make_ready(env, "service")
-    await promoted(env)
-    late = await sleeper(env, monkeypatch)
-    await servers.accept(env, "alice", "the standby was promoted by plan")
-    await verify(env)
-    assert (await switch(env, "service")).result == "done"
+    late = await overtaken(env, monkeypatch)
     assert (await switch(env, "monolith")).result == "done"
     await late.wake()
     route = await flags.get(env.control, "test", env.pair.service)
