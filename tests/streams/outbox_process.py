@@ -1,6 +1,7 @@
 """A process to be killed: `python -m tests.streams.outbox_process relay|backfill SERVICE`, DSNs in its environment.
 
-It ends itself, as kill -9 would, at the fault point that OUTBOX_KILL_AT names.
+It ends itself, as kill -9 would, at the fault point that OUTBOX_KILL_AT names, and takes OUTBOX_RANGE_SECONDS for
+each range of a first copy, so that there is time to kill it.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from tests.streams.outbox_world import TABLES
 
 
 async def die_there(point: str) -> None:
+    if point == "backfill.range.before":
+        await asyncio.sleep(float(os.environ.get("OUTBOX_RANGE_SECONDS", "0")))
     if point == os.environ.get("OUTBOX_KILL_AT"):
         os.kill(os.getpid(), signal.SIGKILL)
 

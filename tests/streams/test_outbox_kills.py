@@ -145,8 +145,9 @@ async def test_a_backfill_that_is_killed_anywhere_goes_on_and_brings_nothing_bac
     try:
         async with world.relay():
             while {p.stage for p in await stream.progress()} != {"ready"}:
-                copy = await spawn(world, "backfill")
-                await asyncio.sleep(chance.uniform(0.1, 0.8))
+                # some thirty ranges, two at once: it takes well above a second
+                copy = await spawn(world, "backfill", OUTBOX_RANGE_SECONDS="0.1")
+                await asyncio.sleep(chance.uniform(0.05, 0.7))
                 kills += copy.returncode is None
                 await kill9(copy)
             await until(stream.ready, "the stream is ready")
