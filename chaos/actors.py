@@ -151,7 +151,7 @@ async def _nothing(work: Coroutine[Any, Any, Any]) -> None:
 
 
 async def relays(say: Say, place: Place, sequence: Sequence[Fault], folder: Path) -> None:
-    """One relay of each direction and a janitor, until SIGTERM."""
+    """What the level has of a relay for each direction and a janitor, until SIGTERM."""
     relay._TIDY_SECONDS = 0.5
     ending = _stopped_by_a_signal()
     async with place.opened() as env, _armed(sequence, folder):
@@ -163,11 +163,9 @@ async def relays(say: Say, place: Place, sequence: Sequence[Fault], folder: Path
                     await janitor.resolve(older_than=1.0)
                 await asyncio.sleep(0.3)
 
-        tasks = [
-            asyncio.create_task(Relay(env.pair, direction, lease_seconds=LEASE_SECONDS).run())
-            for direction in DIRECTIONS
-        ]
-        tasks.append(asyncio.create_task(tidy()))
+        outbox, strong = env.service.stream == "outbox", env.service.consistency == "strong"
+        works = [Relay(env.pair, direction, lease_seconds=LEASE_SECONDS).run() for direction in DIRECTIONS if outbox]
+        tasks = [asyncio.create_task(work) for work in (*works, *([tidy()] if strong else []))]
         say("ready", None)
         waiting = asyncio.create_task(ending.wait())
         ended, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)

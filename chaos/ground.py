@@ -6,7 +6,7 @@ A `Place` names it and can be handed to other processes; the servers are shared 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chaos import tables
 from cutover import pairs
@@ -98,11 +98,14 @@ class Place:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[SwitchEnvironment]:
-        """The environment over a connection pool of its own to the control database."""
+        """The environment as a worker has it: sessions are used again, and it has a pool to the control database."""
+        monolith, target = [Database(one.name, one.dsn, reuse=True) for one in (self.monolith, self.target)]
         control = await Control.open(self.control)
         try:
-            yield self.environment(control)
+            yield replace(self, monolith=monolith, target=target).environment(control)
         finally:
+            monolith.end_idle()
+            target.end_idle()
             await control.close()
 
 

@@ -4,6 +4,7 @@ A child is given a function and its arguments, and tells its parent what it has 
 """
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
@@ -39,6 +40,7 @@ def _run(main: Main, pipe: Connection, arguments: tuple[Any, ...]) -> None:
     # Ctrl-C reaches the whole group; the parent ends its children by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence()
+    gc.freeze()  # what was imported is never looked at again, so that its pages stay the server's
     try:
         asyncio.run(main(say, *arguments))
     except CutoverError as error:

@@ -25,15 +25,12 @@ from chaos.turns import PATIENCE, Calm, Driver, Turn, Violation, patiently, sequ
 from chaos.witness import Idle
 from cutover import doctor
 from cutover.control import audit
-from cutover.dualwrite.two_sides import LOOK_EVERY
 from cutover.flags import store as flags
 from cutover.postgres.databases import FAILURES, SIDES, Side, direction_from, other
 from cutover.switch.environment import SwitchEnvironment
 
 #: Of the turns to the service, those before which the reads have moved there.
 _READS_FIRST = 0.7
-#: Seconds in which every process knows of a stream that was made.
-_NOTICED = 1.25 * LOOK_EVERY
 #: Seconds between two looks at the relays.
 _LOOK = 0.3
 #: Seconds in which everybody has to be at work at the new side.
@@ -68,8 +65,6 @@ class Run:
         #: Held by whoever starts and ends them.
         self._arming = asyncio.Lock()
         self._poison = mishaps.Poison()
-        #: When the first copy was done, by the monotonic clock.
-        self._copied = 0.0
 
     async def execute(self) -> Result:
         """Never raises for what it finds."""
@@ -123,7 +118,6 @@ class Run:
             turn.sequence = sequence(first, self.rng)
         async with self._counted(turn) as folder:
             await self.driver.call(actors.first_copy, turn, folder)
-        self._copied = time.monotonic()
         if turn.sequence:
             self.result.turns.append(turn)
 
@@ -219,11 +213,7 @@ class Run:
         self.result.violations += await ending.wrong(self.place, self.env.plan, told)
 
     async def _move_reads(self) -> None:
-        """The read switch comes before that of the writes; a rollback takes the reads back with it.
-
-        Never within the seconds in which processes notice that the first copy is over and writes are strong.
-        """
-        await asyncio.sleep(max(0.0, self._copied + _NOTICED - time.monotonic()))
+        """The read switch comes before that of the writes; a rollback takes the reads back with it."""
         await flags.set_read_from_new(self.env.control, self.place.migration, self.place.service, True, actor="chaos")
 
     # ------------------------------------------------------------------ faults beside the switch

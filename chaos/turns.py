@@ -64,6 +64,8 @@ NEXT = {
     "archive.prove.after": ("retire.rename",),
     "mend.lift.after": ("mend.fences",),
 }
+#: Points whose commit is looked up by the same process where it was cut, which then goes on.
+LOOKED_UP = ("recovery.done.before", "archive.prove.before")
 
 
 def _subclasses(kind: type) -> set[str]:
@@ -168,11 +170,13 @@ def sequence(cell: Cell, rng: random.Random) -> tuple[Fault, ...]:
 
 def _again(cell: Cell, done: bool, rng: random.Random) -> str:
     """Where the second fault happens: at the same point, or at one that what follows the first one passes."""
-    steps = NEXT.get(cell.point)
-    if cell.point == "recovery.done.after":
+    # a commit that was cut is looked up or made again, so what comes before it is not passed twice
+    cut = cell.kind == "reset" and cell.point in LOOKED_UP
+    steps = NEXT.get(cell.step + ".after" if cut else cell.point)
+    if cell.step == "recovery.done" and (cut or cell.point.endswith(".after")):
         steps = FINISH if done else ("switch.token", "switch.fence", "switch.marker")
     elif cell.point in (*AFTER_JOURNAL, "switch.flip.after", "switch.done.before"):
-        # a commit that was cut is looked up or made again, and then the switch goes on
+        # the same, and then the switch goes on
         steps = FINISH if cell.kind == "reset" else COMPLETE
     elif steps is None and cell.group == "switch" and cell.step not in UNBEGUN and rng.random() < 0.5:
         steps = UNDO
@@ -316,7 +320,7 @@ class Driver:
                 break
             if clock() > deadline:
                 raise Violation(f"after a switch to the {side}: {writable}; {'; '.join(found.problems)}")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
         stream = self.env.stream(direction_from(side))
 
         async def carry() -> float:

@@ -67,6 +67,8 @@ class Slot:
     running: bool = True
     #: Who knows that what it writes is not at both sides when it is answered.
     behind: Mirror | None = None
+    #: The stream by which a read at the other side has all that was written.
+    rests_on: str = ""
 
     @property
     def at_primary(self) -> bool:
@@ -262,6 +264,8 @@ class Gate:
         if (inside is None and self.holding) or self.side(access, inside) != side:
             return None
         slot = Slot(self.service, self.route if inside is None else inside.route, side, transaction)
+        if self.mirror is not None and not slot.at_primary:
+            slot.rests_on = self.mirror.stream
         self._running.add(slot)
         return slot
 

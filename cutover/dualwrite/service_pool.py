@@ -10,19 +10,20 @@ import asyncpg
 from cutover.dualwrite import outcome
 from cutover.dualwrite.blocks import lent_block
 from cutover.dualwrite.connections import gone
-from cutover.dualwrite.epochs import Moved, writable_here
+from cutover.dualwrite.epochs import Moved
 from cutover.dualwrite.errors import Fenced, HeldTooLong, SecondaryAway, WriteInRead
 from cutover.dualwrite.following import Outbox
 from cutover.dualwrite.gate import Gate
-from cutover.dualwrite.lending import Lender, Lent, Surroundings
+from cutover.dualwrite.lending import Lender, Surroundings
 from cutover.dualwrite.measure import Recorder, Trial, verb_of
+from cutover.dualwrite.reads import OnlyAtPrimary, read_mirror, read_primary, still_mirrored
 from cutover.dualwrite.routing import WRITE, Access, ReadClass, reading
 from cutover.dualwrite.statements import writes
 from cutover.dualwrite.strong import Strong
 from cutover.dualwrite.transactions import lent_transaction
 from cutover.dualwrite.two_sides import TwoSides
 from cutover.dualwrite.verifying import Verifier
-from cutover.dualwrite.writes import ALONE, Call, ending_of, require_level, write_once
+from cutover.dualwrite.writes import ALONE, Call, answerable, ending_of, require_level, write_once
 from cutover.errors import Unreachable
 from cutover.plan.models import Consistency
 
@@ -35,10 +36,6 @@ Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 #: Tries of one transaction before `run_in_transaction` gives up.
 ATTEMPTS = 20
 _AGAIN = (HeldTooLong, Fenced, SecondaryAway, Unreachable)
-
-
-class _OnlyAtPrimary(Exception):
-    """A read at the side that is not the primary turned out to need the primary itself; nothing was done."""
 
 
 class ServicePool(Lender):
@@ -201,7 +198,7 @@ class ServicePool(Lender):
         with self._recorder.operation(access, table, verb) as trial:
             try:
                 return await self._until_answered(lambda: self._once(call, access, verb, trial, level), trial)
-            except _OnlyAtPrimary:
+            except OnlyAtPrimary:
                 pinned = replace(access, pinned=True)
                 return await self._until_answered(lambda: self._once(call, pinned, verb, trial, level), trial)
 
@@ -210,13 +207,15 @@ class ServicePool(Lender):
             if gone(lent.connection):
                 raise Unreachable(f"{self.service}: {lent.database.name!r} closed the connection before it was used")
             if access.operation == "write":
-                return await write_once(self.gate, self._sides, call, lent, verb, level)
+                written = await write_once(self.gate, self._sides, call, lent, verb, level)
+                await answerable(self.gate, self._sides, lent, level)
+                return written
             try:
                 if lent.slot is None:
                     return await call.on(lent.connection)
                 if not lent.slot.at_primary:
-                    return await self._read_mirror(call.on, lent)
-                return await self._read_primary(call.on, lent)
+                    return await read_mirror(self.gate, call, lent)
+                return await read_primary(self.gate, call, lent)
             except BaseException as error:
                 if gone(lent.connection) and outcome.is_lost(error):
                     raise Unreachable(
@@ -224,38 +223,6 @@ class ServicePool(Lender):
                         f"({type(error).__name__})"
                     ) from None
                 raise
-
-    async def _read_primary(self, call: Callable[["Connection"], Awaitable[T]], lent: Lent) -> T:
-        """A read that must not be answered by a side that has stopped being the primary.
-
-        While the lease holds from before the read to after it, no switch has passed meanwhile. Otherwise the
-        epoch row is looked at in the snapshot of the read.
-        """
-        lease = self.gate.lease
-        generation = lease.generation
-        if lease.valid:
-            result = await call(lent.connection)
-            if lease.unbroken(generation):
-                return result
-        # not READ ONLY: a statement that is no write to the tables may still draw from a sequence or lock rows
-        async with lent.connection.transaction(isolation="repeatable_read"):
-            await writable_here(lent.connection, self.gate.route, lent.side)
-            return await call(lent.connection)
-
-    async def _read_mirror(self, call: Callable[["Connection"], Awaitable[T]], lent: Lent) -> T:
-        """A read that must see this process's writes, at the side that has all of them but is not the primary.
-
-        In a read-only transaction: a statement that draws from a sequence or locks rows does so at the primary.
-        """
-        generation = self.gate.lease.generation
-        try:
-            async with lent.connection.transaction(readonly=True):
-                result = await call(lent.connection)
-        except asyncpg.ReadOnlySQLTransactionError:
-            raise _OnlyAtPrimary from None
-        if not self.gate.lease.unbroken(generation):
-            raise Moved(f"{self.service}: the lease ran out during a read at {lent.side}")
-        return result
 
     async def _until_answered(self, once: Callable[[], Awaitable[T]], trial: Trial) -> T:
         """Tries again for as long as nothing was done and the pool's patience lasts."""
@@ -357,6 +324,10 @@ class ServicePool(Lender):
                 self.gate, lent.connection, lent.side, lent.database, access, isolation, ending
             ) as connection:
                 yield connection
+                if lent.slot is not None and not lent.slot.at_primary:
+                    await still_mirrored(self.gate, lent)
+            if access.operation == "write":
+                await answerable(self.gate, self._sides, lent, level)
 
     async def run_in_transaction(
         self,

@@ -7,7 +7,9 @@ for every few seconds, and where it is not there, a service is written at its pr
 
 import asyncio
 import logging
+import math
 import random
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from cutover import pairs
-from cutover.dualwrite.mirror import Mirror
+from cutover.dualwrite.mirror import KNOWN_FOR, Mirror
 from cutover.dualwrite.sessions import Sessions
 from cutover.errors import ConfigError, Unreachable
 from cutover.plan.models import Consistency, Plan
@@ -78,7 +80,8 @@ class TwoSides:
         self.level = level
         self.planned = planned or level
         strong = level == self.planned == "strong"
-        self.mirror = Mirror(lambda: strong and self.streams("monolith"))
+        self._strong = strong
+        self.mirror = Mirror(lambda: strong and self.streams("monolith"), pair.service)
         label = f"cutover-dualwrite/{pair.service}"
         self._own = {side: Sessions(pair.at(side), label, 2, behind_the_fence=False) for side in SIDES}
         self._writers = {side: Sessions(pair.at(side), label, limit, behind_the_fence=True) for side in SIDES}
@@ -87,6 +90,9 @@ class TwoSides:
         self.streaming: set[Direction] = set()
         #: Sides that have been looked at; of another one nobody knows whether it has a stream.
         self._looked: set[Side] = set()
+        #: When the newest look at a side was begun (monotonic), answered or not.
+        self._asked: dict[Side, float] = {}
+        self._looking = {side: asyncio.Lock() for side in SIDES}
         self._routes: dict[Direction, Route] = {}
         self._preparing = asyncio.Lock()
         self._done: dict[Side, list[tuple[int, int]]] = defaultdict(list)
@@ -115,22 +121,31 @@ class TwoSides:
             await self._look_at(side)
 
     async def _look_at(self, side: Side) -> None:
+        async with self._looking[side]:  # what was seen first must not be believed last
+            await self._see(side)
+
+    async def _see(self, side: Side) -> None:
         direction = direction_from(other(side))
+        begun, stands = time.monotonic(), ""
         try:
             async with self._own[side].one() as session:
                 noted = await two_phase.installed(session, self.service)
                 (self.noted.add if noted else self.noted.discard)(side)
-                streaming = await outbox_lease.stream_row(session, self.service, direction) is not None
+                stream = await outbox_lease.stream_row(session, self.service, direction)
                 # a range that is being copied holds its rows; and what is half there cannot be at both sides
-                streaming = streaming and not await outbox_sink.copying(session, self.service, direction)
+                streaming = stream is not None and not await outbox_sink.copying(session, self.service, direction)
+                if stream is not None and streaming and stream.running and stream.whole:
+                    stands = stream.stream
         except asyncpg.InsufficientPrivilegeError:
             streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
         except FAILURES as error:
             _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
             return
+        finally:
+            self._asked[side] = begun
         self._looked.add(side)
-        if streaming and direction not in self.streaming:
-            self.mirror.left_behind()  # what was written while there was no stream
+        if direction == "forward":
+            self.mirror.rest_on(stands)
         (self.streaming.add if streaming else self.streaming.discard)(direction)
         if not streaming:
             self._routes.pop(direction, None)
@@ -156,6 +171,33 @@ class TwoSides:
         """
         unknown = primary in self.noted and other(primary) not in self._looked
         return level if unknown or self.streams(primary) else "eventual"
+
+    async def answerable(self) -> None:
+        """To be awaited before a write is answered that was to be strong, and was done at the monolith alone.
+
+        Another process may read at the service by a stream that has come up meanwhile (`mirror`): where one has, this
+        returns once it has carried the write. A server that does not answer is not waited for.
+        """
+        if not self._strong:
+            return
+        if not self._surely_alone():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.look(), ANSWER_WITHIN)
+        if self.streams("monolith"):
+            await self._carried_over()
+
+    def _surely_alone(self) -> bool:
+        since = time.monotonic() - KNOWN_FOR
+        nothing_noted = "monolith" not in self.noted and self._asked.get("monolith", -math.inf) >= since
+        return nothing_noted or ("forward" not in self.streaming and self._asked.get("service", -math.inf) >= since)
+
+    async def _carried_over(self) -> None:
+        deadline = time.monotonic() + DECIDE_WITHIN
+        with suppress(*FAILURES):
+            async with self._own["monolith"].one(DECIDE_WITHIN + ANSWER_WITHIN) as session:
+                snapshot = await outbox_source.snapshot(session)
+                while await outbox_source.undone(session, self.service, snapshot) and time.monotonic() < deadline:
+                    await asyncio.sleep(0.01)
 
     async def require_prepared(self) -> None:
         """Raises ConfigError where a server would refuse to prepare a transaction, or our role to write there."""

@@ -107,6 +107,14 @@ async def write_once(
     return result
 
 
+async def answerable(gate: Gate, sides: TwoSides | None, lent: Lent, level: Consistency | None) -> None:
+    """To be awaited before a write is answered: see `TwoSides.answerable`. Only reads that have moved can miss one."""
+    moved = gate.route.read_from_new or not gate.lease.valid
+    alone = lent.slot is not None and lent.slot.behind is not None and lent.side == "monolith"
+    if sides is not None and moved and alone and (level or sides.level) == "strong":
+        await sides.answerable()
+
+
 async def _alone(gate: Gate, call: Call[T], lent: Lent, verb: str) -> T:
     try:
         return await call.on(lent.connection)

@@ -26,20 +26,28 @@ _RUNS = f"expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + {
 
 
 async def start(
-    connection: asyncpg.Connection, service: str, direction: Direction, stream: str, *, best_effort: bool = False
+    connection: asyncpg.Connection,
+    service: str,
+    direction: Direction,
+    stream: str,
+    *,
+    best_effort: bool = False,
+    gap: bool = False,
 ) -> None:
     """Notes the stream as running and makes the leases that relays will take.
 
-    `best_effort`: a change that the sink refuses is given up. A stream that was started before keeps what it has.
+    `best_effort`: a change that the sink refuses is given up. `gap`: the sink lacks rows until `close_gap`. A stream
+    that was started before keeps what it has.
     """
     async with connection.transaction():
         await connection.execute(
-            "INSERT INTO cutover.outbox_stream (service, direction, stream, running, best_effort) "
-            "VALUES ($1, $2, $3, true, $4) ON CONFLICT (service, direction) DO UPDATE SET running = true",
+            "INSERT INTO cutover.outbox_stream (service, direction, stream, running, best_effort, whole) "
+            "VALUES ($1, $2, $3, true, $4, $5) ON CONFLICT (service, direction) DO UPDATE SET running = true",
             service,
             direction,
             stream,
             best_effort,
+            not gap,
         )
         await connection.execute(
             # tokens go on rising where the stream was dropped and is made anew
@@ -59,6 +67,30 @@ async def give_up_nothing(connection: asyncpg.Connection, service: str, directio
         service,
         direction,
     )
+
+
+async def close_gap(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
+    """The sink has all rows that the stream had not brought."""
+    await connection.execute(
+        "UPDATE cutover.outbox_stream SET whole = true WHERE service = $1 AND direction = $2", service, direction
+    )
+
+
+async def stands(connection: asyncpg.Connection, service: str, direction: Direction, stream: str) -> bool:
+    """Whether that very stream runs still, and the sink lacks no row that it has not brought.
+
+    Asked at the sink, by any role. One that was taken away never comes back: the next has another name.
+    """
+    try:
+        found = await connection.fetchval(
+            "SELECT running AND whole FROM cutover.outbox_stream WHERE service = $1 AND direction = $2 AND stream = $3",
+            service,
+            direction,
+            stream,
+        )
+    except (*GONE, asyncpg.UndefinedColumnError, asyncpg.InsufficientPrivilegeError):
+        return False
+    return bool(found)
 
 
 async def count(connection: asyncpg.Connection, service: str, direction: Direction, applied: int) -> None:
@@ -97,6 +129,8 @@ class StreamRow:
     stream: str
     running: bool
     best_effort: bool
+    #: Whether the sink lacks no row that the stream has not brought.
+    whole: bool
     since: datetime
     read_at: datetime
     applied: int
@@ -109,7 +143,7 @@ async def stream_row(connection: asyncpg.Connection, service: str, direction: Di
         return None
     try:
         row = await connection.fetchrow(
-            "SELECT stream, running, best_effort, since, clock_timestamp() AS read_at, applied, failures "
+            "SELECT stream, running, best_effort, whole, since, clock_timestamp() AS read_at, applied, failures "
             "FROM cutover.outbox_stream WHERE service = $1 AND direction = $2",
             service,
             direction,

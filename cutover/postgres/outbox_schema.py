@@ -72,11 +72,13 @@ CREATE TABLE IF NOT EXISTS cutover.outbox_stream (
     stream text NOT NULL,
     running boolean NOT NULL,
     best_effort boolean NOT NULL DEFAULT false,
+    whole boolean NOT NULL DEFAULT true,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     applied bigint NOT NULL DEFAULT 0,
     failures bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (service, direction)
 );
+GRANT SELECT ON cutover.outbox_stream TO PUBLIC;
 CREATE TABLE IF NOT EXISTS cutover.backfill_table (
     service text NOT NULL,
     direction text NOT NULL,
@@ -116,6 +118,11 @@ DO $$ BEGIN
                    AND attname = 'checksum') THEN
         ALTER TABLE cutover.backfill_chunk ADD COLUMN IF NOT EXISTS passed_over bigint NOT NULL DEFAULT 0,
             ADD COLUMN IF NOT EXISTS checksum numeric;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'cutover.outbox_stream'::regclass
+                   AND attname = 'whole') THEN
+        ALTER TABLE cutover.outbox_stream ADD COLUMN IF NOT EXISTS whole boolean NOT NULL DEFAULT true;
+        GRANT SELECT ON cutover.outbox_stream TO PUBLIC;
     END IF;
 END $$;
 """

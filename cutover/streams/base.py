@@ -74,9 +74,10 @@ class Stream(Protocol):
     async def prepare(self) -> None:
         """Makes all that a start needs at both ends, harmless to running traffic."""
 
-    async def start(self, *, copy: bool, through: Through | None = None) -> None:
+    async def start(self, *, copy: bool, gap: bool = False, through: Through | None = None) -> None:
         """Starts the flow, with the first copy or from now on; clears away what a killed start has left.
 
+        `gap`: the sink lacks changes of before, so until `close_gap` no row there stops the stream (`rebuild`).
         `through`: as for `drop`; what is cleared away might else be what a later start has made.
         """
 
@@ -115,8 +116,8 @@ class Stream(Protocol):
     async def give_up_nothing(self) -> None:
         """From here on every change is carried over, whatever the plan's level; before a switch (design 5.3)."""
 
-    async def let_rows_give_way(self, on: bool) -> None:
-        """While it is on, no row at the sink stops the stream; for one that begins after a gap (`rebuild`)."""
+    async def close_gap(self) -> None:
+        """The sink has all that a stream which began after a gap had not brought."""
 
     def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
         """How this direction begins and ends where it must never run beside the other; None where it may.
@@ -170,9 +171,6 @@ class OneDirection:
 
     async def give_up_nothing(self) -> None:
         """It never does."""
-
-    async def let_rows_give_way(self, on: bool) -> None:
-        """They never stand in its way."""
 
     def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
         """Both directions may run at once."""

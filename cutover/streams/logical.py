@@ -34,7 +34,7 @@ class LogicalStream(OneDirection):
             members = [*self.pair.tables, epoch.marker_table(self.pair.service)]
             await replication.ensure_publication(connection, self.publication, members)
 
-    async def start(self, *, copy: bool, through: Through | None = None) -> None:
+    async def start(self, *, copy: bool, gap: bool = False, through: Through | None = None) -> None:
         """Slot first, then the subscription on it.
 
         A slot without a subscription is left over from a start that was killed, or from an older
@@ -43,6 +43,8 @@ class LogicalStream(OneDirection):
         """
         await self.prepare()
         async with self.sink.session(self.label) as sink, self.source.session(self.label) as source:
+            if gap:
+                await giving_way.install(sink, self.pair.service, self.pair.tables)
             apart = self.turns(source, sink) is None
             if not apart:
                 await self._require_alone(source)
@@ -68,12 +70,9 @@ class LogicalStream(OneDirection):
                 f"{self.source.name!r}: with a server below PostgreSQL 16 rows would go round in circles"
             )
 
-    async def let_rows_give_way(self, on: bool) -> None:
+    async def close_gap(self) -> None:
         async with self.sink.session(self.label) as sink:
-            if on:
-                await giving_way.install(sink, self.pair.service, self.pair.tables)
-            else:
-                await giving_way.remove(sink, self.pair.service, self.pair.tables)
+            await giving_way.remove(sink, self.pair.service, self.pair.tables)
 
     def turns(self, one: asyncpg.Connection, other: asyncpg.Connection) -> Turns | None:
         if replication.tells_origins_apart(one) and replication.tells_origins_apart(other):

@@ -56,8 +56,7 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
     async with faults.step("rebuild.make"):
         await stream.prepare()
         await changed.prepare()
-        await stream.let_rows_give_way(True)
-        await stream.start(copy=False, through=under_token(env, route.primary_side))
+        await stream.start(copy=False, gap=True, through=under_token(env, route.primary_side))
     deadline = time.monotonic() + _READY_SECONDS
     while not await stream.ready():
         if time.monotonic() > deadline:
@@ -65,7 +64,7 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
         await asyncio.sleep(0.1)
     found = await _mend_all(env, direction, say, gap=True)
     async with faults.step("rebuild.stand"):
-        await stream.let_rows_give_way(False)
+        await stream.close_gap()
         await rebuilds.end(env.control, *place)
     return found
 

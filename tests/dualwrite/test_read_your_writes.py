@@ -4,13 +4,15 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
 from cutover.control.database import Control
-from cutover.dualwrite import ServicePool
+from cutover.dualwrite import ServicePool, mirror
+from cutover.dualwrite.two_sides import LOOK_EVERY, TwoSides
 from cutover.flags import store
 from cutover.postgres import two_phase
 from cutover.postgres.databases import Database, Side
@@ -18,9 +20,17 @@ from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, open_both, plan
 from tests.dualwrite.waiting import until
 
+#: As production has it.
+GIVEN = mirror.NOTICED_AFTER
 ASK = "SELECT current_setting('port')"
 #: Beside a read's own answer: nothing is there that no relay has carried.
 INSERT = "INSERT INTO trades (id) VALUES ($1)"
+
+
+@pytest.fixture(autouse=True)
+def noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process has to be given time."""
+    monkeypatch.setattr(mirror, "NOTICED_AFTER", 0.0)
 
 
 @pytest_asyncio.fixture
@@ -42,10 +52,13 @@ async def answered_by(both: Both, trading: ServicePool) -> Side:
     return await side_of(both, await trading.fetchval(ASK))
 
 
+def mirror_of(trading: ServicePool) -> mirror.Mirror:
+    assert trading.gate.mirror is not None
+    return trading.gate.mirror
+
+
 async def settled(trading: ServicePool) -> None:
-    mirror = trading.gate.mirror
-    assert mirror is not None
-    await until(lambda: mirror.complete)
+    await until(lambda: mirror_of(trading).complete)
 
 
 async def flag(both: Both, trading: ServicePool, on: bool) -> None:
@@ -231,9 +244,106 @@ async def test_without_a_lease_they_go_to_the_primary_and_look_at_its_epoch(
 async def test_without_the_stream_they_go_to_the_primary(strong: Both) -> None:
     trading = await moved(strong)
     await OutboxStream(strong.pair, "forward").drop()
-    mirror = trading.gate.mirror
-    assert mirror is not None
-    await until(lambda: not mirror.complete)
+    await until(lambda: not mirror_of(trading).complete)
     assert await answered_by(strong, trading) == "monolith"
     await trading.execute(INSERT, 1)
     assert await trading.fetchval("SELECT count(*) FROM trades") == 1
+
+
+def sides_of(trading: ServicePool) -> TwoSides:
+    assert trading._sides is not None
+    return trading._sides
+
+
+async def blind(trading: ServicePool) -> None:
+    """The process looks no more by itself."""
+    assert trading._outbox is not None
+    for task in trading._outbox.tasks:
+        if task.get_name() == "cutover-sides":
+            task.cancel()
+            await asyncio.wait({task})
+
+
+@pytest.mark.parametrize("how", ["statement", "block"])
+async def test_a_read_notices_by_itself_that_its_stream_went_while_another_process_writes_alone(
+    strong: Both, how: str
+) -> None:
+    reader, writer = await moved(strong), await moved(strong)
+    await blind(reader)
+    await OutboxStream(strong.pair, "forward").drop()
+    await sides_of(writer).look()
+    await writer.execute(INSERT, 1)
+    if how == "statement":
+        assert await reader.fetchval("SELECT count(*) FROM trades") == 1
+        return
+    count = await reader.run_in_transaction(lambda c: c.fetchval("SELECT count(*) FROM trades"), read_only=True)
+    assert count == 1
+
+
+async def test_a_write_that_was_done_alone_is_answered_once_a_stream_that_came_up_meanwhile_has_carried_it(
+    strong: Both,
+) -> None:
+    stream = OutboxStream(strong.pair, "forward")
+    await stream.drop()
+    writer = await strong.service(None)
+    await flag(strong, writer, True)
+    assert writer.level_in_force() == "eventual"
+    await blind(writer)
+    await stream.start(copy=False)
+    reader = await moved(strong)
+    sides_of(writer)._asked.clear()  # what it knows is old
+    writing = asyncio.create_task(writer.execute(INSERT, 1))
+    await until(lambda: writer.level_in_force() == "strong")
+    assert await reader.fetchval("SELECT count(*) FROM trades") == 0
+    assert not writing.done()
+    await strong.drained()
+    await writing
+    assert await reader.fetchval("SELECT count(*) FROM trades") == 1
+
+
+async def test_a_write_of_one_who_has_just_looked_waits_for_nobody(strong: Both) -> None:
+    await OutboxStream(strong.pair, "forward").drop()
+    writer = await strong.service(None)
+    await flag(strong, writer, True)
+    await blind(writer)
+    await sides_of(writer).look()
+    asked = dict(sides_of(writer)._asked)
+    await writer.execute(INSERT, 1)
+    assert sides_of(writer)._asked == asked
+
+
+async def test_they_stay_at_the_primary_until_the_gap_of_a_stream_built_anew_is_closed(strong: Both) -> None:
+    trading = await moved(strong)
+    stream = OutboxStream(strong.pair, "forward")
+    await stream.drop()
+    await strong.on("monolith", "INSERT INTO trades (id) VALUES (1)")  # which no stream will carry
+    await stream.start(copy=False, gap=True)
+    await sides_of(trading).look()
+    assert trading.level_in_force() == "strong"
+    for _ in range(20):
+        assert await trading.fetchval("SELECT count(*) FROM trades") == 1
+        await asyncio.sleep(0.05)
+    await strong.put_behind_the_fence("INSERT INTO trades (id) VALUES (1)")
+    await stream.close_gap()
+    await settled(trading)
+    assert await answered_by(strong, trading) == "service"
+
+
+def test_what_is_known_of_a_stream_is_fresh_at_every_look_and_old_before_others_rest_on_a_new_one() -> None:
+    assert 1.2 * LOOK_EVERY < mirror.KNOWN_FOR < GIVEN
+
+
+def test_a_stream_that_comes_up_is_rested_on_once_all_have_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("cutover.dualwrite.mirror.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(mirror, "NOTICED_AFTER", 4.0)
+    one = mirror.Mirror(lambda: True, SERVICE)
+    one.rest_on("a")
+    now += 3.9
+    assert not one.unsettled
+    now += 0.2
+    assert one.unsettled
+    one.rest_on("a")
+    assert one.unsettled, "the same one as before"
+    one.rest_on("b")
+    assert not one.unsettled

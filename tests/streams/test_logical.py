@@ -113,7 +113,8 @@ async def test_a_service_of_the_same_name_in_another_database_of_the_server_keep
 
 async def test_a_drop_that_waits_for_one_table_does_not_hold_the_others(pair: Pair) -> None:
     stream = await started(pair, rows=1)
-    await stream.let_rows_give_way(True)
+    async with pair.target.session() as sink:
+        await giving_way.install(sink, pair.service, TABLES)
 
     @asynccontextmanager
     async def through(side: Side) -> AsyncIterator[asyncpg.Connection]:

@@ -67,8 +67,7 @@ async def test_what_the_gap_left_behind_does_not_stop_the_stream_that_is_built_a
             "DELETE FROM trades WHERE id IN (1, 2, 20); UPDATE trades SET note = 'x', price = -3 WHERE id = 3"
         )
         await stream.prepare()
-        await stream.let_rows_give_way(True)
-        await stream.start(copy=False)
+        await stream.start(copy=False, gap=True)
         await source.execute(
             "INSERT INTO trades (id, price, note) VALUES (1, 1, 'again'), (301, NULL, 'u20'), (2, -2, 'u2')"
         )
@@ -101,8 +100,7 @@ async def test_rows_give_way_by_unique_indexes_over_a_type_and_a_function_of_the
         await stream.drop()
         await source.execute("UPDATE trades SET price = -1, status = 'open', note = 'A' WHERE id = 1")
         await stream.prepare()
-        await stream.let_rows_give_way(True)
-        await stream.start(copy=False)
+        await stream.start(copy=False, gap=True)
         await source.execute("UPDATE trades SET price = 1000 WHERE id = 1")
         await source.execute("UPDATE trades SET price = -1, status = 'open' WHERE id = 2")
         await source.execute("INSERT INTO trades (id, price, note) VALUES (301, 301, 'ROW 301')")
@@ -115,10 +113,9 @@ async def test_rows_give_way_by_unique_indexes_over_a_type_and_a_function_of_the
 
 
 async def test_dropping_a_stream_takes_away_what_lets_rows_give_way(env: SwitchEnvironment) -> None:
-    stream = env.stream("forward")
-    await stream.let_rows_give_way(True)
-    await stream.drop()
     async with env.pair.target.session() as sink:
+        await giving_way.install(sink, env.pair.service, env.pair.tables)
+        await env.stream("forward").drop()
         assert await sink.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname = $1", giving_way.TRIGGER) == 0
         assert await sink.fetchval("SELECT count(*) FROM pg_proc WHERE proname LIKE 'give_way%'") == 0
 

@@ -59,7 +59,7 @@ class OutboxStream(OneDirection):
             await outbox_capture.install(source, self.pair.service, flows, truncate=self.truncate)
             await replication.ensure_publication(source, self.publication, self.pair.tables)
 
-    async def start(self, *, copy: bool, through: Through | None = None) -> None:
+    async def start(self, *, copy: bool, gap: bool = False, through: Through | None = None) -> None:
         """Lets relays work, from what is captured on; with `copy` a `Backfill` has its ranges afterwards.
 
         A killed start leaves nothing that would have to be cleared away. Raises Conflict where a copy would meet rows
@@ -77,7 +77,14 @@ class OutboxStream(OneDirection):
                 if copy:
                     flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
                     await outbox_copy.plan(source, sink, service, self.direction, list(flows.values()))
-            await outbox_lease.start(sink, service, self.direction, uuid.uuid4().hex, best_effort=self.best_effort)
+            await outbox_lease.start(
+                sink, service, self.direction, uuid.uuid4().hex, best_effort=self.best_effort, gap=gap
+            )
+
+    async def close_gap(self) -> None:
+        """Until then no read that must see its writes is answered at the sink."""
+        async with self._at(self.sink) as sink:
+            await outbox_lease.close_gap(sink, self.pair.service, self.direction)
 
     async def give_up_nothing(self) -> None:
         """A change that is given up meanwhile is a difference, which the compare inside the fence finds."""
