@@ -4,7 +4,7 @@
     CELLS=500   at least so many, among them every reachable pair of a point and a fault, a stream, a direction
     FULL=1      every reachable cell; goes on where an earlier one of the same code and seed was stopped
     RUN=17      only that run, to see it again
-    PARALLEL=2  runs at once
+    PARALLEL=4  runs at once, of each level one
 
 A cell whose faults did not all happen is tried in two more runs. Prints each run, and as the last line one JSON object.
 Exit status 1 where an invariant was violated or a cell did not happen. What a failed run leaves stands under
@@ -186,7 +186,7 @@ async def prepared(cluster: Cluster) -> Database:
 async def measure(clusters: list[Cluster]) -> int:
     environment = os.environ
     full, only = environment.get("FULL") == "1", environment.get("RUN")
-    parallel = int(environment.get("PARALLEL") or 2)
+    parallel = int(environment.get("PARALLEL") or 4)
     code = commit()[:12]
     seed = environment.get("SEED") or code
     drawn = list(cells.every()) if full else cells.chosen(seed, int(environment.get("CELLS") or 500))

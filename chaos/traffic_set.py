@@ -84,8 +84,7 @@ class Traffic:
         for child in running:
             if not child.alive and not child.killed:
                 raise ChildProcessError(f"{child.name} ended by itself: {child.waiting()}")
-        for child in running:
-            await child.end(20)
+        await asyncio.gather(*(child.end(20) for child in running))
 
     async def kill(self) -> None:
         running, self._running = list(self._running.values()), {}
