@@ -13,6 +13,7 @@ from scripts.mutants import Mutant, chosen, run
 _CAPTURE, _SINK = "cutover/postgres/outbox_capture.py", "cutover/postgres/outbox_sink.py"
 _SOURCE, _TWO_PHASE = "cutover/postgres/outbox_source.py", "cutover/postgres/two_phase.py"
 _RELAY, _APPLY = "cutover/streams/outbox/relay.py", "cutover/streams/outbox/apply.py"
+_READS = "tests/dualwrite/test_read_your_writes.py"
 _GUARD = '"deleted = excluded.deleted, applied_at = excluded.applied_at WHERE r.version < excluded.version "'
 _CARRY = "            outcome = await applier.carry(batch, {shard: tokens[shard] for shard in batch.shards})"
 _VERSION = 'version = f"nextval({quote_literal(version_sequence(service).sql)}::regclass)"'
@@ -179,6 +180,27 @@ MUTANTS = (
         _SOURCE,
         "        await epoch.make_durable(connection)\n",
         "        assert epoch\n",
+    ),
+    Mutant(
+        "a read that has moved does not ask whether its stream stands",
+        f"{_READS}::test_a_read_notices_by_itself_that_its_stream_went_while_another_process_writes_alone",
+        "cutover/dualwrite/reads.py",
+        "        await gate.mirror.require(lent.connection, lent.slot.rests_on)\n",
+        "        return\n",
+    ),
+    Mutant(
+        "who wrote alone answers by what it has seen long ago",
+        f"{_READS}::test_a_write_that_was_done_alone_is_answered_once_a_stream_that_came_up_meanwhile_has_carried_it",
+        "cutover/dualwrite/writes.py",
+        "        await sides.answerable()\n",
+        "        return\n",
+    ),
+    Mutant(
+        "a stream that was built anew is rested on before its gap is closed",
+        f"{_READS}::test_they_stay_at_the_primary_until_the_gap_of_a_stream_built_anew_is_closed",
+        "cutover/postgres/outbox_lease.py",
+        "            not gap,\n",
+        "            True,\n",
     ),
 )
 
