@@ -74,6 +74,12 @@ class Verdict:
         if self.violations[violation.name] <= _SHOWN_OF_EACH:
             self.shown.append(violation)
 
+    def words(self) -> list[str]:
+        """Each name once, with how often, and the first key with what was wrong there."""
+        first = {one.name: one for one in reversed(self.shown)}
+        return [f"{number} × {name} ({first[name].key}: {first[name].detail})"
+                for name, number in self.violations.items()]  # fmt: skip
+
     def as_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}
 

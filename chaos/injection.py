@@ -129,14 +129,17 @@ class Injector:
                 await asyncio.sleep(_LOOK)
 
 
-def passes(folders: Path) -> list[tuple[float, str]]:
-    """(time, point) of each pass that was noted in folders under this one, in their order."""
-    found: list[tuple[float, str]] = []
+#: Passes of points, with their times.
+Passes = Sequence[tuple[float, str]]
+
+
+def passes(folders: Path) -> list[Passes]:
+    """(time, point) of each pass that was noted, in their order, for each folder under this one."""
+    found: list[Passes] = []
     for file in folders.glob(f"*/{PASSES}"):
-        for line in file.read_text().splitlines():
-            at, _, point = line.partition(" ")
-            found.append((float(at), point))
-    return sorted(found)
+        lines = [line.partition(" ") for line in file.read_text().splitlines()]
+        found.append(sorted((float(at), point) for at, _, point in lines))
+    return found
 
 
 class Holds:

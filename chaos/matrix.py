@@ -4,6 +4,7 @@
     CELLS=500   at least so many, among them every reachable pair of a point and a fault, a stream, a direction
     FULL=1      every reachable cell; goes on where an earlier one of the same code and seed was stopped
     RUN=17      only that run, to see it again
+    PLAN=…      only the run that a violation was found in, as it was printed then
     PARALLEL=4  runs at once, of each level one
 
 A cell whose faults did not all happen is tried in two more runs. Prints each run, and as the last line one JSON object.
@@ -36,7 +37,7 @@ from chaos.run import Run, remove
 from chaos.storm import Storm
 from cutover.control.database import Control
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
-from cutover.errors import CutoverError, Exit
+from cutover.errors import ConfigError, CutoverError, Exit
 from cutover.postgres.databases import Database
 
 FOLDER = Path(".cutover/chaos")
@@ -83,6 +84,14 @@ class Matrix:
 
         # one after the other of each level: their slots have the same names
         await asyncio.gather(*(one(level) for level in cells.LEVELS))
+
+    async def complete(self, plans: Sequence[Plan], drawn: Sequence[Cell], seed: str, parallel: int) -> None:
+        """Executes them, and tries cells anew that did not happen: what a fault is for does not always come by."""
+        await self.execute(plans, parallel)
+        while left := [cell for cell in not_reached(self.results, drawn) if tried(self.results)[cell] < TRIES]:
+            first = max(result.plan.number for result in self.results) + 1
+            say(f"{len(left)} cells did not happen, and are tried again")
+            await self.execute(cells.runs(left, f"{seed}/{first}", first), parallel)
 
     async def run(self, plan: Plan) -> None:
         """One run, in databases of its own; told, counted, and cleaned away where it found nothing."""
@@ -136,8 +145,7 @@ class Matrix:
     def _again(self, result: Result) -> str:
         if self.storm is not None:
             return f"make chaos SEED={result.plan.seed.split('/')[0]} RUN={result.plan.level}/{result.plan.number}"
-        full = "FULL=1 " if self.folder.name.startswith("full") else ""
-        return f"make chaos-matrix {full}SEED={result.plan.seed.split('/')[0]} RUN={result.plan.number}"
+        return f"make chaos-matrix PLAN='{json.dumps(result.plan.as_json())}'"
 
 
 def report(results: Sequence[Result], drawn: Sequence[Cell]) -> int:
@@ -185,16 +193,20 @@ async def prepared(cluster: Cluster) -> Database:
 
 async def measure(clusters: list[Cluster]) -> int:
     environment = os.environ
-    full, only = environment.get("FULL") == "1", environment.get("RUN")
+    full, only, given = environment.get("FULL") == "1", environment.get("RUN"), environment.get("PLAN")
     parallel = int(environment.get("PARALLEL") or 4)
     code = commit()[:12]
     seed = environment.get("SEED") or code
     drawn = list(cells.every()) if full else cells.chosen(seed, int(environment.get("CELLS") or 500))
     plans = cells.runs(drawn, seed)
     folder = FOLDER / (f"full-{code}-{seed}" if full else f"matrix-{seed}")
-    if only:
-        known = {plan.number: plan for plan in [*plans, *(result.plan for result in earlier(folder))]}
-        plans = [known[int(number)] for number in only.split(",")]
+    if only or given:
+        known = {str(plan.number): plan for plan in plans}
+        try:
+            numbers = (only or "").split(",")
+            plans = [Plan.from_json(json.loads(given))] if given else [known[number] for number in numbers]
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"there is no such run; with this SEED, CELLS and FULL: 0 to {len(plans) - 1}") from error
         drawn, full, folder = [], False, FOLDER / f"again-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     if not full:
@@ -203,12 +215,7 @@ async def measure(clusters: list[Cluster]) -> int:
     matrix.results = earlier(folder)
     done = {result.plan.number for result in matrix.results}
     say(f"seed {seed}: {len(drawn)} cells; {len(plans)} runs, {len(done)} are done")
-    await matrix.execute([plan for plan in plans if plan.number not in done], parallel)
-    # what a fault was to hit does not always pass where the plan has it
-    while left := [cell for cell in not_reached(matrix.results, drawn) if tried(matrix.results)[cell] < TRIES]:
-        first = max(result.plan.number for result in matrix.results) + 1
-        say(f"{len(left)} cells did not happen, and are tried again")
-        await matrix.execute(cells.runs(left, f"{seed}/{first}", first), parallel)
+    await matrix.complete([plan for plan in plans if plan.number not in done], drawn, seed, parallel)
     return report(matrix.results, drawn)
 
 
@@ -217,6 +224,9 @@ def ended(work: Coroutine[Any, Any, int]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return asyncio.run(work)
+    except ConfigError as error:
+        say(str(error))
+        return Exit.WRONG_INPUT
     except KeyboardInterrupt:
         say("stopped")
         return Exit.INTERRUPTED

@@ -191,7 +191,7 @@ class Run:
             await stream.await_marker(await stream.put_marker(), 30)
         found = await self.traffic.check(self.env, self.before, (side,) if cleaned else SIDES)
         self.result.counts = found.counts
-        self.result.violations += [f"{number} × {name}" for name, number in found.violations.items()]
+        self.result.violations += found.words()
         if found.shown:
             (self.folder / "verdict.json").write_text(json.dumps(found.as_json(), indent=1))
         done, proved = found.counts["switches done"], found.counts["switches proved by writes"]

@@ -180,7 +180,5 @@ class Scene(Run):
             self.wrong(f"the stream of now carries nothing: {error}")
         found = await self.traffic.check(self.env, self.before)
         self.result.counts = found.counts
-        for name, number in found.violations.items():
-            first = next(one for one in found.shown if one.name == name)
-            self.wrong(f"{number} × {name} ({first.detail})")
+        self.result.violations += found.words()
         return self.result.violations

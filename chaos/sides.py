@@ -6,10 +6,12 @@ every switch is put as late as the writes so far allow, which allows the most to
 fits nowhere then fits nowhere at all. Only the present turn has to be remembered.
 """
 
+import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from chaos.injection import Passes
 from cutover.control import switches
 from cutover.control.database import Control
 from cutover.errors import ConfigError
@@ -45,17 +47,43 @@ _OPENED = (
 )  # fmt: skip
 
 
-def both_shut(passes: Sequence[tuple[float, str]]) -> list[Window]:
-    """The windows of one service in which both its sides had to refuse, from the (time, point) of all passes."""
+#: The first of them behind a fence opens the new side, and for good: the switch has been journaled.
+_OPENED_NEW = ("switch.unfence.before", "complete.open.before")
+
+
+def both_shut(turns: Sequence[Passes]) -> list[Window]:
+    """The windows of one service in which both its sides had to refuse, from the passes of all turns."""
     found: list[Window] = []
     begun: float | None = None
-    for at, point in passes:
+    for at, point in heapq.merge(*turns):
         if point == _SHUT:
             begun = at
         elif point in _OPENED and begun is not None:
             found.append(Window(begun, at))
             begun = None
     return found
+
+
+def timed(done: Sequence[Switch], turns: Sequence[Passes]) -> list[Switch]:
+    """The switches of one service with the instants at which their passes say that the new side was opened.
+
+    By then the old one was shut. Raises ConfigError where a switch was done that no turn's passes tell of.
+    """
+    opened = []
+    for passes in turns:
+        at, undone = 0.0, True
+        for time, point in passes:
+            if point == _SHUT:
+                at, undone = 0.0, False
+            elif point.startswith("undo."):
+                at, undone = 0.0, True  # an attempt that slept may still come to its own opening, in vain
+            elif point in _OPENED_NEW and not undone:
+                at = at or time
+        opened += [at] if at else []
+    if len(opened) != len(done):
+        raise ConfigError(f"{len(done)} switches were done, and in {len(opened)} turns a new side was opened")
+    ordered = zip(sorted(done, key=lambda one: one.epoch), sorted(opened), strict=True)
+    return [replace(switch, begun=at, ended=at) for switch, at in ordered]
 
 
 async def done_switches(control: Control, migration: str) -> dict[str, list[Switch]]:
@@ -93,12 +121,17 @@ class WritableSide:
                 )
             side, before = switch.side, switch.begun
         self.last: Side = side
-        #: Switches that acknowledged writes prove to have been done.
-        self.proved = 0
+        #: Turns in which an acknowledged write was made at their side.
+        self._used: set[int] = set()
         self._turn = 0
         #: The latest instant at which the present turn can have begun, and the write that says so.
         self._since = -math.inf
         self._witness = ""
+
+    @property
+    def proved(self) -> int:
+        """Switches that acknowledged writes prove to have been done."""
+        return len(self._used - {0})
 
     @property
     def _side(self) -> Side:
@@ -115,11 +148,14 @@ class WritableSide:
                 return Breach("accepted at a fenced side", f"accepted at the {side} while both sides were shut")
         while (following := self._following()) is not None and following.ended <= ended:
             self._next_turn(following.ended, "")
-        if side == self._side or begun <= self._since:
+        if side == self._side:
+            self._used.add(self._turn)
+            return None
+        if begun <= self._since:
             return None
         if following is not None and ended >= following.begun:
-            self.proved += 1
             self._next_turn(ended, op)
+            self._used.add(self._turn)
             return None
         detail = f"accepted at the {side} while the {self._side} was the writable side"
         if begun > self._ended or not self._witness:

@@ -29,7 +29,7 @@ APART, DOWN, STOPPED = (1.5, 6.0), (0.2, 2.5), (0.5, 8.0)
 #: password is another one, a clock is off.
 SERVER_STOPPED, FULL, REFUSED, OFF = (0.5, 12.0), (0.5, 4.0), (0.5, 4.0), (1.0, 6.0)
 #: Some stops last longer than every limit that is in seconds (a statement 30 s), and how many of them do.
-LONG, OFTEN_LONG = (20.0, 40.0), 0.1
+LONG, OFTEN_LONG = (31.0, 45.0), 0.1
 #: Farthest jump of a clock, in seconds.
 JUMP = 3600
 #: Seconds in which a server must take a statement again.

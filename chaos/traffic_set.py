@@ -10,7 +10,7 @@ from chaos.checker import Verdict, check
 from chaos.ground import Place
 from chaos.injection import Fault
 from chaos.processes import Child
-from chaos.sides import both_shut, done_switches
+from chaos.sides import both_shut, done_switches, timed
 from chaos.tables import Rows, read_rows
 from chaos.witness import Who, Witness
 from cutover.postgres.databases import SIDES, Side
@@ -96,7 +96,9 @@ class Traffic:
         """These sides' rows, the logs, and the switches that were done, with the windows in which both were shut."""
         service = self.place.service
         rows: Mapping[Side, Rows] = {side: await read_rows(self.place.pair.at(side), service) for side in sides}
-        switches = await done_switches(env.control, self.place.migration)
-        shut = both_shut(injection.passes(self.folder))
+        turns = injection.passes(self.folder)
+        done = (await done_switches(env.control, self.place.migration)).get(service, [])
+        switches = {service: timed(done, turns)}
+        shut = both_shut(turns)
         logs = sorted(self.folder.glob("*.jsonl"))
         return await asyncio.to_thread(check, logs, {service: rows}, switches, {service: before}, {service: shut})

@@ -65,7 +65,7 @@ NEXT = {
     "mend.lift.after": ("mend.fences",),
 }
 #: Points whose commit is looked up by the same process where it was cut, which then goes on.
-LOOKED_UP = ("recovery.done.before", "archive.prove.before")
+LOOKED_UP = ("undo.shut.after", "complete.shut.after", "recovery.done.before", "archive.prove.before")
 
 
 def _subclasses(kind: type) -> set[str]:
@@ -173,7 +173,7 @@ def _again(cell: Cell, done: bool, rng: random.Random) -> str:
     # a commit that was cut is looked up or made again, so what comes before it is not passed twice
     cut = cell.kind == "reset" and cell.point in LOOKED_UP
     steps = NEXT.get(cell.step + ".after" if cut else cell.point)
-    if cell.step == "recovery.done" and (cut or cell.point.endswith(".after")):
+    if cell.point == "recovery.done.after" or (cut and cell.group != "archive"):
         steps = FINISH if done else ("switch.token", "switch.fence", "switch.marker")
     elif cell.point in (*AFTER_JOURNAL, "switch.flip.after", "switch.done.before"):
         # the same, and then the switch goes on
@@ -238,6 +238,7 @@ class Driver:
         deadline = time.monotonic() + CALLING
         while time.monotonic() < deadline:
             turn.calls += 1
+            for_good = False
             child = Child(main.__name__, main, self.place, *arguments, turn.sequence, folder)
             try:
                 while (message := await self._heard(child, silence, turn, folder)) is not None:
@@ -247,13 +248,15 @@ class Driver:
                             return result
                         case ("failed", (kind, text)):
                             said = f"{kind}: {text}"
-                            if kind in FOR_GOOD:
+                            for_good = kind in FOR_GOOD
+                            if for_good:
                                 turn.parked.append(said)
                             await asyncio.sleep(0.2)
                             break
                 await child.ended(5)
                 child.require_no_crash()
-                if main is actors.attempt and self.rng.random() < BY_DOCTOR:
+                # where a run would stop and ask, a person does what the doctor says before it is called again
+                if main is actors.attempt and (for_good or self.rng.random() < BY_DOCTOR):
                     mended = await self.mended(turn, folder)
                     if "section" in arguments:
                         return mended

@@ -129,6 +129,7 @@ class Following:
             return
         if sides is not None:
             sides = await self._looked_at(sides)
+            sides.mirror.adopted(1.2 * PLAN_EVERY)
         await self._stop(outbox)
         outbox.sides = sides
         self._attach(service)

@@ -36,8 +36,9 @@ class Mirror:
     service: str = ""
     #: The stream that has brought all there is to the other side, as last seen there; "" where none has.
     stream: str = ""
-    #: Until then (monotonic) processes may not know of it.
+    #: Until then (monotonic) processes may not know of it, or of the plan that says strong.
     _noticed_at: float = 0.0
+    _adopted_at: float = 0.0
     #: Writes that run and will not be at both sides when they are answered.
     _running: int = 0
     #: Whether there may be such ones among those that have ended.
@@ -54,7 +55,16 @@ class Mirror:
     @property
     def unsettled(self) -> bool:
         """Whether it is worth a look (`settle`)."""
-        return self._left and not self._running and bool(self.stream) and time.monotonic() >= self._noticed_at
+        return self._left and not self._running and self._noticed
+
+    @property
+    def _noticed(self) -> bool:
+        return bool(self.stream) and time.monotonic() >= max(self._noticed_at, self._adopted_at)
+
+    def adopted(self, within: float) -> None:
+        """A plan was taken over, which other processes take over within so many seconds."""
+        self._adopted_at = time.monotonic() + within + KNOWN_FOR
+        self.left_behind()
 
     def rest_on(self, stream: str) -> None:
         """That stream was seen to stand; "" where none was."""
@@ -85,6 +95,8 @@ class Mirror:
 
     async def settle(self, source: asyncpg.Connection, service: str) -> None:
         """Finds out at the primary whether all of it has been carried over by now."""
+        if not self._noticed:
+            return
         turn = self._turn
         if self._asked is None or self._asked[0] != turn:
             self._asked = turn, await outbox_source.snapshot(source)

@@ -53,5 +53,6 @@ async def read_mirror(gate: Gate, call: Call[T], lent: Lent) -> T:
 
 async def still_mirrored(gate: Gate, lent: Lent) -> None:
     """Raises Moved where what a read there rested on has gone meanwhile."""
-    if gate.mirror is not None and lent.slot is not None:
-        await gate.mirror.require(lent.connection, lent.slot.rests_on)
+    if gate.mirror is None or lent.slot is None:
+        raise Moved(f"{gate.service}: by the plan of now its reads are where its writes are")
+    await gate.mirror.require(lent.connection, lent.slot.rests_on)

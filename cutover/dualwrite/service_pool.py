@@ -207,9 +207,7 @@ class ServicePool(Lender):
             if gone(lent.connection):
                 raise Unreachable(f"{self.service}: {lent.database.name!r} closed the connection before it was used")
             if access.operation == "write":
-                written = await write_once(self.gate, self._sides, call, lent, verb, level)
-                await answerable(self.gate, self._sides, lent, level)
-                return written
+                return await write_once(self.gate, self._sides, call, lent, verb, level)
             try:
                 if lent.slot is None:
                     return await call.on(lent.connection)

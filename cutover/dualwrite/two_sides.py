@@ -80,7 +80,6 @@ class TwoSides:
         self.level = level
         self.planned = planned or level
         strong = level == self.planned == "strong"
-        self._strong = strong
         self.mirror = Mirror(lambda: strong and self.streams("monolith"), pair.service)
         label = f"cutover-dualwrite/{pair.service}"
         self._own = {side: Sessions(pair.at(side), label, 2, behind_the_fence=False) for side in SIDES}
@@ -90,8 +89,10 @@ class TwoSides:
         self.streaming: set[Direction] = set()
         #: Sides that have been looked at; of another one nobody knows whether it has a stream.
         self._looked: set[Side] = set()
-        #: When the newest look at a side was begun (monotonic), answered or not.
+        #: When the newest look at a side was begun (monotonic), and the newest one that was answered.
+        self._begun: dict[Side, float] = {}
         self._asked: dict[Side, float] = {}
+        self._carrying = asyncio.Lock()
         self._looking = {side: asyncio.Lock() for side in SIDES}
         self._routes: dict[Direction, Route] = {}
         self._preparing = asyncio.Lock()
@@ -121,12 +122,15 @@ class TwoSides:
             await self._look_at(side)
 
     async def _look_at(self, side: Side) -> None:
+        came = time.monotonic()
         async with self._looking[side]:  # what was seen first must not be believed last
-            await self._see(side)
+            if self._begun.get(side, -math.inf) < came:
+                self._begun[side] = time.monotonic()
+                await self._see(side)
 
     async def _see(self, side: Side) -> None:
         direction = direction_from(other(side))
-        begun, stands = time.monotonic(), ""
+        stands = ""
         try:
             async with self._own[side].one() as session:
                 noted = await two_phase.installed(session, self.service)
@@ -134,15 +138,14 @@ class TwoSides:
                 stream = await outbox_lease.stream_row(session, self.service, direction)
                 # a range that is being copied holds its rows; and what is half there cannot be at both sides
                 streaming = stream is not None and not await outbox_sink.copying(session, self.service, direction)
-                if stream is not None and streaming and stream.running and stream.whole:
+                if stream is not None and streaming and stream.running and stream.whole and not stream.best_effort:
                     stands = stream.stream
         except asyncpg.InsufficientPrivilegeError:
             streaming = False  # an application's own role, without `appliers`: it writes at its primary alone
         except FAILURES as error:
             _log.debug("%s: %s could not be looked at: %s", self.service, side, type(error).__name__)
             return
-        finally:
-            self._asked[side] = begun
+        self._asked[side] = self._begun[side]
         self._looked.add(side)
         if direction == "forward":
             self.mirror.rest_on(stands)
@@ -150,8 +153,15 @@ class TwoSides:
         if not streaming:
             self._routes.pop(direction, None)
 
-    async def known(self, primary: Side) -> bool:
-        """Whether it is known if there is a stream from that primary; looks where nobody has looked yet."""
+    async def known(self, primary: Side, *, moved: bool = False) -> bool:
+        """Whether it is known if there is a stream from that primary; looks where nobody has looked yet.
+
+        `moved`: reads have moved to the other side, so that nobody may go by what was seen long ago.
+        """
+        if moved and primary == "monolith" and not self.streams(primary):
+            if not self._surely_alone():
+                await self.look()
+            return self.streams(primary) or self._surely_alone()
         if primary not in self._looked:
             await self._look_at(primary)
         if primary in self._looked and primary not in self.noted:
@@ -176,9 +186,9 @@ class TwoSides:
         """To be awaited before a write is answered that was to be strong, and was done at the monolith alone.
 
         Another process may read at the service by a stream that has come up meanwhile (`mirror`): where one has, this
-        returns once it has carried the write. A server that does not answer is not waited for.
+        returns once it has carried the write. A server that does not answer is waited for only a moment.
         """
-        if not self._strong:
+        if self.planned != "strong":
             return
         if not self._surely_alone():
             with suppress(TimeoutError):
@@ -187,14 +197,18 @@ class TwoSides:
             await self._carried_over()
 
     def _surely_alone(self) -> bool:
-        since = time.monotonic() - KNOWN_FOR
-        nothing_noted = "monolith" not in self.noted and self._asked.get("monolith", -math.inf) >= since
-        return nothing_noted or ("forward" not in self.streaming and self._asked.get("service", -math.inf) >= since)
+        nothing_noted = "monolith" not in self.noted and not self._old("monolith")
+        return nothing_noted or ("forward" not in self.streaming and not self._old("service"))
+
+    def _old(self, side: Side) -> bool:
+        """Whether what is known of that side may not be so any more."""
+        return time.monotonic() > self._asked.get(side, -math.inf) + KNOWN_FOR
 
     async def _carried_over(self) -> None:
         deadline = time.monotonic() + DECIDE_WITHIN
         with suppress(*FAILURES):
-            async with self._own["monolith"].one(DECIDE_WITHIN + ANSWER_WITHIN) as session:
+            # one at a time: others need the sessions too
+            async with self._carrying, self._own["monolith"].one(DECIDE_WITHIN + ANSWER_WITHIN) as session:
                 snapshot = await outbox_source.snapshot(session)
                 while await outbox_source.undone(session, self.service, snapshot) and time.monotonic() < deadline:
                     await asyncio.sleep(0.01)

@@ -65,7 +65,7 @@ async def ending_of(gate: Gate, sides: TwoSides | None, side: Side, level: Consi
     if sides is None:
         return ALONE
     wanted = level or sides.level
-    if wanted == "strong" and not await sides.known(side):
+    if wanted == "strong" and not await sides.known(side, moved=gate.route.read_from_new):
         raise SecondaryAway(
             f"{gate.service}: whether its stream is there could not be found out, for a side does not answer; nothing "
             "was done, try again"
@@ -92,6 +92,19 @@ async def write_once(
     Raises Unreachable where nothing was done, AnswerLost where it was done but its answer is lost, UnknownOutcome where
     nobody can say, TimeoutError where a limit of the caller's ended it; what a transaction's ending raises.
     """
+    try:
+        result = await _write_once(gate, sides, call, lent, verb, level)
+    except AnswerLost:
+        await answerable(gate, sides, lent, level)
+        raise
+    if verb not in _UTILITY:
+        await answerable(gate, sides, lent, level)
+    return result
+
+
+async def _write_once(
+    gate: Gate, sides: TwoSides | None, call: Call[T], lent: Lent, verb: str, level: Consistency | None
+) -> T:
     ending = ALONE if verb in _UTILITY else await ending_of(gate, sides, lent.side, level)
     if not isinstance(ending, Strong):
         gate.falls_behind(lent.slot)

@@ -14,7 +14,7 @@ from datetime import datetime
 
 import asyncpg
 
-from cutover.errors import NotYet
+from cutover.errors import NotYet, StaleAttempt
 from cutover.postgres.databases import Direction
 from cutover.postgres.epoch import GONE
 from cutover.postgres.outbox_schema import SHARDS
@@ -33,16 +33,17 @@ async def start(
     *,
     best_effort: bool = False,
     gap: bool = False,
-) -> None:
-    """Notes the stream as running and makes the leases that relays will take.
+) -> str:
+    """Notes the stream as running and makes the leases that relays will take; the stream's name.
 
     `best_effort`: a change that the sink refuses is given up. `gap`: the sink lacks rows until `close_gap`. A stream
     that was started before keeps what it has.
     """
     async with connection.transaction():
-        await connection.execute(
-            "INSERT INTO cutover.outbox_stream (service, direction, stream, running, best_effort, whole) "
-            "VALUES ($1, $2, $3, true, $4, $5) ON CONFLICT (service, direction) DO UPDATE SET running = true",
+        name: str = await connection.fetchval(
+            "INSERT INTO cutover.outbox_stream AS s (service, direction, stream, running, best_effort, whole) "
+            "VALUES ($1, $2, $3, true, $4, $5) ON CONFLICT (service, direction) "
+            "DO UPDATE SET running = true, whole = s.whole AND excluded.whole RETURNING stream",
             service,
             direction,
             stream,
@@ -58,6 +59,7 @@ async def start(
             direction,
             SHARDS,
         )
+    return name
 
 
 async def give_up_nothing(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
@@ -69,11 +71,16 @@ async def give_up_nothing(connection: asyncpg.Connection, service: str, directio
     )
 
 
-async def close_gap(connection: asyncpg.Connection, service: str, direction: Direction) -> None:
-    """The sink has all rows that the stream had not brought."""
-    await connection.execute(
-        "UPDATE cutover.outbox_stream SET whole = true WHERE service = $1 AND direction = $2", service, direction
-    )
+async def close_gap(connection: asyncpg.Connection, service: str, direction: Direction, stream: str) -> None:
+    """The sink has all rows that this very stream had not brought. Raises StaleAttempt where there is another one."""
+    if not await connection.fetchval(
+        "UPDATE cutover.outbox_stream SET whole = true WHERE service = $1 AND direction = $2 AND stream = $3 "
+        "RETURNING true",
+        service,
+        direction,
+        stream,
+    ):
+        raise StaleAttempt(f"{service}: somebody else has made the {direction} stream anew meanwhile, and mends it")
 
 
 async def stands(connection: asyncpg.Connection, service: str, direction: Direction, stream: str) -> bool:
@@ -83,7 +90,8 @@ async def stands(connection: asyncpg.Connection, service: str, direction: Direct
     """
     try:
         found = await connection.fetchval(
-            "SELECT running AND whole FROM cutover.outbox_stream WHERE service = $1 AND direction = $2 AND stream = $3",
+            "SELECT running AND whole AND NOT best_effort FROM cutover.outbox_stream "
+            "WHERE service = $1 AND direction = $2 AND stream = $3",
             service,
             direction,
             stream,
@@ -143,8 +151,10 @@ async def stream_row(connection: asyncpg.Connection, service: str, direction: Di
         return None
     try:
         row = await connection.fetchrow(
-            "SELECT stream, running, best_effort, whole, since, clock_timestamp() AS read_at, applied, failures "
-            "FROM cutover.outbox_stream WHERE service = $1 AND direction = $2",
+            # of a table that an earlier version has made nobody knows it
+            "SELECT stream, running, best_effort, coalesce((to_jsonb(s) ->> 'whole')::boolean, false) AS whole, since, "
+            "clock_timestamp() AS read_at, applied, failures FROM cutover.outbox_stream s "
+            "WHERE service = $1 AND direction = $2",
             service,
             direction,
         )

@@ -76,7 +76,7 @@ async def test_the_passes_of_a_switch_are_noted_with_their_times_and_those_of_ot
         for name in (STEP, "relay.apply"):
             async with faults.step(name):
                 pass
-    (first, before), (second, after) = found_passes(tmp_path)
+    [[(first, before), (second, after)]] = found_passes(tmp_path)
     assert (before, after) == (f"{STEP}.before", f"{STEP}.after")
     assert begun - 0.001 <= first <= second <= time.monotonic()
 

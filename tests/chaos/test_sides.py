@@ -2,13 +2,14 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chaos.checker import Verdict, check
-from chaos.sides import Switch, Window, both_shut
+from chaos.sides import Switch, Window, both_shut, timed
 from cutover.errors import ConfigError
 from cutover.postgres.databases import Side, other
 from tests.chaos.stories import SERVICE, TO_MONOLITH, TO_SERVICE, Story, event, rows, taken, verdict, wrong
@@ -131,7 +132,7 @@ def test_a_write_that_lies_between_a_fence_and_what_opens_a_side_again_is_found(
 
 
 def test_both_sides_are_shut_from_the_fence_s_commit_to_the_next_step_that_opens_one() -> None:
-    passes = [
+    first = [
         (1.0, "switch.fence.before"),
         (2.0, "switch.fence-commit.after"),
         (3.0, "switch.marker.before"),
@@ -139,6 +140,35 @@ def test_both_sides_are_shut_from_the_fence_s_commit_to_the_next_step_that_opens
         (5.0, "switch.unfence.before"),  # of an attempt that slept
         (6.0, "switch.fence-commit.after"),
         (7.0, "switch.unfence.before"),
-        (8.0, "switch.fence-commit.after"),  # and the run was ended
     ]
-    assert both_shut(passes) == [Window(2.0, 4.0), Window(6.0, 7.0)]
+    second = [(8.0, "switch.fence-commit.after")]  # and the run was ended
+    assert both_shut([second, first]) == [Window(2.0, 4.0), Window(6.0, 7.0)]
+
+
+def test_a_switch_is_as_late_as_the_first_step_behind_its_last_fence_that_opens_the_new_side() -> None:
+    undone = [(2.0, "switch.fence-commit.after"), (4.0, "undo.open.before"), (5.0, "switch.unfence.before")]
+    done = [(6.0, "switch.fence-commit.after"), (7.0, "switch.unfence.before"), (7.5, "complete.open.before")]
+    back = [(11.0, "switch.fence-commit.after"), (12.0, "complete.open.before"), (13.0, "switch.unfence.before")]
+    mended = [(9.0, "mend.fences.before")]
+    switches = [Switch(2, "monolith"), Switch(1, "service")]
+    assert timed(switches, [back, mended, undone + done]) == [
+        Switch(1, "service", 7.0, 7.0),
+        Switch(2, "monolith", 12.0, 12.0),
+    ]
+    for turns in ([back], [undone, back], [back, done, [(t + 20, point) for t, point in done]]):
+        with pytest.raises(ConfigError, match="2 switches were done, and in"):
+            timed(switches, turns)
+
+
+def test_a_write_at_the_old_side_behind_the_opening_of_the_new_one_is_found_before_the_new_one_has_any(
+    story: Story, path: Path, tmp_path: Path
+) -> None:
+    rogue = story.accepted("monolith", 8, 9)
+    beside = Story(tmp_path / "other.jsonl", "c1")
+    beside.accepted("service", 8.5, 10)
+    logs, left = [beside.log.path], taken(8, 8.5)
+    assert verdict(path, left, TO_SERVICE, logs=logs).ok, "the order of the writes alone does not show it"
+    found = verdict(path, left, replace(TO_SERVICE, begun=7.0, ended=7.0), logs=logs)
+    assert wrong(found) == ["accepted at a fenced side"]
+    assert found.shown[0].op == rogue
+    assert found.counts["switches proved by writes"] == 1

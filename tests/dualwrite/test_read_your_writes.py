@@ -5,6 +5,7 @@ import contextvars
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import cast
 
 import asyncpg
 import pytest
@@ -12,7 +13,9 @@ import pytest_asyncio
 
 from cutover.control.database import Control
 from cutover.dualwrite import ServicePool, mirror
+from cutover.dualwrite.errors import SecondaryAway
 from cutover.dualwrite.two_sides import LOOK_EVERY, TwoSides
+from cutover.errors import StaleAttempt
 from cutover.flags import store
 from cutover.postgres import two_phase
 from cutover.postgres.databases import Database, Side
@@ -329,11 +332,50 @@ async def test_they_stay_at_the_primary_until_the_gap_of_a_stream_built_anew_is_
     assert await answered_by(strong, trading) == "service"
 
 
+async def test_a_rebuild_that_was_overtaken_closes_no_gap_and_a_start_that_slept_neither(strong: Both) -> None:
+    first, second = OutboxStream(strong.pair, "forward"), OutboxStream(strong.pair, "forward")
+    await first.drop()
+    await first.start(copy=False, gap=True)
+    await second.drop()
+    await OutboxStream(strong.pair, "forward").start(copy=False)  # of a switch that slept
+    await second.start(copy=False, gap=True)
+    with pytest.raises(StaleAttempt, match="has made the forward stream anew"):
+        await first.close_gap()
+    whole = "SELECT whole FROM cutover.outbox_stream WHERE direction = 'forward'"
+    assert await strong.on("service", whole) is False
+    await second.close_gap()
+    assert await strong.on("service", whole) is True
+
+
+async def test_with_reads_that_have_moved_a_write_that_may_not_be_alone_any_more_is_refused_while_nobody_can_tell(
+    strong: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await OutboxStream(strong.pair, "forward").drop()
+    writer = await strong.service(None, patience=0.5)
+    await strong.on("monolith", "SELECT 1")
+    await blind(writer)
+    sides = sides_of(writer)
+    await OutboxStream(strong.pair, "forward").prepare()  # what a strong write leaves at its primary
+    await sides.look()
+    assert writer.level_in_force() == "eventual"
+
+    async def away(_: Side) -> None:
+        """As for a server that cannot be reached."""
+
+    monkeypatch.setattr(sides, "_see", away)
+    sides._asked.clear()
+    await writer.execute(INSERT, 1)
+    await flag(strong, writer, True)
+    with pytest.raises(SecondaryAway, match="could not be found out"):
+        await writer.execute(INSERT, 2)
+    assert await strong.ids("monolith") == [1]
+
+
 def test_what_is_known_of_a_stream_is_fresh_at_every_look_and_old_before_others_rest_on_a_new_one() -> None:
     assert 1.2 * LOOK_EVERY < mirror.KNOWN_FOR < GIVEN
 
 
-def test_a_stream_that_comes_up_is_rested_on_once_all_have_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_comes_up_is_rested_on_once_all_have_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("cutover.dualwrite.mirror.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(mirror, "NOTICED_AFTER", 4.0)
@@ -345,5 +387,12 @@ def test_a_stream_that_comes_up_is_rested_on_once_all_have_noticed(monkeypatch: 
     assert one.unsettled
     one.rest_on("a")
     assert one.unsettled, "the same one as before"
+    one.adopted(6.0)
+    now += 6.0
+    assert not one.unsettled, "others may not have taken the plan over"
+    now += 6.0
+    assert one.unsettled
     one.rest_on("b")
     assert not one.unsettled
+    await one.settle(cast(asyncpg.Connection, None), SERVICE)  # of who asked before it came up
+    assert one._left

@@ -41,6 +41,8 @@ class OutboxStream(OneDirection):
         super().__init__(pair, direction)
         self.truncate: Truncate = truncate
         self.best_effort = best_effort
+        #: The name of the one that `start` has found or made.
+        self._started = ""
 
     def _at(self, database: Database) -> AbstractAsyncContextManager[asyncpg.Connection]:
         return database.session(self.label)
@@ -77,14 +79,17 @@ class OutboxStream(OneDirection):
                 if copy:
                     flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
                     await outbox_copy.plan(source, sink, service, self.direction, list(flows.values()))
-            await outbox_lease.start(
+            self._started = await outbox_lease.start(
                 sink, service, self.direction, uuid.uuid4().hex, best_effort=self.best_effort, gap=gap
             )
 
     async def close_gap(self) -> None:
-        """Until then no read that must see its writes is answered at the sink."""
+        """Until then no read that must see its writes is answered at the sink. After `start`, by the same object.
+
+        Raises StaleAttempt where the stream has been made anew since.
+        """
         async with self._at(self.sink) as sink:
-            await outbox_lease.close_gap(sink, self.pair.service, self.direction)
+            await outbox_lease.close_gap(sink, self.pair.service, self.direction, self._started)
 
     async def give_up_nothing(self) -> None:
         """A change that is given up meanwhile is a difference, which the compare inside the fence finds."""
