@@ -3,7 +3,8 @@
     async with faults.step("switch.fence"):     # the points switch.fence.before and switch.fence.after
         …
 
-Every effect of a protocol stands in a step that is listed here; a test requires it. A point costs nothing while nobody
+Every effect of a protocol stands in a step that is listed here; a test requires it
+(tests/switch/test_fault_points.py), which names what stands in none, and why. A point costs nothing while nobody
 has armed it, and nothing in the product arms one: `chaos` does, in processes of its own. They are listed by
 `cutover doctor --fault-points`.
 """

@@ -3,10 +3,13 @@
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
+import pytest
 import pytest_asyncio
 
+from cutover import faults
 from cutover.control import crossing as records
 from cutover.control.database import Control
+from cutover.errors import Unreachable
 from cutover.flags import store as flags
 from cutover.plan.load import load_text
 from cutover.plan.models import Plan
@@ -115,6 +118,22 @@ async def test_keys_come_back_validated_when_both_ends_are_home_and_not_before(w
     assert await world.run(
         "monolith", "SELECT count(*), bool_and(convalidated) FROM pg_constraint WHERE contype = 'f'"
     ) == [(2, True)]
+
+
+async def test_a_key_that_was_noted_and_not_taken_off_is_taken_off_by_the_next_attempt_and_comes_back(
+    world: World,
+) -> None:
+    async def die(point: str) -> None:
+        raise Unreachable(f"killed at {point}")
+
+    for service in world.plan.services:
+        await crossing.capture(world.plan, world.pair(service), world.control)
+    with faults.armed(die), pytest.raises(Unreachable, match=r"keys\.detach\.before"):
+        await crossing.detach(world.plan, world.pair("trading"), world.control)
+    assert [record.detached for record in await records.every(world.control, "crossing")].count(True) == 1
+    assert await crossing.detach(world.plan, world.pair("trading"), world.control) == 2
+    assert await crossing.reattach(world.plan, world.pair("trading"), world.control, world.database) == []
+    assert await world.run("monolith", "SELECT count(*) FROM pg_constraint WHERE contype = 'f'") == [(2,)]
 
 
 async def test_a_key_that_cannot_be_put_back_is_reported_and_stays_away(world: World) -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,36 +11,77 @@ from cutover import faults
 from cutover.cli.main import app
 from cutover.errors import Exit
 from cutover.switch.steps import SECTION
+from tests.switch.effects import Bare, Source
 
 ROOT = Path(faults.__file__).parents[1]
 ROOMS = [path for room in ("cutover", "activities") for path in sorted((ROOT / room).rglob("*.py"))]
 
-#: What has an effect on a database, by the module that performs a protocol's steps. Each call stands in a step.
-EFFECTS = {
-    "cutover/switch/section.py": {"begin"},
-    "cutover/switch/forward.py": {"perform", "advance"},
-    "cutover/switch/attempt.py": {"raise_token", "end_older_sessions"},
-    "cutover/switch/recovery.py": {"advance", "set_fence", "flip", "lift_pause", "await_marker_on"},
-    "cutover/switch/turn.py": {"disable_on", "enable_on", "move_to_now_on", "put_marker_on", "forget_proof_on"},
-    "cutover/switch/reverse.py": {"drop", "prepare", "arm", "start", "give_up_nothing", "put_marker"},
-    "cutover/switch/finish.py": {"drop", "put_marker"},
-    "cutover/switch/rebuild.py": {"begin", "drop", "prepare", "start", "_mend"},
-    "cutover/switch/mending.py": {"lift_pause", "set_fence"},
-    "cutover/switch/crossing.py": {"restore"},
-    "cutover/streams/outbox/backfill.py": {"copy_next", "sweep_next"},
-    "cutover/streams/outbox/relay.py": {"carry", "forget", "hold", "prune"},
-    "cutover/streams/outbox/janitor.py": {"decide", "end"},
-    "cutover/dualwrite/strong.py": {"read_changes", "apply", "prepare"},
-    "cutover/reconcile/mending.py": {"write"},
-    "cutover/archive/service.py": {"export_table", "restore_test", "retire", "drop_retired"},
-    "activities/cleanup.py": {"drop_origins", "remove", "drop_if_unused"},
-}
-#: Calls that are no effects of a protocol, and the reason.
+_MARKER = "a marker that asks whether a stream carries: nothing rests on it, and the next look puts one of its own"
+_ALONE = "one statement, or idempotent: the activity is called again. The matrix begins behind it"
+_SECTION = "`_perform` awaits it between the points of its step (`switch.*`)"
+_BRANCH = "ends a branch with nothing to keep; one that is left is the janitor's (tests/dualwrite/test_strong_kills.py)"
+#: Effects that stand in no step, and the reason, with the test that covers them.
 EXEMPT = {
-    ("cutover/switch/forward.py", "_fence", "advance"): "inside the step `fence`, whose point after it is",
-    ("cutover/switch/forward.py", "_journal", "advance"): "it is the step `journal`",
-    ("activities/cleanup.py", "drop_machinery", "drop_origins"): "between the steps of the streams and of what is ours",
-}
+    Bare(module, function, called): why
+    for why, module, function, names in (
+        (_SECTION, "cutover.switch.forward", "run",
+         "_announce _fence _carry_marker _raise_sequences _compare _unfence _journal _flip"),
+        # beside a switch: no turn of the matrix passes them
+        ("only where a server is another one than noted, which none of the matrix is (tests/switch/test_servers.py)",
+         "cutover.switch.servers", "_put_back", "set_fence"),
+        ("only a table that came late has no fence, and none of the matrix does; one transaction, made by the next "
+         "look where it was not (tests/monitor/test_sides.py: a_fence_that_was_dropped_is_made_where_the_monitor_may)",
+         "cutover.monitor.fences", "_mend", "create_sql"),
+        ("what comes before `keys.detach.before`, in whose step nothing else is done (tests/switch/test_crossing.py: "
+         "a_key_that_was_noted_and_not_taken_off)", "cutover.switch.crossing", "detach", "set_detached"),
+        ("each queued parent in a transaction of its own (tests/switch/test_crossing.py); the matrix has no such keys",
+         "cutover.switch.crossing", "_process", "process_loose_keys"),
+        ("the queue is followed before and behind it, run again (tests/activities/test_cleanup.py)",
+         "cutover.switch.crossing", "_end", "remove_loose_key"),
+        ("a person's own decision, one transaction (tests/streams/test_outbox_conflicts.py)",
+         "cutover.cli.quarantine", "_decide", "retry skip"),
+        ("a person sets a share of the reads, one transaction (tests/flags/test_by_hand.py)",
+         "cutover.flags.by_hand", "change", "set_percentage"),
+        # the application's process
+        ("only after an answer to COMMIT was lost, one statement (tests/dualwrite/test_lost_answers.py)",
+         "cutover.dualwrite.two_sides", "decided", "decide"),
+        ("intents that are not forgotten here a relay carries to no effect (tests/streams/test_outbox_kills_at.py)",
+         "cutover.dualwrite.two_sides", "_keep_forgetting", "forget"),
+        (_BRANCH, "cutover.dualwrite.strong", "_commit", "end"),
+        (_BRANCH, "cutover.dualwrite.strong", "_decided", "end"),
+        # before the first switch and after the last one
+        (_ALONE + " (tests/activities/test_preparation.py)",
+         "activities.preparation", "install_fences", "install make_always"),
+        (_ALONE + " (tests/switch/test_crossing.py)", "cutover.switch.crossing", "capture", "install_loose_key"),
+        (_ALONE + " (tests/streams/test_logical.py, tests/streams/test_outbox.py)",
+         "activities.replication", "start_stream", "prepare start"),
+        (_ALONE + " (tests/streams/test_logical.py)", "activities.replication", "arm_fences", "make_always"),
+        (_ALONE + " (tests/reconcile/test_changed.py)", "activities.replication", "prepare_changed_keys", "prepare"),
+        ("tables that an older version made get their columns, IF NOT EXISTS (tests/streams/test_outbox_kills.py)",
+         "cutover.streams.outbox.backfill", "_work", "carry_over"),
+        ("before the reads move: two idempotent calls of one row each (tests/flags/test_store.py, "
+         "tests/streams/test_outbox_conflicts.py)",
+         "activities.switching", "set_read_flag", "give_up_nothing set_read_from_new"),
+        ("between `cleanup.streams` and `cleanup.ours`, idempotent (tests/activities/test_cleanup.py)",
+         "activities.cleanup", "drop_machinery", "drop_origins"),
+        ("the record's own run, when all is gone (tests/activities/test_cleanup.py)",
+         "activities.cleanup", "record_migration", "drop"),
+        ("handed to `in_one_or_singly`, which awaits them in the step `repair.write` (tests/reconcile)",
+         "cutover.reconcile.conflicts", "_act", "update delete insert"),
+        ("the slot moves behind what was kept (tests/reconcile/test_changed.py: "
+         "a_crash_between_keeping_and_advancing_brings_the_keys_again)",
+         "cutover.reconcile.changed", "_consume", "advance"),
+        # markers
+        (_MARKER, "cutover.streams.base", "settling", "put_marker"),
+        (_MARKER, "cutover.streams.logical", "lag", "put_marker_on"),
+        (_MARKER, "cutover.streams.outbox.stream", "lag", "put_marker_on"),
+        (_MARKER, "cutover.reconcile.pace", "_put", "put_marker_on"),
+        (_MARKER, "cutover.checklist.streaming", "carries_marker", "put_marker"),
+        (_MARKER, "cutover.monitor.flow", "watch_carrying", "put_marker"),
+        (_MARKER, "activities.cleanup", "_carried", "put_marker"),
+    )
+    for called in names.split()
+}  # fmt: skip
 
 
 def steps_in(path: Path) -> list[str]:
@@ -59,24 +99,6 @@ def steps_in(path: Path) -> list[str]:
     return found
 
 
-def bare_effects(path: Path, names: set[str]) -> Iterator[tuple[str, str]]:
-    """Calls of these functions outside of every step: (function that calls, function called)."""
-
-    def walk(node: ast.AST, function: str, inside: bool) -> Iterator[tuple[str, str]]:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            function = node.name
-        if isinstance(node, ast.AsyncWith):
-            inside = inside or any("faults.step(" in ast.unparse(item.context_expr) for item in node.items)
-        if isinstance(node, ast.Await) and isinstance(node.value, ast.Call):
-            called = ast.unparse(node.value.func).rpartition(".")[2]
-            if called in names and not inside:
-                yield function, called
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child, function, inside)
-
-    yield from walk(ast.parse(path.read_text()), "", False)
-
-
 def test_every_step_that_is_listed_is_in_the_code_and_the_other_way_round() -> None:
     found = {name for path in ROOMS for name in steps_in(path)}
     assert "switch.*" in found, "the section's steps are performed in one place"
@@ -84,16 +106,63 @@ def test_every_step_that_is_listed_is_in_the_code_and_the_other_way_round() -> N
     assert found == set(faults.STEPS)
 
 
-@pytest.mark.parametrize("module", EFFECTS)
-def test_every_effect_stands_between_two_points(module: str) -> None:
-    bare = {(module, *found) for found in bare_effects(ROOT / module, EFFECTS[module])}
-    assert bare - set(EXEMPT) == set()
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return Source.under(ROOT, "cutover", "activities")
 
 
-def test_an_effect_outside_of_a_step_is_found(tmp_path: Path) -> None:
+def test_every_effect_stands_between_two_points_or_is_exempt_for_a_reason(source: Source) -> None:
+    assert source.bare(frozenset(EXEMPT)) == set()
+
+
+def test_no_effect_is_exempt_that_stands_in_a_step_or_nowhere(source: Source) -> None:
+    assert set(EXEMPT) - source.bare_sites() == set()
+
+
+FOUND = """
+from cutover import faults
+from cutover.flags import store
+from cutover.postgres import fence
+
+async def covered(stream, connection, service):
+    async with faults.step("a.b"):
+        await store.flip(connection)
+        await helped(connection)
+    CALL
+
+async def helped(connection):
+    await fence.ensure(connection)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "bare"),
+    [
+        ("pass", []),
+        ("await store.flip(connection)", ["flip"]),
+        ("await stream.drop()", ["drop"]),
+        ("await helped(connection)", ["helped"]),
+        ("await connection.execute(fence.close_sql([]))", ["close_sql"]),
+        ("connection.note(fence.close_sql([]))", []),
+        ("pool.drop()", []),
+    ],
+)
+def test_an_effect_outside_of_a_step_is_found_through_the_functions_that_it_stands_in(
+    call: str, bare: list[str]
+) -> None:
+    source = Source({"cutover.protocol": FOUND.replace("CALL", call)})
+    assert source.bare() == {Bare("cutover.protocol", "covered", called) for called in bare}
+    assert source.bare(frozenset(source.bare())) == set()
+
+
+def test_an_effect_that_nobody_calls_is_found_where_it_stands() -> None:
+    text = "from cutover.flags import store\n\nasync def alone(control):\n    await store.flip(control)\n"
+    assert Source({"cutover.alone": text}).bare() == {Bare("cutover.alone", "alone", "flip")}
+
+
+def test_the_steps_of_a_module_are_read_from_it(tmp_path: Path) -> None:
     path = tmp_path / "protocol.py"
-    path.write_text("async def f():\n    async with faults.step('a.b'):\n        await x.flip()\n    await x.flip()\n")
-    assert list(bare_effects(path, {"flip"})) == [("f", "flip")]
+    path.write_text("async def f():\n    async with faults.step('a.b'):\n        await x.flip()\n")
     assert steps_in(path) == ["a.b"]
 
 
