@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import asyncpg
 import pytest
 from temporalio.testing import ActivityEnvironment
 
@@ -14,6 +15,7 @@ from cutover.alerts.webhook import Webhook
 from cutover.control import stages
 from cutover.control.database import Control
 from cutover.errors import Unreachable
+from cutover.monitor import permanent
 from cutover.postgres import fence
 from tests.monitor.conftest import Watched
 from tests.switch.conftest import TABLES, Work
@@ -93,6 +95,26 @@ async def test_a_control_database_that_is_away_is_told_by_the_webhook_once(
         return not (await work.run(monitor.watch, request(work))).findings
 
     await until(quiet, "all is well again")
+
+
+async def test_a_look_that_fails_as_a_whole_is_told_without_the_servers_words_and_ends(
+    watched: Watched, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise asyncpg.InsufficientPrivilegeError("permission denied: row (secret)")
+
+    monitor, service = WatchActivities(work.context), watched.env.pair.service
+    with monkeypatch.context() as patch:
+        patch.setattr(permanent, "look", refused)
+        (found,) = (await work.run(monitor.watch, request(work))).findings
+    assert (found.key, found.severity) == (f"{service}/unreadable/look", "critical")
+    assert "refuses a statement or does not answer (InsufficientPrivilegeError, SQLSTATE 42501)" in found.text
+    assert "secret" not in found.text
+    assert found.text.endswith("→ set it right: this service is not watched without it")
+    (row,) = await recent(watched.env.control, "test")
+    assert (row.alert.kind, row.alert.subject, row.alert.service) == ("unreadable", "look", service)
+    assert "set it right" in row.alert.text
+    assert (await work.run(monitor.watch, request(work, [found.key]))).findings == []
 
 
 def _gone(*_: object) -> None:
