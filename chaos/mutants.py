@@ -27,6 +27,8 @@ _MODEL = (
     "tests/chaos/test_model.py::test_no_invariant_breaks_in_any_state[Left(writes=2, crashes=1, sleeps=0, switches=2)]"
 )
 
+_ORIGINS = "tests/streams/test_logical.py::test_both_directions_at_once_do_not_send_rows_back"
+
 _TWO_SIDES = "the monolith took a write while both sides had to refuse"
 _IN_VAIN, _LOST = "a switch was undone .*keys differ inside the fence", "acknowledged write lost"
 
@@ -52,7 +54,7 @@ def _moved(line: str, before: str) -> tuple[Edit, Edit]:
 
 def _made(name: str, test: str, says: str, *edits: Edit) -> Mutant:
     first, *more = edits
-    return Mutant(name, test, first.file, first.old, first.new, tuple(more), says)
+    return Mutant(name, test, says, first.file, first.old, first.new, tuple(more))
 
 
 def _known(name: str, proved: str) -> Mutant:
@@ -199,7 +201,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _made(
         "an instance whose lease ran out writes on in the pause",
         "tests/dualwrite/test_lease.py::"
-        "test_in_an_announced_pause_writes_are_refused_without_a_lease_until_the_limit_has_passed", "assert",
+        "test_in_an_announced_pause_writes_are_refused_without_a_lease_until_the_limit_has_passed",
+        "in a pause and without a lease",
         Edit(
             _GATE,
             "        return self.lease.valid or self.lease.clock() < self._pause_seen + self._limit\n",
@@ -245,8 +248,8 @@ MUTANTS: tuple[Mutant, ...] = (
         Edit("cutover/streams/logical.py", "        await epoch.make_durable(sink)\n", ""),
     ),
     _made(
-        "streams without `origin = none`",
-        "tests/streams/test_logical.py::test_both_directions_at_once_do_not_send_rows_back", "",
+        "streams without `origin = none`", _ORIGINS,
+        "the reverse stream sends back what the forward one brought",
         Edit("cutover/postgres/replication.py", '", origin = none)" if origins', '", origin = any)" if origins'),
     ),
     _known("the janitor by absence", "absence is observed and not decided"),

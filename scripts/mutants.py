@@ -1,7 +1,7 @@
 """Mutants: variants of the source with a remedy taken out, which a check has to catch.
 
 Whoever lists them says which test has to fail. In a copy of the source all tests have to pass first as it is; then
-each mutant's test has to fail, by an assertion or an error of its own and not by its set-up.
+each mutant's test has to fail, by what it asserts: not by its set-up, and not by an error of the patch itself.
 """
 
 import os
@@ -18,6 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: Seconds for one run of pytest.
 _LIMIT = 3600
+#: Errors of source that was mended badly, not of a remedy that is missing.
+_BY_THE_PATCH = re.compile(
+    r"(\w+\.)*(NameError|UnboundLocalError|SyntaxError|IndentationError|ImportError|ModuleNotFoundError|AttributeError"
+    r"|TypeError)\b"
+)
 #: Characters of what a test said that are printed.
 _SHOWN = 600
 
@@ -40,11 +45,11 @@ class Mutant:
 
     name: str
     test: str
+    says: str
     file: str
     old: str
     new: str
     more: tuple[Edit, ...] = ()
-    says: str = ""
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -110,6 +115,11 @@ def chosen(mutants: Sequence[Mutant], names: Sequence[str]) -> list[Mutant]:
     return [mutant for mutant in mutants if not names or mutant.name in names]
 
 
+def is_caught(mutant: Mutant, said: str) -> bool:
+    """Whether a test that failed with these words has caught the mutant, and not an error of its patch."""
+    return _BY_THE_PATCH.match(said) is None and re.search(mutant.says, said) is not None
+
+
 def run(mutants: Sequence[Mutant]) -> list[Verdict] | None:
     """Tries one after the other and prints what was found; None where a test fails without a mutant."""
     verdicts = []
@@ -139,7 +149,7 @@ def _try(folder: Path, mutant: Mutant) -> Verdict:
         for file, text in sound.items():
             (folder / file).write_text(text)
     seconds = time.monotonic() - begun
-    caught = count > 0 and re.search(mutant.says, said) is not None
+    caught = count > 0 and is_caught(mutant, said)
     shown = said if len(said) <= _SHOWN else f"{said[:_SHOWN]} …"
     print(f"{'caught' if caught else 'SURVIVED':8}  {mutant.name}  ({seconds:.0f} s) {shown}", flush=True)
     return Verdict(mutant, caught, said, seconds)

@@ -88,7 +88,7 @@ class Both:
             return [[tuple(row) for row in await connection.fetch(sql)] for sql in CONTENTS]
 
     async def require_equal(self) -> None:
-        assert await self.contents("service") == await self.contents("monolith")
+        assert await self.contents("service") == await self.contents("monolith"), "the sides differ"
 
     async def ids(self, side: Side) -> list[object]:
         return [row[0] for row in (await self.contents(side))[0]]

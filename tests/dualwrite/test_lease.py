@@ -73,7 +73,7 @@ def test_in_an_announced_pause_writes_are_refused_without_a_lease_until_the_limi
     gate = gate_in_a_pause(clock, lease, limit=5.0)
     for seconds in (0.0, LEASE - DRIFT - 0.01, DRIFT, 2.9):
         clock.go(seconds)
-        assert gate.holding
+        assert gate.holding, "it lets writes pass in a pause and without a lease, before the limit"
         assert gate.take(WRITE, "monolith", transaction=False, inside=None) is None
     assert not lease.valid
     clock.go(5.0)

@@ -56,7 +56,7 @@ class World:
         return [[tuple(row) for row in await self.at(side).fetch(sql)] for sql in CONTENTS]
 
     async def require_equal(self) -> None:
-        assert await self.contents("service") == await self.contents("monolith")
+        assert await self.contents("service") == await self.contents("monolith"), "the sides differ"
 
     async def set_primary(self, side: Side, number: int) -> None:
         """What a switch does to the two databases: fence one, then open the other."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 import pytest
@@ -143,15 +143,30 @@ async def test_both_directions_at_once_do_not_send_rows_back(pair: Pair) -> None
     await reverse.start(copy=False)
     await until(reverse.ready, "the reverse stream is ready")
     async with pair.monolith.session() as source, pair.target.session() as sink:
-        for number in range(2, 40):
-            await source.execute('INSERT INTO "Order" VALUES ($1, $2)', number, "forward")
+        await source.execute('INSERT INTO "Order" SELECT n, $1 FROM generate_series(2, 39) n', "forward")
         await forward.await_marker(await forward.put_marker(), 10)
+        assert await errors(reverse) == 0, "the reverse stream sends back what the forward one brought"
+        await sink.execute("SET cutover.applier = 'on'")
+        await sink.execute('INSERT INTO "Order" VALUES (40, $1)', "reverse")
         await reverse.await_marker(await reverse.put_marker(), 10)
-        assert await source.fetchval('SELECT count(*) FROM "Order"') == 39
-        assert await sink.fetchval('SELECT count(*) FROM "Order"') == 39
-    assert (await forward.health()).apply_errors == 0
-    assert (await reverse.health()).apply_errors == 0
+        assert await errors(forward) == 0, "the forward stream sends back what the reverse one brought"
+        for side in (source, sink):
+            assert await side.fetchval('SELECT count(*) FROM "Order"') == 40
     await dropped(pair)
+
+
+async def errors(stream: LogicalStream) -> int:
+    """Its apply errors once it has carried all that its source has by now, or has stumbled over some of it."""
+    marker = await stream.put_marker()
+
+    async def ended() -> bool:
+        with suppress(NotYet):
+            await stream.await_marker(marker, 0)
+            return True
+        return (await stream.health()).apply_errors > 0
+
+    await until(ended, f"the {stream.direction} stream carries or fails")
+    return (await stream.health()).apply_errors
 
 
 async def test_a_stopped_stream_does_not_confirm_a_marker(pair: Pair) -> None:

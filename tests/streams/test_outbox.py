@@ -122,7 +122,7 @@ async def test_writers_that_bypass_the_library_are_captured(flowing: World) -> N
         await hands.drain()
         assert await flowing.service.fetch("SELECT id FROM items ORDER BY 1") == await flowing.monolith.fetch(
             "SELECT id FROM items ORDER BY 1"
-        )
+        ), "rows of some writer were not captured"
         await flowing.monolith.execute("DELETE FROM items WHERE id = 1")
         await hands.drain()
     await flowing.require_equal()

@@ -189,7 +189,9 @@ async def test_versions_are_comparable_across_a_switch_and_back(flowing: World) 
         async with flowing.hands("reverse") as back:
             await flowing.service.execute("UPDATE items SET name = 'two' WHERE id = 1; DELETE FROM items WHERE id = 2")
             late_back = await read(flowing, back)
-            assert all(EPOCH_VERSIONS < c.version < 2 * EPOCH_VERSIONS for c in late_back.changes)
+            assert all(EPOCH_VERSIONS < c.version < 2 * EPOCH_VERSIONS for c in late_back.changes), (
+                "versions of the second epoch are not above those of the first one"
+            )
             await back.drain()
             await flowing.set_primary("monolith", 2)
             await flowing.monolith.execute("UPDATE items SET name = 'three' WHERE id = 1")
@@ -359,4 +361,4 @@ async def test_what_a_crash_of_the_source_could_take_back_is_not_carried_over(fl
         position = await flowing.monolith.fetchval("SELECT pg_current_wal_insert_lsn()::text")
         assert (await read(flowing, hands)).changes
         flushed = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn"
-        assert await flowing.monolith.fetchval(flushed, position)
+        assert await flowing.monolith.fetchval(flushed, position), "it is carried over before it was on the disk"
