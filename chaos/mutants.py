@@ -248,6 +248,14 @@ MUTANTS: tuple[Mutant, ...] = (
         Edit("cutover/streams/logical.py", "        await epoch.make_durable(sink)\n", ""),
     ),
     _made(
+        "a forward stream without `origin = none`", _ORIGINS,
+        "the forward stream sends back what the reverse one brought",
+        Edit(
+            "cutover/streams/logical.py", "copy=copy, origins=apart\n",
+            'copy=copy, origins=apart and self.direction == "reverse"\n',
+        ),
+    ),
+    _made(
         "streams without `origin = none`", _ORIGINS,
         "the reverse stream sends back what the forward one brought",
         Edit("cutover/postgres/replication.py", '", origin = none)" if origins', '", origin = any)" if origins'),
