@@ -208,8 +208,8 @@ MUTANTS = (
         f"{_READS}::test_a_read_notices_by_itself_that_its_stream_went_while_another_process_writes_alone",
         "assert 0 == 1",
         "cutover/dualwrite/reads.py",
-        "        await gate.mirror.require(lent.connection, lent.slot.rests_on)\n",
-        "        return\n",
+        "    await gate.mirror.require(lent.connection, lent.slot.rests_on)\n",
+        "    return\n",
     ),
     Mutant(
         "who wrote alone answers by what it has seen long ago",
