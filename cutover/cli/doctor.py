@@ -39,8 +39,8 @@ def doctor(
         bool,
         typer.Option(
             "--mend",
-            help="End a switch that stopped, lift a pause that was left, set the fences by the flags, build a lost "
-            "stream anew: the way back to a good state, without a worker.",
+            help="End a switch that stopped, lift a pause that was left, set the fences by the flags, start a stopped "
+            "stream and build a lost one anew: the way back to a good state, without a worker.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --mend or --rebuild-stream.")] = False,
@@ -118,8 +118,8 @@ async def _mend(plan: str, service: str, yes: bool, as_json: bool) -> int:
         if not yes:  # it does what it finds by itself, whatever was seen here
             typer.echo(str(before), err=as_json)
             typer.confirm(
-                "Ends a switch that stopped, lifts its pause, sets the fences by the flags, builds a lost stream anew. "
-                "Go on?", abort=True, err=True,
+                "Ends a switch that stopped, lifts its pause, sets the fences by the flags, starts its stream or "
+                "builds it anew. Go on?", abort=True, err=True,
             )  # fmt: skip
         done = await mending.mend(env, lambda text: typer.echo(f"  {text}", err=as_json))
         after = await examine(chosen, env.pair, opened)

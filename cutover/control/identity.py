@@ -7,6 +7,16 @@ from cutover.control.audit import Entry
 from cutover.control.database import Control
 
 
+async def noted(control: Control, migration: str, database: str) -> tuple[str, int] | None:
+    """System identifier and timeline of the server that the evidence is from; None where none was ever seen."""
+    row = await control.fetchrow(
+        "SELECT system_identifier, timeline FROM control.server_identity WHERE migration = $1 AND database = $2",
+        migration,
+        database,
+    )
+    return (row["system_identifier"], row["timeline"]) if row else None
+
+
 async def accept(
     control: Control,
     migration: str,

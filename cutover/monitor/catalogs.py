@@ -31,12 +31,14 @@ class Drift:
         return "; ".join(self.changed[:_SHOWN]) + more
 
 
+def command(pair: Pair) -> str:
+    """By which a person accepts the catalogs of now, once both sides are alike."""
+    return f"cutover doctor {pair.migration} --service {pair.service} --accept-ddl --by YOU --reason WHY"
+
+
 def remedy(pair: Pair) -> str:
     """What a person does about it."""
-    return (
-        f"make both sides alike, then: cutover doctor {pair.migration} --service {pair.service} "
-        "--accept-ddl --by YOU --reason WHY"
-    )
+    return f"make both sides alike, then: {command(pair)}"
 
 
 async def read(pair: Pair) -> dict[Side, Fingerprint]:

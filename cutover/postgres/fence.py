@@ -113,22 +113,24 @@ async def make_always(connection: asyncpg.Connection, tables: Iterable[TableName
 
 
 async def ensure(
-    connection: asyncpg.Connection, service: str, members: Sequence[TableName], *, closed: bool
+    connection: asyncpg.Connection, service: str, members: Sequence[TableName], *, closed: bool, always: bool = True
 ) -> list[TableName]:
     """Inside the caller's transaction: every fence as it has to be; the tables that were not so.
+
+    `always` False while the first copy has to pass a closed one.
 
     A fence that somebody dropped, or that a new partition never had, is made: neither a switch nor its undoing may
     fail for it. Tables that are so already are not locked.
     """
     states = await states_of(connection, members)
-    wanted = "fenced-always" if closed else "open"
-    different = [member for member in members if states[member] != wanted]
+    shut = ("fenced-always",) if always else ("fenced", "fenced-always")
+    different = [member for member in members if states[member] not in (shut if closed else ("open",))]
     unwhole = [member for member in different if states[member] in _UNWHOLE]
     if unwhole:
         await connection.execute(lock_sql(unwhole))
-        await connection.execute(";".join(create_sql(service, m, closed=closed, always=True) for m in unwhole))
+        await connection.execute(";".join(create_sql(service, m, closed=closed, always=always) for m in unwhole))
     if whole := [member for member in different if member not in unwhole]:
-        await connection.execute(close_sql(whole, always=True) if closed else open_sql(whole))
+        await connection.execute(close_sql(whole, always=always) if closed else open_sql(whole))
     return different
 
 

@@ -50,6 +50,10 @@ class StreamHealth:
     apply_errors: int
     lost: bool
     detail: str
+    #: Nothing is missing, and another `start` puts it right.
+    stopped: bool = False
+    #: No process relays: a worker has to run.
+    unattended: bool = False
 
 
 @dataclass(frozen=True)

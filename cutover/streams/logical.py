@@ -49,7 +49,10 @@ class LogicalStream(OneDirection):
             if not apart:
                 await self._require_alone(source)
             if await replication.has_subscription(sink, self.subscription):
-                await replication.set_enabled(sink, self.subscription, True)
+                if not await replication.is_enabled(sink, self.subscription):
+                    # under a token: whoever slept until now may have it at a side that a switch has left
+                    async with (through or self.own_session)(self.sink_side) as held:
+                        await replication.set_enabled(held, self.subscription, True)
                 return
             if await replication.has_slot(source, self.subscription):
                 async with (through or self.own_session)(self.source_side) as held:
@@ -166,7 +169,10 @@ class LogicalStream(OneDirection):
         elif not subscription.enabled:
             problems.append(f"subscription {self.subscription!r} is disabled at {self.sink.name!r}")
         elif not subscription.worker_running:
-            problems.append(f"the apply worker of {self.subscription!r} is not running")
+            problems.append(
+                f"the apply worker of {self.subscription!r} is not running; the log of {self.sink.name!r}'s server "
+                "says why, and mended, it goes on by itself"
+            )
         lost = subscription.exists and (not slot.exists or slot.wal_status == "lost")
         if lost:
             problems.append(
@@ -180,6 +186,7 @@ class LogicalStream(OneDirection):
             apply_errors=subscription.apply_errors + subscription.sync_errors,
             lost=lost or half_rebuilt,
             detail="; ".join(problems),
+            stopped=subscription.exists and not subscription.enabled and not lost,
         )
 
     async def work(self) -> Work | None:

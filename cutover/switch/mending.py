@@ -4,6 +4,8 @@ Everything here is what a worker would do with its next attempt, under a token o
 overtaken, and one that runs is told so and has nothing left to do. It may be called again at any time.
 """
 
+import asyncio
+import time
 from collections.abc import Callable
 
 from cutover import faults
@@ -14,15 +16,21 @@ from cutover.monitor import fences
 from cutover.monitor.catalogs import TAKEN_OVER
 from cutover.postgres import epoch
 from cutover.postgres.databases import SIDES, direction_from, other
-from cutover.switch.attempt import Attempt, open_attempt
+from cutover.switch import servers
+from cutover.switch.attempt import Attempt, open_attempt, under_token
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.rebuild import follow_anew, rebuild
 from cutover.switch.recovery import complete, set_fence, undo
 
+#: For the worker of a stream that goes on to show itself; whether it did, the doctor tells.
+_RUNS_SECONDS = 5.0
+
 
 async def mend(env: SwitchEnvironment, say: Callable[[str], None]) -> list[str]:
-    """Ends a switch that stopped, lifts a pause that was left, sets the fences by the route, builds a lost stream anew.
+    """Ends a switch that stopped, lifts a pause, sets the fences by the route, mends the stream of now.
 
+    A stream that was stopped is started, a lost one is built anew; not so on a server that nobody has accepted
+    (`servers`): that makes the other side's rows like the primary's, and a person looks first who has lost commits.
     What was done, in words; empty where all was in order. Raises GateClosed where only a person can tell which side is
     right, NotYet where another attempt or somebody's lock is in the way, Unreachable.
     """
@@ -40,11 +48,11 @@ async def mend(env: SwitchEnvironment, say: Callable[[str], None]) -> list[str]:
             async with open_attempt(env) as attempt:
                 await _end_switch(env, attempt, tell)
                 await _lift_pause(env, tell)
-                if stage is not None and stage.stage:  # before that, a first copy may have to pass the fence
-                    await _set_fences(env, attempt, tell)
+                await _set_fences(env, attempt, tell, copied=stage is not None)
         except StaleAttempt as error:
             raise NotYet(f"{error}: it is at work, look again in a moment") from None
-    await _build_stream(env, tell, streaming=stage is not None)
+    if not await servers.strange(env):
+        await _build_stream(env, tell, streaming=stage is not None)
     return done
 
 
@@ -76,12 +84,14 @@ async def _lift_pause(env: SwitchEnvironment, tell: Callable[[str], None]) -> No
         tell(f"pause {route.pause_id!r}, whose switch has ended, is lifted")
 
 
-async def _set_fences(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[str], None]) -> None:
-    """Shut first and open then, so that at no instant both sides take writes."""
+async def _set_fences(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[str], None], *, copied: bool) -> None:
+    """Shut first and open then, so that at no instant both sides take writes. A shut one lets a first copy pass."""
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     for side in SIDES:
         known = await epoch.read(await attempt.session(side), env.pair.service)
-        if known is not None and known.epoch > route.epoch:
+        if known is None:
+            return  # there is nothing of ours yet: preparation makes it
+        if known.epoch > route.epoch:
             raise GateClosed(
                 f"{env.pair.service}: the {side} says epoch {known.epoch} and the control database {route.epoch}: it "
                 "has lost its last commits (a failover or a restored backup). Nothing is changed; find out which side "
@@ -90,7 +100,9 @@ async def _set_fences(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[
     for side in (other(route.primary_side), route.primary_side):
         closed = side != route.primary_side
         async with faults.step("mend.fences"):
-            changed = await set_fence(env, attempt, side, closed=closed, primary=route.primary_side, number=route.epoch)
+            changed = await set_fence(
+                env, attempt, side, closed=closed, primary=route.primary_side, number=route.epoch, always=copied
+            )
         if changed:
             tell(f"the fence at the {side} is {'shut' if closed else 'open'} again")
 
@@ -101,9 +113,18 @@ async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None], *, 
     stream = env.stream(direction_from(route.primary_side))
     gone = (streaming or route.epoch > 0) and not await stream.exists()
     half = await rebuilds.unfinished(env.control, env.pair.migration, env.pair.service, stream.direction)
-    if gone or half or (await stream.health()).lost:
+    health = await stream.health()
+    if gone or half or health.lost:
         tell(f"the {stream.direction} stream was lost, and is built anew")
         await rebuild(env, tell)
-    elif await env.changed(stream.direction).lost():
+        return
+    if health.stopped and await stream.exists():
+        async with faults.step("ready.start"):
+            await stream.start(copy=False, through=under_token(env, route.primary_side))
+        deadline = time.monotonic() + _RUNS_SECONDS
+        while not (await stream.health()).ok and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        tell(f"the {stream.direction} stream is started again")
+    if await env.changed(stream.direction).lost():
         tell(f"the record of keys changed in the {stream.direction} direction was lost, and is made anew")
         await follow_anew(env, tell)

@@ -143,16 +143,24 @@ async def _require_not_switched(attempt: Attempt) -> None:
 
 
 async def set_fence(
-    env: SwitchEnvironment, attempt: Attempt, side: Side, *, closed: bool, primary: Side, number: int
+    env: SwitchEnvironment,
+    attempt: Attempt,
+    side: Side,
+    *,
+    closed: bool,
+    primary: Side,
+    number: int,
+    always: bool = True,
 ) -> bool:
     """One side's fence and epoch row as they have to be; tables already so are not locked again.
 
-    Returns whether a fence was changed. Raises NotYet with who holds it off.
+    `always` False before the first copy is done. Returns whether a fence was changed. Raises NotYet with who holds
+    it off.
     """
     try:
         async with attempt.effect(side, _LOCK_WAIT) as connection:
             members = await fence.relations(connection, env.pair.tables)
-            different = await fence.ensure(connection, env.pair.service, members, closed=closed)
+            different = await fence.ensure(connection, env.pair.service, members, closed=closed, always=always)
             await epoch.set_epoch(connection, env.pair.service, primary, number)
         return bool(different)
     except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):

@@ -9,7 +9,7 @@ from cutover.control import identity, switches
 from cutover.errors import GateClosed, Refused
 from cutover.flags import store as flags
 from cutover.postgres import catalog
-from cutover.postgres.databases import Side, other
+from cutover.postgres.databases import Pair, Side, other
 from cutover.switch.attempt import between_switches
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.recovery import set_fence
@@ -21,6 +21,21 @@ async def changed(env: SwitchEnvironment) -> list[str]:
     if problems and await _put_back(env):
         problems.append(f"{env.pair.service}: the fence of the side that is not the primary was put back")
     return problems
+
+
+async def strange(env: SwitchEnvironment) -> list[str]:
+    """The same, only looked at: nothing is noted and no fence is put back. A server that was never seen is not told."""
+    problems = []
+    for side in ("monolith", "service"):
+        known = await identity.noted(env.control, env.pair.migration, env.pair.at(side).name)
+        if known is not None:
+            problems.append(_unlike(env, side, known, await _identity(env, side)))
+    return [problem for problem in problems if problem]
+
+
+def remedy(pair: Pair) -> str:
+    """The command by which a person accepts the servers of now."""
+    return f"cutover doctor {pair.migration} --service {pair.service} --accept-server --by YOU --reason WHY"
 
 
 async def require_known(env: SwitchEnvironment) -> None:
@@ -57,13 +72,17 @@ async def _look(env: SwitchEnvironment, side: Side) -> str:
     name = env.pair.at(side).name
     now = await _identity(env, side)
     noted = await switches.note_identity(env.control, env.pair.migration, name, *now)
+    return _unlike(env, side, noted, now)
+
+
+def _unlike(env: SwitchEnvironment, side: Side, noted: tuple[str, int], now: tuple[str, int]) -> str:
     if noted == now:
         return ""
     what = f"timeline {noted[1]} → {now[1]}" if noted[0] == now[0] else "another system identifier"
     return (
-        f"database {name!r} is on another server or timeline than the evidence ({what}): the evidence is void. Look "
-        f"whether it has lost commits, rebuild the stream if so, then: cutover doctor {env.pair.migration} "
-        f"--service {env.pair.service} --accept-server --by NAME --reason TEXT"
+        f"database {env.pair.at(side).name!r} is on another server or timeline than the evidence ({what}): the "
+        "evidence is void, and neither a switch nor a rollback begins. Look whether it has lost commits, then: "
+        f"{remedy(env.pair)}; what is to be done next the doctor says"
     )
 
 

@@ -169,6 +169,7 @@ async def test_doctor_reads_both_databases_and_says_what_is_wrong(
     )
     assert facts["service"] == SERVICE
     assert "cutover start preparation" in facts["problems"][0]
+    assert facts["remedy"] == f"cutover start preparation {desk.plan}"
     away = {**env, "CUTOVER_DSN_MONOLITH": "postgresql://u:hunter2@127.0.0.1:1/none"}
     assert (
         "cannot be reached" in (await desk.type("doctor", desk.plan, "--service", SERVICE, status=1, env=away)).output

@@ -75,6 +75,8 @@ async def led_back(env: SwitchEnvironment, to_side: Side) -> None:
     """What a person does, and in what order: accept the server, the doctor's remedy, new passes; then a switch."""
     with pytest.raises(GateClosed, match="timeline"):
         await switch(env, to_side)
+    found = await doctor.examine(env.plan, env.pair, env.control)
+    assert found.remedy == servers.remedy(env.pair), found
     await servers.accept(env, "alice", "the standby was promoted by plan")
     assert await mending.mend(env, lambda _: None) != []
     assert (await doctor.examine(env.plan, env.pair, env.control)).problems == []

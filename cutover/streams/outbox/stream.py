@@ -202,18 +202,26 @@ class OutboxStream(OneDirection):
             problems.append(f"the {self.direction} outbox stream is stopped")
         elif relays.shards < outbox_schema.SHARDS:
             problems.append(f"no relay looks after {outbox_schema.SHARDS - relays.shards} of its shards")
+        unattended = row.running and relays.shards < outbox_schema.SHARDS
         problems += relays.problems
-        found, lost = await self._look_at_source()
+        found, lost, unprepared = await self._look_at_source()
         problems += found
         if lost:
             problems.append("changes are missing, the stream has to be rebuilt (cutover doctor)")
-        return StreamHealth(ok=not problems, apply_errors=row.failures, lost=lost, detail="; ".join(problems))
+        return StreamHealth(
+            ok=not problems,
+            apply_errors=row.failures,
+            lost=lost,
+            detail="; ".join(problems),
+            stopped=(unprepared or not row.running) and not lost,
+            unattended=unattended,
+        )
 
-    async def _look_at_source(self) -> tuple[list[str], bool]:
-        """What is wrong there, and whether changes have passed by."""
+    async def _look_at_source(self) -> tuple[list[str], bool, bool]:
+        """What is wrong there, whether changes have passed by, and whether some can that have not."""
         async with self._at(self.source) as source:
             if not await outbox_schema.installed(source, self.pair.service):
-                return [f"its outbox at {self.source.name!r} is gone"], True
+                return [f"its outbox at {self.source.name!r} is gone"], True, False
             problems = []
             missing = await outbox_capture.uncaptured(source, self.pair.tables)
             if missing.rows:
@@ -226,7 +234,7 @@ class OutboxStream(OneDirection):
                 )
             if held := await outbox_quarantine.count(source, self.pair.service):
                 problems.append(f"{_counts(held)} held in quarantine")
-            return problems, bool(missing.rows)
+            return problems, bool(missing.rows), bool(missing.truncates)
 
     async def work(self) -> Work | None:
         """Keys applied, and batches or keys that failed, as the relays have told."""
