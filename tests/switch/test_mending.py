@@ -25,7 +25,13 @@ from tests.switch.conftest import TABLES, Work, order
 from tests.switch.test_section import writable
 from tests.waiting import until
 
-POINTS = ["switch.begin.after", *(f"switch.{name}.after" for name in SECTION), "switch.done.before"]
+#: What was done before a step is what the one before it had done; `test_parked` walks through all that is not here.
+POINTS = [
+    "switch.begin.after",
+    *(f"switch.{name}.after" for name in SECTION),
+    "switch.done.before",
+]
+POINTS.insert(POINTS.index("switch.fence.after"), "switch.fence-commit.after")
 
 
 class Killed(BaseException):
