@@ -14,7 +14,7 @@ import asyncpg
 from cutover import faults
 from cutover.control import crossing as records
 from cutover.control.database import Control
-from cutover.errors import CutoverError, NotYet
+from cutover.errors import CutoverError, NotYet, Unreachable
 from cutover.flags import store as flags
 from cutover.pairs import pair
 from cutover.plan.models import Plan
@@ -78,7 +78,8 @@ async def detach(plan: Plan, service: Pair, control: Control) -> int:
 async def reattach(plan: Plan, service: Pair, control: Control, database: Databases) -> list[str]:
     """Puts back the keys of this service whose both ends are writable at the monolith; problems in words.
 
-    What their queues still hold is done first, or the validation would meet children without parents.
+    What their queues still hold is done first, or the validation would meet children without parents. Raises NotYet
+    where somebody's lock is in the way, Unreachable: called again, it goes on with the keys that are still away.
     """
     routes = await flags.all(control, plan.migration)
     problems: list[str] = []
@@ -95,6 +96,8 @@ async def reattach(plan: Plan, service: Pair, control: Control, database: Databa
                 async with service.monolith.session("cutover-crossing") as monolith:
                     await foreign_keys.restore(monolith, record.key)
                 await records.set_detached(control, plan.migration, record.key, False)
+        except (NotYet, Unreachable):
+            raise  # it passes by itself, and nobody would put the key back later
         except CutoverError as error:
             problems.append(str(error))
     return problems

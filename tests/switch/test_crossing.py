@@ -38,6 +38,8 @@ services:
     tables: {trades: {}}
     foreign_keys: {trades_user_id_fkey: loose, trades_strategy_id_fkey: drop}
 """
+#: Those that are validated.
+REAL_KEYS = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND convalidated AND conrelid = 'trades'::regclass"
 
 
 class World:
@@ -144,6 +146,21 @@ async def test_a_key_that_cannot_be_put_back_is_reported_and_stays_away(world: W
     problems = await crossing.reattach(world.plan, world.pair("trading"), world.control, world.database)
     assert len(problems) == 1
     assert "trades_strategy_id_fkey" in problems[0]
+
+
+async def test_a_key_that_only_had_to_wait_is_no_problem_to_report_and_the_next_call_puts_it_back(world: World) -> None:
+    pair = world.pair("trading")
+    await crossing.capture(world.plan, pair, world.control)
+    await crossing.detach(world.plan, pair, world.control)
+
+    async def away(point: str) -> None:
+        if point == "keys.restore.before":
+            raise Unreachable("the monolith does not answer")
+
+    with faults.armed(away), pytest.raises(Unreachable):
+        await crossing.reattach(world.plan, pair, world.control, world.database)
+    assert await crossing.reattach(world.plan, pair, world.control, world.database) == []
+    assert await world.run("monolith", REAL_KEYS) == [(2,)]
 
 
 async def test_children_without_parents_are_counted_once_nobody_checks_the_key_any_more(world: World) -> None:
