@@ -1,11 +1,15 @@
 """Foreign keys that cross services: taken off before a switch, acting through a queue, and put back."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
+from chaos.injection import Fault, Kind
+from chaos.turns import Turn
 from cutover import faults
 from cutover.control import crossing as records
 from cutover.control.database import Control
@@ -13,11 +17,17 @@ from cutover.errors import Unreachable
 from cutover.flags import store as flags
 from cutover.plan.load import load_text
 from cutover.plan.models import Plan
-from cutover.postgres.databases import Database, Pair
+from cutover.postgres import epoch, fence
+from cutover.postgres.databases import Database, Pair, Side, other
 from cutover.postgres.identifiers import TableName
 from cutover.switch import crossing
+from cutover.switch.environment import SwitchEnvironment
 from tests.conftest import FreshDatabase
 from tests.servers import Clusters
+from tests.switch.conftest import drop_streams, verify
+from tests.switch.places import driver, keys, planned
+from tests.switch.test_section import there_and_finished
+from tests.waiting import until
 
 DDL = """
 CREATE TABLE users (id bigint PRIMARY KEY);
@@ -176,3 +186,103 @@ async def test_children_without_parents_are_counted_once_nobody_checks_the_key_a
     await world.run("monolith", "INSERT INTO trades VALUES (77, 9999, NULL), (78, 9999, NULL), (79, 2, 12345)")
     assert await orphans() == 2
     assert await crossing.orphans(world.plan, "accounts", "users", world.control, world.database) == 0
+
+
+#: What happens at a point of the step that takes keys away, and again of the one that puts them back; the last one is
+#: the place. Behind a cut COMMIT of the first key the second one follows.
+FAULTS: list[tuple[Kind, bool, str]] = [
+    ("kill", False, "before"),
+    ("kill", False, "after"),
+    ("error", False, "before"),
+    ("error", True, "after"),
+    ("reset", False, "before"),
+    ("reset", True, "before"),
+    ("reset", False, "after"),
+    ("reset", True, "after"),
+]
+DATABASES: dict[Side, str] = {"monolith": "monolith", "service": "trading_db"}
+INSERT = "INSERT INTO trades SELECT coalesce(max(id), 0) + 1, 5, 5 FROM trades"
+
+
+@pytest_asyncio.fixture
+async def trading(world: World) -> AsyncIterator[SwitchEnvironment]:
+    """The service with the keys streams, and its parents stay at the monolith."""
+    pair = world.pair("trading")
+    await world.run("trading_db", "DROP TABLE users, strategies CASCADE")
+    for side in ("monolith", "service"):
+        async with pair.at(side).session() as connection:
+            await epoch.install(connection, pair.service, side)
+            await fence.install(connection, pair.service, pair.tables, closed=side == "service")
+    for service in world.plan.services:
+        await crossing.capture(world.plan, world.pair(service), world.control)
+    env = SwitchEnvironment(world.plan, pair, world.control)
+    stream = env.stream("forward")
+    await stream.prepare()
+    await env.changed("forward").prepare()
+    await stream.start(copy=True)
+    await until(stream.ready, "the first copy is done")
+    async with pair.target.session() as sink:
+        await fence.make_always(sink, pair.tables)
+    await verify(env)
+    yield env
+    await drop_streams(env)
+
+
+async def written_at(world: World, primary: Side) -> None:
+    """That side takes a write, and the other one refuses it."""
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await world.run(DATABASES[other(primary)], INSERT)
+    assert refused.value.sqlstate == epoch.FENCED_SQLSTATE
+    await world.run(DATABASES[primary], INSERT)
+
+
+async def parent_deleted(world: World, primary: Side) -> None:
+    """A parent comes and goes at the monolith, and has a child where its service is writable, which is to follow."""
+    parent = (await world.run("monolith", "INSERT INTO users SELECT max(id) + 1 FROM users RETURNING id"))[0][0]
+    await world.run(DATABASES[primary], f"INSERT INTO trades SELECT max(id) + 1, {parent}, NULL FROM trades")
+    await world.run("monolith", f"DELETE FROM users WHERE id = {parent}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_keys_are_away_for_a_switch_and_back_after_it_whatever_ends_an_attempt(
+    world: World, trading: SwitchEnvironment, control_db: Database, tmp_path: Path
+) -> None:
+    """The crash matrix has no such keys; its processes, faults and calls are these.
+
+    Behind a kill there is a switch and a rollback; behind another fault the run is given up before its switch.
+    """
+    place = planned(world.plan, "trading", control_db, world.databases, tmp_path)
+    calling = driver(place, world.control, tmp_path)
+    for number, (kind, hard, at) in enumerate(FAULTS, 1):
+        away = Turn(None, "service", (Fault(f"keys.detach.{at}", kind, hard=hard),))
+        folder = calling.faults_folder()
+        await calling.call(keys, away, folder, "detach")
+        away.count(folder)
+        assert (away.happened, away.calls) == (1, 2), away.sequence
+        assert await world.run("monolith", REAL_KEYS) == [(0,)]
+        assert all(record.detached for record in await records.every(world.control, "crossing"))
+
+        if kind == "kill":
+            await there_and_finished(trading, "service")
+            await parent_deleted(world, "service")
+            await there_and_finished(trading, "monolith")
+        else:
+            await parent_deleted(world, "monolith")
+
+        back = Turn(None, "monolith", (Fault(f"keys.restore.{at}", kind, hard=hard),))
+        folder = calling.faults_folder()
+        assert await calling.call(keys, back, folder, "restore") == []
+        back.count(folder)
+        assert (back.happened, back.calls) == (1, 2), back.sequence
+        assert await world.run("monolith", REAL_KEYS) == [(2,)]
+        assert not any(record.detached for record in await records.every(world.control, "crossing"))
+        await written_at(world, "monolith")
+        assert await world.run("monolith", "SELECT count(*) FROM trades") == [(5 + number,)], (
+            "a child follows, no other"
+        )
+
+    stream = trading.stream("forward")
+    await stream.await_marker(await stream.put_marker(), 20)
+    every = "SELECT * FROM trades ORDER BY id"
+    assert await world.run("trading_db", every) == await world.run("monolith", every)
