@@ -35,7 +35,8 @@ bench-final-compare: bootstrap ## the final compare inside the fence at 1 M and 
 	@$(PYTHON) -m bench.final_compare
 
 test-versions: bootstrap ## switches on every version of PostgreSQL, comparisons between every two; half an hour
-	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest $(PYTEST_ARGS) $(addsuffix /test_versions.py,$(addprefix tests/,preflight switch reconcile))
+	@CUTOVER_PROVE_VERSIONS=all $(PYTHON) -m pytest $(PYTEST_ARGS) $(addsuffix /test_versions.py,$(addprefix tests/,preflight switch reconcile)) \
+		tests/switch/test_turn_kills.py
 
 prove-reconcile: bootstrap ## the proofs of the comparison with many seeds and full sizes, about half an hour
 	@CUTOVER_PROVE_SEEDS=10 CUTOVER_PROVE_SIZES=full CUTOVER_PROVE_LIVE_SECONDS=60 $(PYTHON) -m pytest $(PYTEST_ARGS) \

@@ -42,6 +42,12 @@ PAIRS = [*((major, major) for major in VERSIONS), (OLDEST, USUAL), (USUAL, OLDES
 KINDS = ("logical", "eventual", "strong") if ALL else ("logical",)
 WRITERS = 3
 WAYS: tuple[Side, ...] = ("service", "monolith", "service")
+#: The subscriptions of a database that are enabled, or whose worker is still there.
+RUNNING = (
+    "SELECT coalesce(array_agg(subname::text), '{}') FROM pg_subscription s "
+    "WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    "AND (subenabled OR EXISTS (SELECT FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.pid IS NOT NULL))"
+)
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0]} to {pair[1]}")
@@ -49,14 +55,14 @@ def servers(clusters: Clusters, request: pytest.FixtureRequest) -> Iterator[Clus
     """The monolith's cluster and the service's, of the versions asked for."""
     monolith, service = request.param
     with (
-        _cluster("monolith", monolith, clusters.monolith) as one,
-        _cluster("services", service, clusters.services) as two,
+        cluster_of("monolith", monolith, clusters.monolith) as one,
+        cluster_of("services", service, clusters.services) as two,
     ):
         yield Clusters(one, two)
 
 
 @contextmanager
-def _cluster(name: str, major: int, usual: Cluster) -> Iterator[Cluster]:
+def cluster_of(name: str, major: int, usual: Cluster) -> Iterator[Cluster]:
     if major == USUAL:
         yield usual
         return
@@ -69,6 +75,8 @@ class Writers:
     """Clients of the library that count in rows of their own and in one that they share; what they were told."""
 
     trading: ServicePool
+    #: Seconds between two writes of one.
+    pause: float = 0.004
     enough: asyncio.Event = field(default_factory=asyncio.Event)
     done: Counter[str] = field(default_factory=Counter)
     rows: set[int] = field(default_factory=set)
@@ -92,7 +100,7 @@ class Writers:
             self.rows.add(row)
             if row % 5 == 0:
                 self.rows.remove(row - 4)
-            await asyncio.sleep(0.004)
+            await asyncio.sleep(self.pause)
 
     async def more(self) -> None:
         """Returns once some more writes were acknowledged."""
@@ -161,11 +169,12 @@ async def backfilled(env: SwitchEnvironment) -> None:
     await verify(env)
 
 
-@pytest_asyncio.fixture(params=KINDS)
-async def moving(
-    servers: Clusters, control: Control, control_db: Database, request: pytest.FixtureRequest
+@asynccontextmanager
+async def open_moving(
+    servers: Clusters, control: Control, control_db: Database, kind: str, patience: float = 3.0
 ) -> AsyncIterator[Moving]:
-    level = request.param if request.param in get_args(Consistency) else None
+    """Backfilled and streaming forwards between new databases of those servers. `patience` is that of the writers."""
+    level = kind if kind in get_args(Consistency) else None
     chosen = plan(stream="outbox" if level else "logical", **({"consistency": level} if level else {}))
     async with AsyncExitStack() as stack:
         monolith = await create_database(servers.monolith, "monolith")
@@ -181,8 +190,16 @@ async def moving(
             await source.execute("INSERT INTO trades (id, name) SELECT n, 'old ' || n FROM generate_series(1, 300) n")
         await stack.enter_async_context(relays(env))
         await backfilled(env)
-        pool = await both.open(levels={both.pair.service: level} if level else None)
+        pool = await both.open(levels={both.pair.service: level} if level else None, patience=patience)
         yield Moving(both, env, Writers(pool.service(both.pair.service)))
+
+
+@pytest_asyncio.fixture(params=KINDS)
+async def moving(
+    servers: Clusters, control: Control, control_db: Database, request: pytest.FixtureRequest
+) -> AsyncIterator[Moving]:
+    async with open_moving(servers, control, control_db, request.param) as made:
+        yield made
 
 
 @asynccontextmanager
@@ -315,14 +332,9 @@ async def test_below_16_both_directions_never_run_at_once(moving: Moving, reques
     if min(request.node.callspec.params["servers"]) >= 16:
         pytest.skip("both directions may run at once")
     seen: dict[str, list[str]] = {}
-    sql = (
-        "SELECT coalesce(array_agg(subname::text), '{}') FROM pg_subscription s "
-        "WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-        "AND (subenabled OR EXISTS (SELECT FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.pid IS NOT NULL))"
-    )
 
     async def look(point: str) -> None:
-        seen[point] = [name for side in SIDES for name in await moving.both.on(side, sql)]
+        seen[point] = [name for side in SIDES for name in await moving.both.on(side, RUNNING)]
 
     with faults.armed(look):
         for to_side in WAYS[:2]:
