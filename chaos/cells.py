@@ -68,9 +68,9 @@ def unreachable(cell: Cell) -> str:
     if cell.group in AT_THE_END and cell.direction == "rollback":
         return "cleanup comes once the service has been switched for good"
     if cell.group == "keys":
-        return "the tables of the matrix have no foreign key that crosses services (tests/switch/test_crossing.py)"
+        return "no table of the matrix has a key that crosses services; tests/switch/test_crossing.py strikes there"
     if cell.group == "turn" or cell.step in ("ready.arm", "undo.halt", "undo.resume-stream"):
-        return "directions take turns only with a server below 16 (tests/switch/test_versions.py)"
+        return "directions take turns only with a server below 16; tests/switch/test_turn_kills.py strikes there"
     if cell.step in ("strong.commit", "strong.end") and cell.kind == "error":
         return "an error of COMMIT is a lost connection, which is `reset`"
     if cell.kind == "reset" and cell.point in LAST:
