@@ -105,10 +105,11 @@ async def failed_over(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", ["_fence", "_raise_sequences", "_unfence"])
 async def test_the_old_primarys_standby_promoted_behind_the_fence_goes_on_and_the_switch_is_undone(
-    env: SwitchEnvironment, clusters: Clusters
+    env: SwitchEnvironment, clusters: Clusters, step: str
 ) -> None:
-    async with failed_over(env, clusters.monolith, "_raise_sequences") as outcome:
+    async with failed_over(env, clusters.monolith, step) as outcome:
         assert outcome.result == "undone"
         assert await writable(env, "monolith")
         assert not await writable(env, "service")
