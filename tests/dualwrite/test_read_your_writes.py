@@ -5,8 +5,6 @@ import contextvars
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
-from types import SimpleNamespace
-from typing import cast
 
 import asyncpg
 import pytest
@@ -15,7 +13,7 @@ import pytest_asyncio
 from cutover.control.database import Control
 from cutover.dualwrite import ServicePool, mirror
 from cutover.dualwrite.errors import SecondaryAway
-from cutover.dualwrite.two_sides import LOOK_EVERY, TwoSides
+from cutover.dualwrite.two_sides import TwoSides
 from cutover.errors import StaleAttempt
 from cutover.flags import store
 from cutover.postgres import two_phase
@@ -24,8 +22,6 @@ from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import MIGRATION, SERVICE, Both, add, open_both, plan
 from tests.dualwrite.waiting import until
 
-#: As production has it.
-GIVEN = mirror.NOTICED_AFTER
 ASK = "SELECT current_setting('port')"
 #: Beside a read's own answer: nothing is there that no relay has carried.
 INSERT = "INSERT INTO trades (id) VALUES ($1)"
@@ -372,30 +368,3 @@ async def test_with_reads_that_have_moved_a_write_that_may_not_be_alone_any_more
     with pytest.raises(SecondaryAway, match="could not be found out"):
         await writer.execute(INSERT, 2)
     assert await strong.ids("monolith") == [1]
-
-
-def test_what_is_known_of_a_stream_is_fresh_at_every_look_and_old_before_others_rest_on_a_new_one() -> None:
-    assert 1.2 * LOOK_EVERY < mirror.KNOWN_FOR < GIVEN
-
-
-async def test_a_stream_that_comes_up_is_rested_on_once_all_have_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("cutover.dualwrite.mirror.time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(mirror, "NOTICED_AFTER", 4.0)
-    one = mirror.Mirror(lambda: True, SERVICE)
-    one.rest_on("a")
-    now += 3.9
-    assert not one.unsettled
-    now += 0.2
-    assert one.unsettled
-    one.rest_on("a")
-    assert one.unsettled, "the same one as before"
-    one.adopted(6.0)
-    now += 6.0
-    assert not one.unsettled, "others may not have taken the plan over"
-    now += 6.0
-    assert one.unsettled
-    one.rest_on("b")
-    assert not one.unsettled
-    await one.settle(cast(asyncpg.Connection, None), SERVICE)  # of who asked before it came up
-    assert one._left
