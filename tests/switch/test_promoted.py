@@ -105,7 +105,7 @@ async def failed_over(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["_fence", "_raise_sequences", "_unfence"])
+@pytest.mark.parametrize("step", ["_raise_sequences", "_unfence"])
 async def test_the_old_primarys_standby_promoted_behind_the_fence_goes_on_and_the_switch_is_undone(
     env: SwitchEnvironment, clusters: Clusters, step: str
 ) -> None:
