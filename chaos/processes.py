@@ -16,11 +16,14 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from chaos.orphans import end_with_parent
 from cutover.errors import CutoverError
 
 _context = multiprocessing.get_context("forkserver")
 # what the commands import too, which each child would import by itself; not they themselves, which it runs once more
-_context.set_forkserver_preload(["chaos.actors", "chaos.run", "chaos.results", "chaos.storm", "bench.ground"])
+_context.set_forkserver_preload(
+    ["chaos.preloaded", "chaos.actors", "chaos.run", "chaos.results", "chaos.storm", "bench.ground"]
+)
 
 #: How a child tells its parent something; it has been read when the call returns only by luck.
 Say = Callable[[str, Any], None]
@@ -40,6 +43,7 @@ def _run(main: Main, pipe: Connection, arguments: tuple[Any, ...]) -> None:
     # Ctrl-C reaches the whole group; the parent ends its children by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence()
+    end_with_parent()
     gc.freeze()  # what was imported is never looked at again, so that its pages stay the server's
     try:
         asyncio.run(main(say, *arguments))

@@ -1,0 +1,44 @@
+"""A campaign that is killed leaves no process of its own behind."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
+
+from chaos.processes import Child, Say
+from tests.waiting import until
+
+
+async def wait_for_ever(say: Say) -> None:
+    say("pids", (os.getpid(), os.getppid()))
+    await asyncio.sleep(3600)
+
+
+async def start() -> None:
+    child = Child("one", wait_for_ever)
+    print(*await child.said("pids", 30), flush=True)
+    await asyncio.sleep(3600)
+
+
+def runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_the_processes_of_a_campaign_that_is_killed_end_with_it() -> None:
+    program = "import asyncio; from tests.chaos.test_orphans import start; asyncio.run(start())"
+    campaign = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=PIPE)
+    assert campaign.stdout is not None
+    pids = [int(pid) for pid in (await asyncio.wait_for(campaign.stdout.readline(), 60)).split()]
+    assert all(map(runs, pids))
+    campaign.send_signal(signal.SIGKILL)
+    await campaign.wait()
+
+    async def gone() -> bool:
+        return not any(map(runs, pids))
+
+    await until(gone, "neither the process nor who it was forked from runs")
