@@ -118,7 +118,7 @@ async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None], *, 
         tell(f"the {stream.direction} stream was lost, and is built anew")
         await rebuild(env, tell)
         return
-    if health.stopped and await stream.exists():
+    if health.stopped:
         async with faults.step("ready.start"):
             await stream.start(copy=False, through=under_token(env, route.primary_side))
         deadline = time.monotonic() + _RUNS_SECONDS
