@@ -2,21 +2,18 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from uuid import uuid4
 
 import pytest_asyncio
 
 from cutover.control import stages
 from cutover.control.database import Control
-from cutover.flags import store as flags
 from cutover.monitor import permanent
 from cutover.monitor.findings import Finding
-from cutover.plan.load import load_text
-from cutover.postgres import epoch, fence
-from cutover.postgres.databases import Database, Pair, Side
+from cutover.postgres import fence
+from cutover.postgres.databases import SIDES, Database, Side
 from cutover.switch import finish, reverse, section
 from cutover.switch.environment import SwitchEnvironment
-from tests.switch.conftest import DDL, PLAN, TABLES, drop_streams, order
+from tests.switch.conftest import OUTBOX_PLAN, TABLES, drop_streams, installed, order
 from tests.switch.conftest import env as env  # the fixtures of a service between two real clusters
 from tests.switch.conftest import work as work
 from tests.waiting import until
@@ -74,18 +71,11 @@ async def watched(env: SwitchEnvironment) -> Watched:
 @pytest_asyncio.fixture
 async def outbox(monolith_db: Database, service_db: Database, control: Control) -> AsyncIterator[Watched]:
     """`stream: outbox`, started without a copy; no relay runs."""
-    service = f"s{uuid4().hex[:8]}"
-    pair = Pair("test", service, monolith_db, service_db, TABLES)
-    for side in ("monolith", "service"):
-        async with pair.at(side).session() as connection:
-            await connection.execute(DDL)
-            await epoch.install(connection, service, side)
-            await fence.install(connection, service, TABLES, closed=side == "service")
+    env = await installed(monolith_db, service_db, control, OUTBOX_PLAN)
+    for side in SIDES:
+        async with env.pair.at(side).session() as connection:
             await fence.make_always(connection, TABLES)
-    plan = load_text(PLAN.replace("    tables:", "    stream: outbox\n    tables:").format(service=service))
-    env = SwitchEnvironment(plan, pair, control)
-    await flags.ensure(control, "test", service)
-    await stages.set_stage(control, "test", service, "ready")
+    await stages.set_stage(control, "test", env.pair.service, "ready")
     await env.stream("forward").start(copy=False)
     try:
         yield Watched(env)

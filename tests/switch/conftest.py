@@ -18,7 +18,7 @@ from cutover.monitor import catalogs
 from cutover.plan.dsn import variable
 from cutover.plan.load import load_text
 from cutover.postgres import epoch, fence
-from cutover.postgres.databases import Database, Direction, Pair, Side
+from cutover.postgres.databases import SIDES, Database, Direction, Pair, Side
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.passes import Job, run_pass
 from cutover.settings import Settings
@@ -74,18 +74,30 @@ async def drop_streams(env: SwitchEnvironment) -> None:
         await env.stream(direction).drop()
 
 
-@pytest_asyncio.fixture
-async def env(monolith_db: Database, service_db: Database, control: Control) -> AsyncIterator[SwitchEnvironment]:
-    """Backfilled and streaming forwards, fenced at the service, no clients."""
+#: The plan with `stream: outbox`.
+OUTBOX_PLAN = PLAN.replace("    tables:", "    stream: outbox\n    tables:")
+
+
+async def installed(
+    monolith_db: Database, service_db: Database, control: Control, plan: str = PLAN
+) -> SwitchEnvironment:
+    """A service of its own with tables, fences (a first copy passes the one at the service) and flags; no stream."""
     service = f"s{uuid4().hex[:8]}"
     pair = Pair("test", service, monolith_db, service_db, TABLES)
-    for side in ("monolith", "service"):
+    for side in SIDES:
         async with pair.at(side).session() as connection:
             await connection.execute(DDL)
             await epoch.install(connection, service, side)
             await fence.install(connection, service, TABLES, closed=side == "service")
-    environment = SwitchEnvironment(load_text(PLAN.format(service=service)), pair, control)
     await flags.ensure(control, "test", service)
+    return SwitchEnvironment(load_text(plan.format(service=service)), pair, control)
+
+
+@pytest_asyncio.fixture
+async def env(monolith_db: Database, service_db: Database, control: Control) -> AsyncIterator[SwitchEnvironment]:
+    """Backfilled and streaming forwards, fenced at the service, no clients."""
+    environment = await installed(monolith_db, service_db, control)
+    pair = environment.pair
     async with pair.monolith.session() as source:
         await source.execute("INSERT INTO trades (price, note) SELECT i, 'row ' || i FROM generate_series(1, 200) i")
     stream = environment.stream("forward")

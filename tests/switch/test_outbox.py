@@ -3,20 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from cutover.control.database import Control
-from cutover.flags import store as flags
-from cutover.plan.load import load_text
-from cutover.postgres import epoch, fence
+from cutover.postgres import fence
 from cutover.postgres.databases import Database, Direction, Pair, Side
 from cutover.streams.outbox import Backfill, Relay
 from cutover.switch import finish, reverse, section
-from cutover.switch.environment import SwitchEnvironment
-from tests.switch.conftest import DDL, PLAN, TABLES, drop_streams, order, verify
+from tests.switch.conftest import OUTBOX_PLAN, TABLES, drop_streams, installed, order, verify
 from tests.waiting import until
 
 
@@ -38,18 +34,10 @@ async def relays(pair: Pair) -> AsyncIterator[None]:
 async def test_a_switch_and_a_rollback_on_the_outbox_lose_nothing(
     monolith_db: Database, service_db: Database, control: Control
 ) -> None:
-    service = f"s{uuid4().hex[:8]}"
-    pair = Pair("test", service, monolith_db, service_db, TABLES)
-    for side in ("monolith", "service"):
-        async with pair.at(side).session() as connection:
-            await connection.execute(DDL)
-            await epoch.install(connection, service, side)
-            await fence.install(connection, service, TABLES, closed=side == "service")
+    env = await installed(monolith_db, service_db, control, OUTBOX_PLAN)
+    pair = env.pair
     async with pair.target.session() as sink:
         await fence.make_always(sink, TABLES)
-    plan = PLAN.replace("    tables:", "    stream: outbox\n    tables:")
-    env = SwitchEnvironment(load_text(plan.format(service=service)), pair, control)
-    await flags.ensure(control, "test", service)
     async with pair.monolith.session() as source:
         await source.execute("INSERT INTO trades (price, note) SELECT i, 'row ' || i FROM generate_series(1, 200) i")
     written: list[str] = []

@@ -6,7 +6,6 @@ has not died but sleeps, and wakes up when all is over.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -17,15 +16,14 @@ from cutover.control.database import Control
 from cutover.errors import NotYet, Unreachable
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
-from cutover.plan.load import load_text
-from cutover.postgres import epoch, fence, outbox_quarantine
-from cutover.postgres.databases import Database, Pair, Side, other
+from cutover.postgres import fence, outbox_quarantine
+from cutover.postgres.databases import Database, Side, other
 from cutover.streams.logical import LogicalStream
 from cutover.streams.outbox import OutboxStream
 from cutover.switch import finish, reverse, section
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.mending import mend
-from tests.switch.conftest import DDL, PLAN, TABLES, Work, drop_streams, order, verify
+from tests.switch.conftest import OUTBOX_PLAN, TABLES, Work, drop_streams, installed, order, verify
 from tests.switch.test_mending import POINTS, Killed, dropped, in_order
 from tests.switch.test_outbox import relays
 from tests.switch.test_section import same_rows, writable
@@ -209,19 +207,11 @@ async def test_a_lost_way_back_whose_making_anew_was_cut_off_is_made_by_the_next
 @pytest_asyncio.fixture
 async def outbox(monolith_db: Database, service_db: Database, control: Control) -> AsyncIterator[SwitchEnvironment]:
     """The same of `stream: outbox`, with relays that run."""
-    service = f"s{uuid4().hex[:8]}"
-    pair = Pair("test", service, monolith_db, service_db, TABLES)
-    for side in ("monolith", "service"):
-        async with pair.at(side).session() as connection:
-            await connection.execute(DDL)
-            await epoch.install(connection, service, side)
-            await fence.install(connection, service, TABLES, closed=side == "service")
+    env = await installed(monolith_db, service_db, control, OUTBOX_PLAN)
+    pair = env.pair
     async with pair.target.session() as sink:
         await fence.make_always(sink, TABLES)
-    plan = PLAN.replace("    tables:", "    stream: outbox\n    tables:")
-    env = SwitchEnvironment(load_text(plan.format(service=service)), pair, control)
-    await flags.ensure(control, "test", service)
-    await stages.set_stage(control, "test", service, "ready")
+    await stages.set_stage(control, "test", pair.service, "ready")
     await catalogs.take(control, pair, env.plan.hash, by="test")
     await env.stream("forward").start(copy=False)
     await env.changed("forward").prepare()

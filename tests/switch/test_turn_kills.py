@@ -22,7 +22,7 @@ from cutover.postgres.databases import SIDES, Database, Side, other
 from tests.dualwrite.both_sides import SERVICE, Both
 from tests.servers import Clusters
 from tests.switch.places import driver, planned
-from tests.switch.test_versions import ALL, OLDEST, RUNNING, Moving, cluster_of, open_moving, under_writers
+from tests.switch.test_versions import ALL, OLDEST, RUNNING, Moving, clusters_of, open_moving, under_writers
 from tests.versions import USUAL
 
 PAIRS = [(USUAL, 15), *([(15, USUAL), (OLDEST, OLDEST)] if ALL else [])]
@@ -63,12 +63,8 @@ def switches() -> Iterator[tuple[Fault, ...]]:
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0]} to {pair[1]}")
 def servers(clusters: Clusters, request: pytest.FixtureRequest) -> Iterator[Clusters]:
-    monolith, service = request.param
-    with (
-        cluster_of("monolith", monolith, clusters.monolith) as one,
-        cluster_of("services", service, clusters.services) as two,
-    ):
-        yield Clusters(one, two)
+    with clusters_of(request.param, clusters) as both:
+        yield both
 
 
 @asynccontextmanager

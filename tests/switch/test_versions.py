@@ -52,11 +52,17 @@ RUNNING = (
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0]} to {pair[1]}")
 def servers(clusters: Clusters, request: pytest.FixtureRequest) -> Iterator[Clusters]:
-    """The monolith's cluster and the service's, of the versions asked for."""
-    monolith, service = request.param
+    with clusters_of(request.param, clusters) as both:
+        yield both
+
+
+@contextmanager
+def clusters_of(majors: tuple[int, int], usual: Clusters) -> Iterator[Clusters]:
+    """The monolith's cluster and the service's, of these versions."""
+    monolith, service = majors
     with (
-        cluster_of("monolith", monolith, clusters.monolith) as one,
-        cluster_of("services", service, clusters.services) as two,
+        cluster_of("monolith", monolith, usual.monolith) as one,
+        cluster_of("services", service, usual.services) as two,
     ):
         yield Clusters(one, two)
 
