@@ -255,7 +255,7 @@ async def test_a_transaction_that_is_open_across_the_end_of_a_reading_is_read_wh
     assert await keys(world) == {"t": {'["1"]', '["2"]'}}
 
 
-@pytest.mark.parametrize(("limit", "reach"), [(10_000, 40), (1, 1_000_000)])
+@pytest.mark.parametrize(("limit", "reach"), [(10_000, 40), (1, 40), (1, 1_000_000)])
 async def test_wherever_a_reading_ends_no_commit_is_passed_over(
     world: World, changed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, limit: int, reach: int
 ) -> None:
