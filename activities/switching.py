@@ -148,17 +148,13 @@ class SwitchActivities:
     @implements(s.DETACH_KEYS)
     async def detach_keys(self, ref: m.Ref) -> m.Facts:
         """Foreign keys across services that begin or end here leave the monolith; their definitions are kept."""
-        context = self.context
-        count = await crossing.detach(await context.plan(ref), await context.pair(ref), context.control)
-        return m.Facts(facts={"keys": count})
+        return m.Facts(facts={"keys": await crossing.detach(await self._environment(ref))})
 
     @implements(s.RESTORE_KEYS)
     async def restore_keys(self, ref: m.Ref) -> m.Facts:
         """The keys whose tables are all back at the monolith, validated."""
         context = self.context
-        problems = await crossing.reattach(
-            await context.plan(ref), await context.pair(ref), context.control, context.settings.database
-        )
+        problems = await crossing.reattach(await self._environment(ref), context.settings.database)
         for problem in problems:
             # a key whose rows refer to nothing is a person's matter; it does not undo a rollback
             alert = Alert("foreign-key", "warning", ref.migration, context.service(ref), problem, subject=problem)

@@ -79,7 +79,8 @@ STEPS: dict[str, str] = {
     "mend.fences": "the fences are set by the route",
     # foreign keys that cross services
     "keys.detach": "a key that crosses services is taken off the monolith",
-    "keys.restore": "a key is put back and validated",
+    "keys.restore": "a key is put back, for new rows",
+    "keys.validate": "it is validated, and noted as being there",
     # the outbox
     "backfill.range": "a range of the first copy is copied and noted, in one transaction",
     "backfill.sweep": "rows that were deleted meanwhile are deleted from a copied table",

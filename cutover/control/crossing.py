@@ -1,10 +1,11 @@
 """Foreign keys of the monolith that cross services: their definitions, and which of them are taken away now."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from cutover.control import audit
+from cutover.control import audit, switches
 from cutover.control.audit import Entry
 from cutover.control.database import Control
 from cutover.plan.models import ForeignKeyRule
@@ -21,6 +22,11 @@ class CrossingRecord:
     holder: str
     parent: str
     detached: bool
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The two services."""
+        return self.holder, self.parent
 
 
 def _key(text: str) -> ForeignKey:
@@ -68,10 +74,14 @@ async def every(control: Control, migration: str) -> list[CrossingRecord]:
     ]
 
 
-async def set_detached(control: Control, migration: str, key: ForeignKey, detached: bool) -> None:
-    """Notes that a key was taken away or put back, with an audit row."""
+async def set_detached(
+    control: Control, migration: str, key: ForeignKey, detached: bool, attempts: Iterable[switches.SwitchRow]
+) -> None:
+    """Notes that a key was taken away or put back, with an audit row. Raises StaleAttempt where one was overtaken."""
     action = "foreign-key.detached" if detached else "foreign-key.restored"
     async with control.acting("cutover", action, migration=migration, detail={"key": key.name}) as connection:
+        for attempt in attempts:
+            await switches.hold_token(connection, attempt)
         await connection.execute(
             "UPDATE control.crossing_key SET detached = $4, changed_at = clock_timestamp() "
             "WHERE migration = $1 AND table_name = $2 AND name = $3",

@@ -231,7 +231,8 @@ class Cluster:
             _kill(pid, signal.SIGKILL)
             for child in processes.working_in(self.data):
                 _kill(child, signal.SIGKILL)
-            processes.wait_until(lambda: not processes.is_ours(pid, str(self.data)), 10)
+            # a dying process loses its memory, and its name with it, before its sockets
+            processes.wait_until(lambda: not (processes.is_ours(pid, str(self.data)) or port_in_use(self.port)), 10)
 
     def restart(self) -> None:
         """Stop if it runs, then start."""

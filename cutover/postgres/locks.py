@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import asyncpg
 
@@ -11,6 +11,8 @@ from cutover.postgres.identifiers import TableName
 
 LOCK_TIMEOUT = "200ms"
 ATTEMPTS = 25
+#: What is asked in a statement's transaction, right before it; it refuses by raising.
+Guard = Callable[[asyncpg.Connection], Awaitable[None]]
 _PAUSE = 0.2  # seconds between attempts, with jitter: everybody behind us in the lock's queue gets a turn
 
 _BLOCKERS = """
@@ -24,16 +26,24 @@ ORDER BY 4 DESC NULLS LAST LIMIT 5
 
 
 async def with_lock_limit(
-    connection: asyncpg.Connection, statement: str, tables: Iterable[TableName], what: str, *, attempts: int = ATTEMPTS
+    connection: asyncpg.Connection,
+    statement: str,
+    tables: Iterable[TableName],
+    what: str,
+    *,
+    attempts: int = ATTEMPTS,
+    guard: Guard | None = None,
 ) -> None:
     """Runs a DDL statement whose wait for locks is short and repeated, so that it never holds up the application.
 
-    Raises NotYet that names who holds the tables.
+    Raises NotYet that names who holds the tables, and what `guard` raises.
     """
     for attempt in range(attempts):
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                if guard is not None:
+                    await guard(connection)
                 await connection.execute(statement)
             return
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):

@@ -90,8 +90,12 @@ class Attempt:
         connection = await self.session(side)
         async with connection.transaction():
             await connection.execute(_LOCK_TIMEOUT, lock_timeout)
-            await epoch.hold_token(connection, self.env.pair.service, self.row.token)
+            await self.hold_token(connection)
             yield connection
+
+    async def hold_token(self, connection: asyncpg.Connection) -> None:
+        """Guards an effect in a transaction of the caller's, on a side that is seized. Raises StaleAttempt."""
+        await epoch.hold_token(connection, self.env.pair.service, self.row.token)
 
     def at_leisure(self, side: Side) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """An effect outside of a pause: it may wait for our own relays, which hold no lock of the application's."""
@@ -125,7 +129,7 @@ async def open_attempt(
     async with faults.step("switch.token"):
         row = await switches.raise_token(env.control, env.pair.migration, env.pair.service, states)
     if row is None:
-        raise Refused(f"{env.pair.service}: another switch has begun; its streams are left alone")
+        raise Refused(f"{env.pair.service}: another switch has begun; it is left alone")
     attempt = Attempt(env, row, seconds)
     try:
         yield attempt
@@ -134,19 +138,21 @@ async def open_attempt(
 
 
 @asynccontextmanager
-async def between_switches(env: SwitchEnvironment, primary_side: Side) -> AsyncIterator[Attempt]:
-    """An attempt for work between two switches, while writes are at `primary_side`: it holds the token at both sides.
+async def between_switches(
+    env: SwitchEnvironment, primary_side: Side, sides: Sequence[Side] = SIDES
+) -> AsyncIterator[Attempt]:
+    """An attempt for work between two switches, while writes are at `primary_side`: it holds the token at `sides`.
 
     A switch that begins meanwhile ends its sessions before it looks at anything. Raises Refused where writes are at the
     other side or a switch is under way, NotYet where another attempt took over, Unreachable.
     """
     try:
         async with open_attempt(env, switches.SETTLED, _LEISURE_SECONDS) as attempt:
-            for side in SIDES:
+            for side in sides:
                 await attempt.seize(side)
             route = await flags.get(env.control, env.pair.migration, env.pair.service)
             if route.primary_side != primary_side:
-                raise Refused(f"{env.pair.service} is writable at the {route.primary_side}; its streams are left alone")
+                raise Refused(f"{env.pair.service} is writable at the {route.primary_side}; it is left alone")
             yield attempt
     except StaleAttempt as error:
         raise NotYet(str(error)) from None

@@ -7,21 +7,25 @@ before the real key goes. When both ends are home again they are put back and va
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 
 import asyncpg
 
 from cutover import faults
 from cutover.control import crossing as records
+from cutover.control import switches
 from cutover.control.database import Control
-from cutover.errors import CutoverError, NotYet, Unreachable
+from cutover.errors import CutoverError, NotYet, Refused, Unreachable
 from cutover.flags import store as flags
 from cutover.pairs import pair
 from cutover.plan.models import Plan
-from cutover.postgres import foreign_keys, loose_keys
+from cutover.postgres import epoch, foreign_keys, loose_keys
 from cutover.postgres.databases import Database, Pair
 from cutover.postgres.epoch import FENCED_SQLSTATE
 from cutover.postgres.identifiers import TableName
+from cutover.switch.attempt import Attempt, between_switches
+from cutover.switch.environment import SwitchEnvironment
 
 Databases = Callable[[str], Database]
 
@@ -60,47 +64,99 @@ async def capture(plan: Plan, service: Pair, control: Control) -> list[str]:
     return [record.key.name for record in mine]
 
 
-async def detach(plan: Plan, service: Pair, control: Control) -> int:
-    """Takes every key that begins or ends at this service off the monolith; how many were there."""
+async def detach(env: SwitchEnvironment) -> int:
+    """Takes every key that begins or ends at this service off the monolith; how many were there.
+
+    Raises NotYet where somebody's lock is in the way or another attempt took over, Refused where a switch has begun.
+    """
+    async with between_switches(env, "monolith", ("monolith",)) as attempt:
+        return await take_off(env, attempt)
+
+
+async def take_off(env: SwitchEnvironment, attempt: Attempt) -> int:
+    """The same under the token of an attempt that has seized the monolith: a switch makes sure of it once more.
+
+    Another service that came home meanwhile may have put a key back.
+    """
     count = 0
-    async with service.monolith.session("cutover-crossing") as monolith:
-        for record in await records.every(control, plan.migration):
-            if service.service not in (record.holder, record.parent):
-                continue
-            # the note comes first: a key that is gone without one would never come back
-            if not record.detached:
-                await records.set_detached(control, plan.migration, record.key, True)
-            async with faults.step("keys.detach"):
-                count += await foreign_keys.drop(monolith, record.key)
+    monolith = await attempt.session("monolith")
+    for record in await records.every(env.control, env.plan.migration):
+        if env.pair.service not in record.ends:
+            continue
+        # the note comes first: a key that is gone without one would never come back
+        if not record.detached:
+            await records.set_detached(env.control, env.plan.migration, record.key, True, [attempt.row])
+        async with faults.step("keys.detach"):
+            count += await foreign_keys.drop(monolith, record.key, attempt.hold_token)
     return count
 
 
-async def reattach(plan: Plan, service: Pair, control: Control, database: Databases) -> list[str]:
+async def reattach(env: SwitchEnvironment, database: Databases) -> list[str]:
     """Puts back the keys of this service whose both ends are writable at the monolith; problems in words.
 
-    What their queues still hold is done first, or the validation would meet children without parents. Raises NotYet
-    where somebody's lock is in the way, Unreachable: called again, it goes on with the keys that are still away.
+    A key whose other end is just being switched is left to that switch's own run. Raises NotYet where somebody's lock
+    is in the way or another attempt took over, Unreachable: called again, it goes on with the keys still away.
     """
-    routes = await flags.all(control, plan.migration)
     problems: list[str] = []
-    for record in await records.every(control, plan.migration):
-        ends = (record.holder, record.parent)
-        if not record.detached or service.service not in ends:
-            continue
-        if any(routes[end].primary_side != "monolith" for end in ends):
+    for record in await records.every(env.control, env.plan.migration):
+        if not record.detached or env.pair.service not in record.ends or not await _home(env, record):
             continue
         try:
-            if record.rule == "loose":
-                await _process(plan, record, control, database)
-            async with faults.step("keys.restore"):
-                async with service.monolith.session("cutover-crossing") as monolith:
-                    await foreign_keys.restore(monolith, record.key)
-                await records.set_detached(control, plan.migration, record.key, False)
+            await _put_back(env, record, database)
         except (NotYet, Unreachable):
             raise  # it passes by itself, and nobody would put the key back later
         except CutoverError as error:
             problems.append(str(error))
     return problems
+
+
+async def _home(env: SwitchEnvironment, record: records.CrossingRecord) -> bool:
+    """Whether both ends are writable at the monolith, and no switch of the other service is under way."""
+    routes = await flags.all(env.control, env.plan.migration)
+    if any(routes[end].primary_side != "monolith" for end in record.ends):
+        return False
+    others = [end for end in record.ends if end != env.pair.service]
+    return not any([await switches.under_way(env.control, env.plan.migration, end) for end in others])
+
+
+async def _put_back(env: SwitchEnvironment, record: records.CrossingRecord, database: Databases) -> None:
+    """Under the tokens of both ends: no attempt of either that took keys off and slept acts later on this one.
+
+    What the key's queues still hold is done before the rows are validated, or they would be children without parents.
+    """
+    async with AsyncExitStack() as held:
+        attempts: list[Attempt] = []
+        for end in sorted(set(record.ends)):
+            at = replace(env, pair=pair(env.plan, end, database))
+            if end != env.pair.service and not await _installed(at):
+                continue
+            try:
+                attempts.append(await held.enter_async_context(between_switches(at, "monolith", ("monolith",))))
+            except Refused as error:
+                raise NotYet(f"foreign key {record.key.name!r} is still away: {error}") from None
+
+        async def guard(connection: asyncpg.Connection) -> None:
+            for attempt in attempts:
+                await attempt.hold_token(connection)
+
+        loose = record.rule == "loose"
+        if loose:
+            await _process(env.plan, record, env.control, database)
+        monolith = await held.enter_async_context(env.pair.monolith.session("cutover-crossing"))
+        async with faults.step("keys.restore"):
+            await foreign_keys.restore(monolith, record.key, guard)
+        if loose:  # once more: from here on deletes do by themselves what the key says
+            await _process(env.plan, record, env.control, database)
+        async with faults.step("keys.validate"):
+            await foreign_keys.validate(monolith, record.key)
+            rows = [attempt.row for attempt in attempts]
+            await records.set_detached(env.control, env.plan.migration, record.key, False, rows)
+
+
+async def _installed(env: SwitchEnvironment) -> bool:
+    """Whether the service's token has a place at the monolith; before that it has no attempts either."""
+    async with env.pair.monolith.session("cutover-crossing") as monolith:
+        return await epoch.read(monolith, env.pair.service) is not None
 
 
 async def process(plan: Plan, service: str, control: Control, database: Databases) -> int:

@@ -19,7 +19,7 @@ from cutover.postgres.identifiers import TableName
 from cutover.reconcile.changed import ChangedKeys
 from cutover.reconcile.sides import at_once
 from cutover.streams.base import Marker
-from cutover.switch import servers
+from cutover.switch import crossing, servers
 from cutover.switch.attempt import Attempt
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
 from cutover.switch.models import StepTiming, SwitchOutcome, SwitchRequest
@@ -160,6 +160,8 @@ class Forward:
         await servers.require_known(self.env)
         for side in SIDES:
             await self.attempt.seize(side)
+        if self.request.to_side == "service":
+            await crossing.take_off(self.env, self.attempt)
         # only now: whoever was about to drop a stream cannot any more
         await self._require_stream()
         await self._require_way_back()

@@ -66,6 +66,6 @@ async def keys(say: Say, place: PlannedPlace, what: Keys, sequence: Sequence[Fau
     """The activity that takes the service's keys off the monolith, or puts them back; says what it returns."""
     async with place.opened() as env, _armed(sequence, folder):
         if what == "detach":
-            await _telling(say, crossing.detach(env.plan, env.pair, env.control))
+            await _telling(say, crossing.detach(env))
         else:
-            await _telling(say, crossing.reattach(env.plan, env.pair, env.control, place.named.__getitem__))
+            await _telling(say, crossing.reattach(env, place.named.__getitem__))

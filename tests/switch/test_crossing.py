@@ -1,6 +1,8 @@
 """Foreign keys that cross services: taken off before a switch, acting through a queue, and put back."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,12 +14,14 @@ from chaos.injection import Fault, Kind
 from chaos.turns import Turn
 from cutover import faults
 from cutover.control import crossing as records
+from cutover.control import switches
 from cutover.control.database import Control
-from cutover.errors import Unreachable
+from cutover.errors import NotYet, Unreachable
 from cutover.flags import store as flags
 from cutover.plan.load import load_text
 from cutover.plan.models import Plan
-from cutover.postgres import epoch, fence
+from cutover.postgres import epoch, fence, foreign_keys
+from cutover.postgres.catalog import ForeignKey
 from cutover.postgres.databases import Database, Pair, Side, other
 from cutover.postgres.identifiers import TableName
 from cutover.switch import crossing
@@ -66,6 +70,9 @@ class World:
         target = self.database(self.plan.service(service).database)
         return Pair("crossing", service, self.database("monolith"), target, names)
 
+    def env(self, service: str) -> SwitchEnvironment:
+        return SwitchEnvironment(self.plan, self.pair(service), self.control)
+
     async def run(self, database: str, sql: str) -> list[tuple[object, ...]]:
         async with self.database(database).session() as connection:
             return [tuple(row) for row in await connection.fetch(sql)]
@@ -83,6 +90,8 @@ async def world(
             await connection.execute(DDL)
     for service in made.plan.services:
         await flags.ensure(control, "crossing", service)
+        async with monolith_db.session() as connection:
+            await epoch.install(connection, service, "monolith")
     await made.run("monolith", "INSERT INTO users SELECT generate_series(1, 5)")
     await made.run("monolith", "INSERT INTO strategies SELECT generate_series(1, 5)")
     await made.run("monolith", "INSERT INTO trades SELECT i, i, i FROM generate_series(1, 5) i")
@@ -92,8 +101,8 @@ async def world(
 async def test_a_loose_key_acts_through_its_queue_once_the_real_one_is_gone(world: World) -> None:
     for service in world.plan.services:
         await crossing.capture(world.plan, world.pair(service), world.control)
-    assert await crossing.detach(world.plan, world.pair("trading"), world.control) == 2
-    assert await crossing.detach(world.plan, world.pair("trading"), world.control) == 0
+    assert await crossing.detach(world.env("trading")) == 2
+    assert await crossing.detach(world.env("trading")) == 0
     await world.run("monolith", "DELETE FROM users WHERE id = 3")
     assert await world.run("monolith", "SELECT count(*) FROM trades") == [(5,)]
     assert await crossing.process(world.plan, "accounts", world.control, world.database) == 1
@@ -103,7 +112,7 @@ async def test_a_loose_key_acts_through_its_queue_once_the_real_one_is_gone(worl
 async def test_children_follow_to_wherever_they_are_writable(world: World) -> None:
     for service in world.plan.services:
         await crossing.capture(world.plan, world.pair(service), world.control)
-    await crossing.detach(world.plan, world.pair("accounts"), world.control)
+    await crossing.detach(world.env("accounts"))
     await flags.flip(
         world.control, "crossing", "accounts", primary_side="service", epoch=1, actor="test", pause_id=None
     )
@@ -116,17 +125,17 @@ async def test_children_follow_to_wherever_they_are_writable(world: World) -> No
 async def test_keys_come_back_validated_when_both_ends_are_home_and_not_before(world: World) -> None:
     for service in world.plan.services:
         await crossing.capture(world.plan, world.pair(service), world.control)
-    await crossing.detach(world.plan, world.pair("trading"), world.control)
+    await crossing.detach(world.env("trading"))
     await flags.flip(
         world.control, "crossing", "accounts", primary_side="service", epoch=1, actor="test", pause_id=None
     )
-    assert await crossing.reattach(world.plan, world.pair("trading"), world.control, world.database) == []
+    assert await crossing.reattach(world.env("trading"), world.database) == []
     assert all(record.detached for record in await records.every(world.control, "crossing"))
     await flags.flip(
         world.control, "crossing", "accounts", primary_side="monolith", epoch=2, actor="test", pause_id=None
     )
     await world.run("monolith", "DELETE FROM users WHERE id = 1")
-    assert await crossing.reattach(world.plan, world.pair("trading"), world.control, world.database) == []
+    assert await crossing.reattach(world.env("trading"), world.database) == []
     assert await world.run(
         "monolith", "SELECT count(*), bool_and(convalidated) FROM pg_constraint WHERE contype = 'f'"
     ) == [(2, True)]
@@ -136,24 +145,25 @@ async def test_a_key_that_was_noted_and_not_taken_off_is_taken_off_by_the_next_a
     world: World,
 ) -> None:
     async def die(point: str) -> None:
-        raise Unreachable(f"killed at {point}")
+        if point == "keys.detach.before":
+            raise Unreachable(f"killed at {point}")
 
     for service in world.plan.services:
         await crossing.capture(world.plan, world.pair(service), world.control)
     with faults.armed(die), pytest.raises(Unreachable, match=r"keys\.detach\.before"):
-        await crossing.detach(world.plan, world.pair("trading"), world.control)
+        await crossing.detach(world.env("trading"))
     assert [record.detached for record in await records.every(world.control, "crossing")].count(True) == 1
-    assert await crossing.detach(world.plan, world.pair("trading"), world.control) == 2
-    assert await crossing.reattach(world.plan, world.pair("trading"), world.control, world.database) == []
+    assert await crossing.detach(world.env("trading")) == 2
+    assert await crossing.reattach(world.env("trading"), world.database) == []
     assert await world.run("monolith", "SELECT count(*) FROM pg_constraint WHERE contype = 'f'") == [(2,)]
 
 
 async def test_a_key_that_cannot_be_put_back_is_reported_and_stays_away(world: World) -> None:
     for service in world.plan.services:
         await crossing.capture(world.plan, world.pair(service), world.control)
-    await crossing.detach(world.plan, world.pair("trading"), world.control)
+    await crossing.detach(world.env("trading"))
     await world.run("monolith", "DELETE FROM strategies WHERE id = 4")
-    problems = await crossing.reattach(world.plan, world.pair("trading"), world.control, world.database)
+    problems = await crossing.reattach(world.env("trading"), world.database)
     assert len(problems) == 1
     assert "trades_strategy_id_fkey" in problems[0]
 
@@ -161,15 +171,89 @@ async def test_a_key_that_cannot_be_put_back_is_reported_and_stays_away(world: W
 async def test_a_key_that_only_had_to_wait_is_no_problem_to_report_and_the_next_call_puts_it_back(world: World) -> None:
     pair = world.pair("trading")
     await crossing.capture(world.plan, pair, world.control)
-    await crossing.detach(world.plan, pair, world.control)
+    await crossing.detach(world.env("trading"))
 
     async def away(point: str) -> None:
         if point == "keys.restore.before":
             raise Unreachable("the monolith does not answer")
 
     with faults.armed(away), pytest.raises(Unreachable):
-        await crossing.reattach(world.plan, pair, world.control, world.database)
-    assert await crossing.reattach(world.plan, pair, world.control, world.database) == []
+        await crossing.reattach(world.env("trading"), world.database)
+    assert await crossing.reattach(world.env("trading"), world.database) == []
+    assert await world.run("monolith", REAL_KEYS) == [(2,)]
+
+
+async def asleep(calling: Awaitable[object], at: str, meanwhile: Callable[[], Awaitable[object]]) -> None:
+    """An attempt sleeps at that point; when it wakes another one has done its work, and it has no effect any more."""
+    sleeps, wakes = asyncio.Event(), asyncio.Event()
+
+    async def sleep(point: str) -> None:
+        if point == at and not sleeps.is_set():
+            sleeps.set()
+            await wakes.wait()
+
+    with faults.armed(sleep):
+        sleeper = asyncio.ensure_future(calling)
+        await asyncio.wait_for(sleeps.wait(), 20)
+        await meanwhile()
+        wakes.set()
+        with pytest.raises((NotYet, Unreachable)):
+            await sleeper
+
+
+@pytest.mark.parametrize("by", ["trading", "accounts"])
+async def test_an_attempt_that_slept_does_not_take_off_a_key_that_was_put_back_meanwhile(world: World, by: str) -> None:
+    for service in world.plan.services:
+        await crossing.capture(world.plan, world.pair(service), world.control)
+
+    async def meanwhile() -> None:
+        assert await crossing.reattach(world.env(by), world.database) == []
+
+    await asleep(crossing.detach(world.env("trading")), "keys.detach.before", meanwhile)
+    assert await world.run("monolith", REAL_KEYS) == [(2,)]
+    assert not any(record.detached for record in await records.every(world.control, "crossing"))
+
+
+@pytest.mark.parametrize("by", ["trading", "accounts"])
+@pytest.mark.parametrize("at", ["keys.restore.before", "keys.validate.before", "validated.before"])
+async def test_an_attempt_that_slept_neither_puts_back_a_key_nor_says_so_once_it_was_taken_off(
+    world: World, monkeypatch: pytest.MonkeyPatch, at: str, by: str
+) -> None:
+    validate = foreign_keys.validate
+
+    async def then_pass(connection: asyncpg.Connection, key: ForeignKey) -> None:
+        await validate(connection, key)
+        async with faults.step("validated"):  # and not yet noted
+            return
+
+    monkeypatch.setattr(foreign_keys, "validate", then_pass)
+    for service in world.plan.services:
+        await crossing.capture(world.plan, world.pair(service), world.control)
+    await crossing.detach(world.env("trading"))
+    again = partial(crossing.detach, world.env(by))
+    await asleep(crossing.reattach(world.env("trading"), world.database), at, again)
+    assert await world.run("monolith", REAL_KEYS) == [(0,)]
+    assert all(record.detached for record in await records.every(world.control, "crossing"))
+
+
+async def test_a_key_whose_other_service_is_just_being_switched_is_left_to_that_ones_run(world: World) -> None:
+    for service in world.plan.services:
+        await crossing.capture(world.plan, world.pair(service), world.control)
+    await crossing.detach(world.env("trading"))
+    row = await switches.raise_token(world.control, "crossing", "accounts")
+    assert row is not None
+    await switches.begin(
+        world.control, row, switch_id="s", to_side="monolith", from_side="service", from_epoch=0, plan_hash=""
+    )
+    assert await crossing.reattach(world.env("trading"), world.database) == []
+    assert await world.run("monolith", REAL_KEYS) == [(0,)]
+
+
+async def test_a_key_comes_back_whose_other_service_was_never_installed(world: World) -> None:
+    await world.run("monolith", "DELETE FROM cutover.epoch WHERE service = 'accounts'")
+    await crossing.capture(world.plan, world.pair("trading"), world.control)
+    await crossing.detach(world.env("trading"))
+    assert await crossing.reattach(world.env("trading"), world.database) == []
     assert await world.run("monolith", REAL_KEYS) == [(2,)]
 
 
@@ -180,7 +264,7 @@ async def test_children_without_parents_are_counted_once_nobody_checks_the_key_a
     for service in world.plan.services:
         await crossing.capture(world.plan, world.pair(service), world.control)
     assert await orphans() == 0
-    await crossing.detach(world.plan, world.pair("trading"), world.control)
+    await crossing.detach(world.env("trading"))
     await world.run("monolith", "DELETE FROM users WHERE id = 1")
     assert await orphans() == 0  # its queue was followed meanwhile
     await world.run("monolith", "INSERT INTO trades VALUES (77, 9999, NULL), (78, 9999, NULL), (79, 2, 12345)")
@@ -190,15 +274,19 @@ async def test_children_without_parents_are_counted_once_nobody_checks_the_key_a
 
 #: What happens at a point of the step that takes keys away, and again of the one that puts them back; the last one is
 #: the place. Behind a cut COMMIT of the first key the second one follows.
-FAULTS: list[tuple[Kind, bool, str]] = [
-    ("kill", False, "before"),
-    ("kill", False, "after"),
-    ("error", False, "before"),
-    ("error", True, "after"),
-    ("reset", False, "before"),
-    ("reset", True, "before"),
-    ("reset", False, "after"),
-    ("reset", True, "after"),
+FAULTS: list[tuple[Kind, bool, str, str]] = [
+    ("kill", False, "before", "restore.before"),
+    ("kill", False, "after", "restore.after"),
+    ("error", False, "before", "restore.before"),
+    ("error", True, "after", "restore.after"),
+    ("reset", False, "before", "restore.before"),
+    ("reset", True, "before", "restore.before"),
+    ("reset", False, "after", "validate.before"),
+    ("reset", True, "after", "validate.before"),
+    ("kill", False, "before", "validate.before"),
+    ("kill", False, "after", "validate.after"),
+    ("error", True, "before", "validate.before"),
+    ("error", False, "after", "validate.after"),
 ]
 DATABASES: dict[Side, str] = {"monolith": "monolith", "service": "trading_db"}
 INSERT = "INSERT INTO trades SELECT coalesce(max(id), 0) + 1, 5, 5 FROM trades"
@@ -215,7 +303,7 @@ async def trading(world: World) -> AsyncIterator[SwitchEnvironment]:
             await fence.install(connection, pair.service, pair.tables, closed=side == "service")
     for service in world.plan.services:
         await crossing.capture(world.plan, world.pair(service), world.control)
-    env = SwitchEnvironment(world.plan, pair, world.control)
+    env = world.env("trading")
     stream = env.stream("forward")
     await stream.prepare()
     await env.changed("forward").prepare()
@@ -244,6 +332,18 @@ async def parent_deleted(world: World, primary: Side) -> None:
 
 
 @pytest.mark.slow
+async def test_a_switch_takes_off_a_key_that_another_service_has_put_back_since(
+    world: World, trading: SwitchEnvironment
+) -> None:
+    await crossing.detach(trading)
+    assert await crossing.reattach(world.env("accounts"), world.database) == []
+    assert await world.run("monolith", REAL_KEYS) == [(2,)]
+    await there_and_finished(trading, "service")
+    assert await world.run("monolith", REAL_KEYS) == [(0,)]
+    assert all(record.detached for record in await records.every(world.control, "crossing"))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_keys_are_away_for_a_switch_and_back_after_it_whatever_ends_an_attempt(
     world: World, trading: SwitchEnvironment, control_db: Database, tmp_path: Path
@@ -254,7 +354,7 @@ async def test_keys_are_away_for_a_switch_and_back_after_it_whatever_ends_an_att
     """
     place = planned(world.plan, "trading", control_db, world.databases, tmp_path)
     calling = driver(place, world.control, tmp_path)
-    for number, (kind, hard, at) in enumerate(FAULTS, 1):
+    for number, (kind, hard, at, back_at) in enumerate(FAULTS, 1):
         away = Turn(None, "service", (Fault(f"keys.detach.{at}", kind, hard=hard),))
         folder = calling.faults_folder()
         await calling.call(keys, away, folder, "detach")
@@ -270,7 +370,7 @@ async def test_keys_are_away_for_a_switch_and_back_after_it_whatever_ends_an_att
         else:
             await parent_deleted(world, "monolith")
 
-        back = Turn(None, "monolith", (Fault(f"keys.restore.{at}", kind, hard=hard),))
+        back = Turn(None, "monolith", (Fault(f"keys.{back_at}", kind, hard=hard),))
         folder = calling.faults_folder()
         assert await calling.call(keys, back, folder, "restore") == []
         back.count(folder)
