@@ -211,7 +211,7 @@ class Driver:
                 if await self._switched(turn, folder):
                     break
         else:
-            reasons = "; ".join(str(one["reason"]) for one in turn.outcomes[-3:])
+            reasons = "; ".join([*(str(one["reason"]) for one in turn.outcomes[-3:]), *turn.parked[-1:]])
             raise Violation(f"{MOST_SWITCHES} switches to the {turn.to_side} were undone: {reasons}")
         turn.seconds = time.monotonic() - begun
 

@@ -26,11 +26,13 @@ from cutover.dualwrite import outcome
 from cutover.dualwrite.connections import gone, routed
 from cutover.dualwrite.errors import Fenced
 from cutover.dualwrite.service_pool import Isolation, ServicePool
-from cutover.errors import ConfigError, Unreachable
+from cutover.dualwrite.transactions import GivenUp
+from cutover.errors import ConfigError, CutoverError, Unreachable
 
 try:
     from sqlalchemy import Connection as AlchemyConnection
     from sqlalchemy import event
+    from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import NullPool
 except ImportError as error:
@@ -75,6 +77,7 @@ def routed_engine(pool: ServicePool, **options: Any) -> AsyncEngine:
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool, **options)
     event.listen(engine.sync_engine, "begin", _tell_options)
+    event.listen(engine.sync_engine, "handle_error", _let_go)
     return engine
 
 
@@ -93,6 +96,12 @@ def _tell_options(connection: AlchemyConnection) -> None:
     driver.options = chosen
 
 
+def _let_go(context: ExceptionContext) -> None:
+    """A session whose end is refused does not come to giving its connection back."""
+    if context.statement is None and isinstance(context.original_exception, CutoverError):
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+
+
 class _Shared:
     """What the drivers of one engine have in common."""
 
@@ -108,10 +117,6 @@ class _Shared:
             await connection.set_type_codec(name, schema=schema, **codec)
 
 
-class _RolledBack(Exception):
-    """Ends a block of the pool's that is rolled back without an error."""
-
-
 class _Driver:
     """What the dialect takes for an asyncpg connection. It has one of PostgreSQL's while a transaction is open."""
 
@@ -123,6 +128,8 @@ class _Driver:
         self._connection: Connection | None = None
         #: What the last statement raised: the reason of a rollback.
         self._error: BaseException | None = None
+        #: Whether its transaction is one.
+        self._readonly = False
         self._outdated = False
 
     def __getattr__(self, name: str) -> Any:
@@ -151,16 +158,17 @@ class _Driver:
 
     async def begin(self, isolation: Isolation | None, readonly: bool) -> None:
         read = self.options.get("cutover_read", "read_your_writes")
+        only_reads = readonly or read == "stale_ok"
         block = self._pool.transaction(
             table=self.options.get("cutover_table"),
             isolation=isolation,
-            readonly=readonly or read == "stale_ok",
+            readonly=only_reads,
             read=read,
             key=self.options.get("cutover_key"),
             level=self.options.get("cutover_level"),
         )
         self._connection = await block.__aenter__()
-        self._block, self._error = block, None
+        self._block, self._error, self._readonly = block, None, only_reads
         if self._outdated:
             self._outdated = False
             await self._connection.reload_schema_state()
@@ -170,12 +178,26 @@ class _Driver:
             await block.__aexit__(None, None, None)
 
     async def rollback(self) -> None:
-        """The block ends by the error that a statement raised, so that it is counted as one of the transaction's."""
-        if block := self._taken():
-            error = self._error or _RolledBack()
+        """The end of a session that only reads, too: Fenced where what it has read came from a side that was left.
+
+        After an error the block ends by that one, so that it is counted as one of the transaction's.
+        """
+        if (block := self._taken()) is None:
+            return
+        if error := self._error:
             # translated, for a caller who has met it already
             with suppress(Fenced, Unreachable):
                 await block.__aexit__(type(error), error, None)
+        elif self._readonly:
+            await block.__aexit__(None, None, None)
+        else:
+            given_up = GivenUp()
+            await block.__aexit__(GivenUp, given_up, None)
+
+    async def abandon(self) -> None:
+        """The same where nobody is there to be told."""
+        with suppress(Fenced, Unreachable):
+            await self.rollback()
 
     def _taken(self) -> "AbstractAsyncContextManager[Connection] | None":
         block, self._block, self._connection = self._block, None, None
@@ -240,7 +262,7 @@ class _Driver:
         return self._connection is not None and gone(self._connection)
 
     async def close(self, *, timeout: float | None = None) -> None:
-        await self.rollback()
+        await self.abandon()
 
     def terminate(self) -> None:
         """For one that nobody gave back: the garbage collector cannot wait for a ROLLBACK."""
@@ -249,7 +271,7 @@ class _Driver:
             if not gone(self._connection):
                 self._connection.terminate()
             with suppress(RuntimeError):  # no loop: the process ends
-                task = asyncio.get_running_loop().create_task(self.rollback())
+                task = asyncio.get_running_loop().create_task(self.abandon())
                 self._shared.ending.add(task)
                 task.add_done_callback(self._shared.ending.discard)
 

@@ -47,8 +47,12 @@ async def lent_transaction(
             yield connection
             if watch is not None:
                 await watch.end()
-        except BaseException:
-            await _roll_back(transaction, database)
+        except BaseException as error:
+            try:
+                if watch is not None and isinstance(error, GivenUp):
+                    await watch.end()
+            finally:
+                await _roll_back(transaction, database)
             raise
     except BaseException as error:
         translated = _translated(error, gate, connection, database)
@@ -74,6 +78,10 @@ async def lent_transaction(
             raise _lost(gate, database, error) from None
         gate.counters.unknown += 1
         raise outcome.unknown(f"{gate.service}: COMMIT", database.name, error) from None
+
+
+class GivenUp(Exception):
+    """Ends a block that is rolled back without an error; what it has read still counts, and is asked about."""
 
 
 class Snapshots:

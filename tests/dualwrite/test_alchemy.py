@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.dualwrite.conftest import MIGRATION, SERVICE, World
 from tests.dualwrite.test_outcomes import ASLEEP, SLOW, SLOW_COMMIT, end_all
 from tests.dualwrite.test_pause import acknowledged
 from tests.dualwrite.waiting import until
+from tests.relay import Relay
 
 HERE = text("SELECT current_database()")
 
@@ -302,6 +304,30 @@ async def test_sessions_write_at_the_services_level(both: Both) -> None:
             await connection.execute(text("INSERT INTO trades (id, name) VALUES (3, 'c')"))
     assert await both.ids("monolith") == [1, 2]
     await engine.dispose()
+
+
+@pytest.mark.parametrize("moves", [True, False])
+@pytest.mark.parametrize("readonly", [True, False])
+async def test_a_session_that_only_reads_and_is_closed_is_told_if_its_side_was_left_after_its_lease(
+    world: World, readonly: bool, moves: bool
+) -> None:
+    async with Relay(world.control_db) as relay:
+        trading = (await world.open(control=relay.database)).service(SERVICE)
+        engine = routed_engine(trading)
+        sessions = async_sessionmaker(engine.execution_options(postgresql_readonly=readonly))
+        with pytest.raises(Fenced, match="nothing was done") if moves else nullcontext():
+            async with sessions() as session:
+                assert await session.scalar(select(func.count()).select_from(Trade)) == 0
+                await relay.cut()
+                await until(lambda: not trading.gate.lease.valid)
+                if moves:
+                    await world.switch_databases("service", 1)
+                    await world.on("service", "INSERT INTO trades (id) VALUES (1)")
+                assert await session.scalar(select(func.count()).select_from(Trade)) == 0
+        async with sessions() as session:  # and its connection is there for others
+            if not moves:
+                assert await session.scalar(select(func.count()).select_from(Trade)) == 0
+        await engine.dispose()
 
 
 async def test_wrong_options_are_named(trading: ServicePool, engine: AsyncEngine) -> None:

@@ -9,10 +9,12 @@ from datetime import timedelta
 import asyncpg
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 
 from cutover.control.database import Control
 from cutover.dualwrite import ServicePool, mirror
-from cutover.dualwrite.errors import SecondaryAway
+from cutover.dualwrite.alchemy import routed_engine
+from cutover.dualwrite.errors import Fenced, SecondaryAway
 from cutover.dualwrite.two_sides import TwoSides
 from cutover.errors import StaleAttempt
 from cutover.flags import store
@@ -264,15 +266,25 @@ async def blind(trading: ServicePool) -> None:
             await asyncio.wait({task})
 
 
-@pytest.mark.parametrize("how", ["statement", "block"])
+@pytest.mark.parametrize("how", ["statement", "block", "session"])
 async def test_a_read_notices_by_itself_that_its_stream_went_while_another_process_writes_alone(
     strong: Both, how: str
 ) -> None:
     reader, writer = await moved(strong), await moved(strong)
+    engine = routed_engine(reader).execution_options(postgresql_readonly=True)
+    async with engine.connect():  # its first connection asks for more
+        pass
     await blind(reader)
     await OutboxStream(strong.pair, "forward").drop()
     await sides_of(writer).look()
     await writer.execute(INSERT, 1)
+    if how == "session":
+        with pytest.raises(Fenced, match="run it again"):
+            async with engine.connect() as session:  # and it ends without COMMIT
+                assert await session.scalar(text("SELECT count(*) FROM trades")) == 0
+        async with engine.connect() as session:
+            assert await session.scalar(text("SELECT count(*) FROM trades")) == 1
+        return
     if how == "statement":
         assert await reader.fetchval("SELECT count(*) FROM trades") == 1
         return
