@@ -51,6 +51,12 @@ async def ensure_publication(connection: asyncpg.Connection, name: str, tables: 
         await connection.execute(f"ALTER PUBLICATION {quote(name)} SET TABLE {listed}")
 
 
+async def publication_oid(connection: asyncpg.Connection, name: str) -> int | None:
+    """Another one where a publication of that name was dropped and made anew; None where there is none."""
+    oid: int | None = await connection.fetchval("SELECT oid::bigint FROM pg_publication WHERE pubname = $1", name)
+    return oid
+
+
 async def drop_publication(connection: asyncpg.Connection, name: str) -> None:
     await connection.execute(f"DROP PUBLICATION IF EXISTS {quote(name)}")
 

@@ -25,7 +25,8 @@ from cutover.postgres.databases import Direction, Pair, Through, source_side
 from cutover.postgres.identifiers import TableName
 from cutover.postgres.keys import key_from_json, key_json
 from cutover.postgres.shapes import Shape, shapes
-from cutover.reconcile.marking import ADOPT, CLEAR, DIRTY, KEEP, RESET, WHOLE, columns
+from cutover.reconcile import marking
+from cutover.reconcile.marking import ADOPT, CLEAR, DIRTY, KEEP, RESET, WHOLE, Followed, columns
 from cutover.reconcile.sides import both_sides, translated
 
 #: Messages taken off the slot at once.
@@ -132,37 +133,42 @@ class ChangedKeys:
     async def prepare(self) -> None:
         """Makes the slot where it is missing or lost; then every table needs a full pass. Never call it in a fence.
 
-        Raises GateClosed where the stream's publication is not there yet.
+        Raises GateClosed where the stream's publication is not there yet, or was made anew under a slot that is there.
         """
         names = [str(t) for t in self.pair.tables]
-        known = await self.control.fetchval(
-            "SELECT count(*) FROM control.changed_table "
-            "WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = ANY($4)",
-            *self._who,
-            names,
-        )
         async with self._slot_session() as connection:
-            if known == len(names) and await changes.slot_whole(connection, self.slot):
-                return
+            publication = await replication.publication_oid(connection, self.publication)
+            known = await marking.followed(self.control, self._who, self.pair.tables, publication)
+            if await changes.slot_whole(connection, self.slot):
+                if known.torn:
+                    raise GateClosed(
+                        f"{self.pair.service}: publication {self.publication!r} was made anew under slot "
+                        f"{self.slot!r}, which cannot tell any more of all keys that changed: "
+                        f"cutover doctor {self.pair.migration} --service {self.pair.service} --mend"
+                    )
+                if known.tables == len(names):
+                    return
             # first the notes, then the slot: killed in between, the tables are dirty and not falsely clean
-            await self.control.execute(RESET, *self._who, names)
+            await self.control.execute(RESET, *self._who, names, publication)
             if await changes.ensure_slot(connection, self.slot, self.publication):
-                await self.control.execute(RESET, *self._who, names)
+                await self.control.execute(RESET, *self._who, names, publication)
                 await notes.forget(self.control, self.pair.migration, self.pair.service, notes.of_slot(self.slot))
 
     async def lost(self) -> bool:
-        """Whether it was prepared, and its slot is gone or has lost something since."""
-        known = await self.control.fetchval(
-            "SELECT EXISTS (SELECT FROM control.changed_table "
-            "WHERE migration = $1 AND service = $2 AND direction = $3)",
-            *self._who,
-        )
-        return known and not await self.whole()
+        """Whether it was prepared, and its slot is gone, has lost something since or lost its publication."""
+        known, whole = await self._state_of()
+        return known.tables > 0 and not whole
 
     async def whole(self) -> bool:
-        """Whether the slot is there and has lost nothing."""
+        """Whether the slot is there and has lost nothing, and its publication is the one that it was made for."""
+        _, whole = await self._state_of()
+        return whole
+
+    async def _state_of(self) -> tuple[Followed, bool]:
         async with self._slot_session() as connection:
-            return await changes.slot_whole(connection, self.slot)
+            publication = await replication.publication_oid(connection, self.publication)
+            known = await marking.followed(self.control, self._who, self.pair.tables, publication)
+            return known, not known.torn and await changes.slot_whole(connection, self.slot)
 
     async def consume(self, limit: int | None = MESSAGES, *, advance: bool = True) -> int:
         """Takes about `limit` messages off the slot (None: all that is flushed); how many there were.
@@ -278,39 +284,7 @@ class ChangedKeys:
 
         False where the report proves nothing (incomplete, read from a replica, or not found as a pass).
         """
-        async with self.control.transaction() as connection:
-            mark = await connection.fetchval(
-                "SELECT change_mark FROM control.pass WHERE report_id = $1 AND migration = $2 AND service = $3 "
-                "AND direction = $4 AND table_name = $5",
-                report.id,
-                *self._who,
-                report.table,
-            )
-            if mark is None or not report.complete or report.replica:
-                return False
-            await connection.execute(
-                "DELETE FROM control.changed_key WHERE migration = $1 AND service = $2 AND direction = $3 "
-                "AND table_name = $4 AND number <= $5",
-                *self._who,
-                report.table,
-                mark,
-            )
-            await connection.execute(
-                "UPDATE control.changed_table SET whole_number = NULL, verified_at = clock_timestamp() "
-                "WHERE migration = $1 AND service = $2 AND direction = $3 AND table_name = $4 AND whole_number <= $5",
-                *self._who,
-                report.table,
-                mark,
-            )
-            rows = connection.cursor("SELECT key_json FROM control.difference WHERE report_id = $1", report.id)
-            keys: list[tuple[str, str]] = []
-            async for row in rows:
-                keys.append((report.table, row["key_json"]))
-                if len(keys) >= BATCH:
-                    await connection.execute(KEEP, *self._who, *columns(keys))
-                    keys = []
-            await connection.execute(KEEP, *self._who, *columns(keys))
-        return True
+        return await marking.verified(self.control, self._who, report, BATCH)
 
     async def adopt(self, switch: SwitchRow) -> None:
         """Counts every table as verified: both sides stood still and were proved equal after this slot was made.
@@ -377,14 +351,18 @@ class ChangedKeys:
                     differing[table] += 1
         return equal
 
+    async def drop_slot(self, through: Through | None = None) -> None:
+        """The slot alone: with its notes it counts as lost, until `prepare` makes it anew."""
+        async with through(source_side(self.direction)) if through else self._slot_session() as connection:
+            await replication.drop_slot(connection, self.slot)
+
     async def drop(self, through: Through | None = None, switch: SwitchRow | None = None) -> None:
         """Takes the slot and its notes away; nothing is left of this direction.
 
         Where a switch may follow: the slot `through` the caller's token, the notes while `switch` is what it is.
         Raises StaleAttempt where it is so no longer.
         """
-        async with through(source_side(self.direction)) if through else self._slot_session() as connection:
-            await replication.drop_slot(connection, self.slot)
+        await self.drop_slot(through)
         async with self.control.transaction() as connection:
             if switch:
                 await switches.hold(connection, switch)

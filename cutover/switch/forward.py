@@ -190,8 +190,9 @@ class Forward:
     async def _require_stream(self) -> None:
         health = await self.stream.health()
         half = await rebuilds.unfinished(self.env.control, self.request.migration, self.request.service, self.direction)
-        stay = f"{self.request.service}: {half or health.detail}; writes stay at the {self._from_side}"
-        if half or health.lost:
+        torn = "" if await self.changed.whole() else "the record of its changed keys is lost"
+        stay = f"{self.request.service}: {half or torn or health.detail}; writes stay at the {self._from_side}"
+        if half or torn or health.lost:
             command = f"cutover doctor {self.request.migration} --service {self.request.service} --mend"
             raise GateClosed(f"{stay} (a lost stream: {command})")
         if not health.ok:  # a relay or an apply worker that was ended is soon replaced

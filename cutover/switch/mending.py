@@ -125,6 +125,7 @@ async def _build_stream(env: SwitchEnvironment, tell: Callable[[str], None], *, 
         while not (await stream.health()).ok and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         tell(f"the {stream.direction} stream is started again")
-    if await env.changed(stream.direction).lost():
+    # without a stream there is nothing to record yet
+    if await stream.exists() and await env.changed(stream.direction).lost():
         tell(f"the record of keys changed in the {stream.direction} direction was lost, and is made anew")
         await follow_anew(env, tell)

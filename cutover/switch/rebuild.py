@@ -70,14 +70,18 @@ async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[Ta
 
 
 async def follow_anew(env: SwitchEnvironment, say: Callable[[str], None]) -> list[TableReport]:
-    """The record of changed keys made anew, where its slot was lost and the stream was not; the last reports.
+    """The record of changed keys made anew, where it was lost and the stream was not; the last reports.
 
     Nothing is known any more of the keys that changed before, so every row is compared. May be called again.
     """
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     direction = direction_from(route.primary_side)
+    changed = env.changed(direction)
     async with faults.step("rebuild.follow"):
-        await env.changed(direction).prepare()
+        if await changed.lost():
+            async with between_switches(env, route.primary_side) as attempt:
+                await changed.drop_slot(attempt.at_leisure)
+        await changed.prepare()
     return await _mend_all(env, direction, say, gap=False)
 
 

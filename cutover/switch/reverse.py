@@ -33,16 +33,23 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
     async with faults.step("ready.keep"):
         await env.stream(direction_from(route.primary_side)).give_up_nothing()
     stream = env.stream(direction)
-    if (await stream.health()).lost:
+    changed = env.changed(direction)
+    if (await stream.health()).lost or await changed.lost():
         # its source has taken no write of an application since it was made, so nothing of it is missed
         async with faults.step("ready.drop"), between_switches(env, other(to_side)) as attempt:
-            if (await stream.health()).lost:  # another attempt may have made it anew meanwhile
+            # another attempt may have made it anew meanwhile
+            if (await stream.health()).lost:
+                # the publication goes with it, without which the record cannot be read (before 18; from then on it
+                # says nothing of that time)
+                await changed.drop(attempt.at_leisure, attempt.row)
                 await stream.drop(attempt.at_leisure)
+            elif await changed.lost():
+                await changed.drop(attempt.at_leisure, attempt.row)
     async with faults.step("ready.prepare"):
         await stream.prepare()
     # it begins before the first write on the new side can happen
     async with faults.step("ready.changed"):
-        await env.changed(direction).prepare()
+        await changed.prepare()
     if turns := await turns_of(env, direction):
         begun = time.monotonic()
         async with faults.step("ready.arm"):

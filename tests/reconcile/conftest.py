@@ -16,6 +16,7 @@ from cutover.control.reports import TableReport
 from cutover.plan.models import Reconcile, Table
 from cutover.postgres.databases import Database, Direction, Pair
 from cutover.postgres.identifiers import TableName, quote, quote_literal
+from cutover.reconcile.changed import ChangedKeys
 from cutover.reconcile.passes import Job, Progress, run_pass
 
 _names = itertools.count(1)
@@ -133,3 +134,26 @@ async def live(world: World) -> AsyncIterator[Callable[..., Any]]:
     yield start
     for name in started:
         await world.right.execute(f"DROP SUBSCRIPTION {name}")
+
+
+@pytest_asyncio.fixture
+async def changed(world: World) -> AsyncIterator[Callable[..., Any]]:
+    """`await changed("t")`: publication and slot for these tables; nothing flows between the sides."""
+    opened: list[ChangedKeys] = []
+
+    async def prepare(*tables: str) -> ChangedKeys:
+        world.with_tables(*tables)
+        await world.left.execute("CREATE SCHEMA cutover; CREATE TABLE cutover.marker_svc (id text PRIMARY KEY)")
+        listed = ", ".join(f"public.{quote(t)}" for t in tables)
+        await world.left.execute(
+            f"CREATE PUBLICATION svc_pub FOR TABLE {listed}, cutover.marker_svc "
+            "WITH (publish_via_partition_root = true)"
+        )
+        followed = ChangedKeys(world.pair, "forward", world.control)
+        await followed.prepare()
+        opened.append(await followed.__aenter__())
+        return followed
+
+    yield prepare
+    for followed in opened:
+        await followed.__aexit__()

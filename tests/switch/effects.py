@@ -53,7 +53,7 @@ STATEMENTS = frozenset(_of("cutover.postgres", fence="create_sql close_sql open_
 METHODS = frozenset((
     "prepare", "start", "stop", "drop", "put_marker", "put_marker_on", "give_up_nothing", "close_gap", "arm",
     "disable_on", "enable_on", "move_to_now_on", "drop_slot_on", "create_slot_on", "forget_proof_on", "adopt",
-    "retry", "skip", "apply", "end",
+    "retry", "skip", "apply", "end", "drop_slot",
 ))  # fmt: skip
 _OBJECTS = re.compile(r"(stream|changed|turns|branch)\b|(^|\.)(old|new)$")
 _HOMES = ("cutover.streams.", "cutover.reconcile.changed", "cutover.dualwrite.branch")

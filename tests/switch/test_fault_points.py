@@ -33,7 +33,7 @@ EXEMPT = {
          "look where it was not (tests/monitor/test_sides.py: a_fence_that_was_dropped_is_made_where_the_monitor_may)",
          "cutover.monitor.fences", "_mend", "create_sql"),
         ("what comes before `keys.detach.before`, in whose step nothing else is done (tests/switch/test_crossing.py: "
-         "a_key_that_was_noted_and_not_taken_off)", "cutover.switch.crossing", "detach", "set_detached"),
+         "a_key_that_was_noted_and_not_taken_off)", "cutover.switch.crossing", "take_off", "set_detached"),
         ("each queued parent in a transaction of its own (tests/switch/test_crossing.py); the matrix has no such keys",
          "cutover.switch.crossing", "_process", "process_loose_keys"),
         ("the queue is followed before and behind it, run again (tests/activities/test_cleanup.py)",

@@ -134,12 +134,18 @@ async def test_a_forward_stream_that_is_missing_once_the_copy_is_done_is_a_probl
     await in_order(env)
 
 
+@pytest.mark.parametrize("torn", [False, True])
 async def test_a_lost_record_of_changed_keys_is_made_anew_and_every_row_compared(
-    env: SwitchEnvironment, work: Work
+    env: SwitchEnvironment, work: Work, torn: bool
 ) -> None:
+    """Its slot is gone, or torn: its publication was made anew, and no record has what was written meanwhile."""
     changed = env.changed("forward")
     async with env.pair.monolith.session() as source:
-        await source.execute("SELECT pg_drop_replication_slot($1)", changed.slot)
+        if torn:
+            await source.execute(f"DROP PUBLICATION {changed.publication}")
+            await env.stream("forward").prepare()
+        else:
+            await source.execute("SELECT pg_drop_replication_slot($1)", changed.slot)
     await reverse.make_ready(env, "service")
     with pytest.raises(GateClosed):
         await section.run(env, order(env, "service"), lambda _: None)

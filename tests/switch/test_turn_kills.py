@@ -18,11 +18,14 @@ from cutover.control import checks, stages
 from cutover.control.database import Control
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
-from cutover.postgres.databases import SIDES, Database, Side, other
+from cutover.postgres.databases import SIDES, Database, Side, Through, other
+from cutover.streams.logical import LogicalStream
+from cutover.switch import reverse
+from cutover.switch.turn import turns_of
 from tests.dualwrite.both_sides import SERVICE, Both
 from tests.servers import Clusters
 from tests.switch.places import driver, planned
-from tests.switch.test_versions import ALL, OLDEST, RUNNING, Moving, clusters_of, open_moving, under_writers
+from tests.switch.test_versions import ALL, OLDEST, RUNNING, WAYS, Moving, clusters_of, open_moving, under_writers
 from tests.versions import USUAL
 
 PAIRS = [(USUAL, 15), *([(15, USUAL), (OLDEST, OLDEST)] if ALL else [])]
@@ -135,3 +138,32 @@ async def test_a_turn_that_is_struck_anywhere_ends_with_one_direction_and_loses_
                 await struck(moving, driver(place, control, tmp_path, doctored=number % 2 == 1), to_side, sequence)
                 to_side = other(to_side)
         await moving.require_nothing_lost(other(to_side))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_way_back_that_lost_its_slot_in_the_turn_is_made_anew_with_the_record_of_its_keys(
+    servers: Clusters, control: Control, control_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an attempt ends between the drop of the armed stream's slot and its renewal, while rows arrive."""
+    async with open_moving(servers, control, control_db, "logical") as moving:
+        await reverse.make_ready(moving.env, "service")
+        turns = await turns_of(moving.env, "reverse")
+        assert turns is not None, "the two directions take turns"
+        async with moving.env.pair.target.session("test") as connection:
+            await turns.drop_slot_on(connection)
+        drop, waits = LogicalStream.drop, ["reverse"]
+
+        async def while_rows_arrive(stream: LogicalStream, through: Through | None = None) -> None:
+            await drop(stream, through)
+            if waits and stream.direction == waits[0]:
+                waits.clear()
+                await moving.both.on("monolith", "INSERT INTO trades (id, name) VALUES (999, 'between')")
+                await moving.carried("monolith")
+
+        monkeypatch.setattr(LogicalStream, "drop", while_rows_arrive)
+        for to_side in WAYS:
+            outcome = await moving.switch(to_side)
+            assert outcome.result == "done", outcome.reason
+        assert await moving.both.on("monolith", "SELECT name FROM trades WHERE id = 999") == "between"
+        await moving.both.require_equal()
