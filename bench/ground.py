@@ -5,9 +5,7 @@ and a buffer cache that holds the table of the default size. Autovacuum is off, 
 """
 
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import asyncpg
 
+from cutover.devstack import throwaway
 from cutover.devstack.binaries import postgres_bin
 from cutover.devstack.cluster import HOST, REPLICATION_SETTINGS, SUPERUSER, Cluster, free_port
 
@@ -27,8 +26,8 @@ SETTINGS = {
     "checkpoint_timeout": "30min",
     "autovacuum": "off",
 }
-#: A folder that the servers' account can pass.
-SHARED = Path("/var/tmp")
+#: How its folders' names begin.
+PREFIX = "cutover-bench-"
 DATABASE = "bench"
 TABLE = "trades"
 
@@ -112,17 +111,16 @@ class Ground:
 @contextmanager
 def clusters(names: Sequence[str], settings: Mapping[str, str]) -> Iterator[list[Cluster]]:
     """Running clusters in a throw-away folder."""
-    folder = Path(tempfile.mkdtemp(prefix=f"cutover-bench-{os.getpid()}-", dir=SHARED))
-    folder.chmod(0o711)
+    for left in throwaway.abandoned(PREFIX):
+        throwaway.end(left)
+    folder = throwaway.make(PREFIX)
     made = [Cluster(name, folder / name, free_port(), settings) for name in names]
     try:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(Cluster.start, made))
         yield made
     finally:
-        for cluster in made:
-            cluster.kill9()
-        shutil.rmtree(folder, ignore_errors=True)
+        throwaway.end(folder)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Sequence
 
 from chaos import cells, servers
 from chaos.cells import TURNS, Cell, Level, Plan
-from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, ended, prepared, say
+from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, ended, heed_signals, prepared, say
 from chaos.processes import silence
 from chaos.results import Result
 from chaos.servers import Servers
@@ -122,8 +121,7 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
 
 def main() -> None:
     silence()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # before there is anything to be taken away
-        signal.signal(number, signal.default_int_handler)
+    heed_signals()
     with servers.running(("monolith", "services", "control"), {**REPLICATION_SETTINGS, **SETTINGS}) as there:
         os.environ.update(there.environment)
         sys.exit(ended(measure(there)))

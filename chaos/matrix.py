@@ -41,6 +41,8 @@ from cutover.errors import ConfigError, CutoverError, Exit
 from cutover.postgres.databases import Database
 
 FOLDER = Path(".cutover/chaos")
+#: Signals that end a campaign in order, as Ctrl-C does.
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 #: How often a cell is tried whose faults do not all happen.
 TRIES = 3
 #: fsync off: what is killed here are processes, never the machine.
@@ -219,20 +221,40 @@ async def measure(clusters: list[Cluster]) -> int:
     return report(matrix.results, drawn)
 
 
-def ended(work: Coroutine[Any, Any, int]) -> int:
-    """The exit status; Ctrl-C and SIGTERM end the servers and processes too."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def heed_signals() -> None:
+    """What asks to end raises KeyboardInterrupt; to be called before there is anything to be taken away."""
+    for number in _ENDS:
+        signal.signal(number, signal.default_int_handler)
+
+
+async def _until_told(work: Coroutine[Any, Any, int]) -> int:
+    """Inside a loop a handler of Python's would raise in the middle of the drivers' own code."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in _ENDS:
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
-        return asyncio.run(work)
+        return await work
+    finally:
+        for number in _ENDS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+        heed_signals()
+
+
+def ended(work: Coroutine[Any, Any, int]) -> int:
+    """The exit status; Ctrl-C, SIGTERM and SIGHUP end the servers and processes too."""
+    try:
+        return asyncio.run(_until_told(work))
     except ConfigError as error:
         say(str(error))
         return Exit.WRONG_INPUT
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         say("stopped")
         return Exit.INTERRUPTED
 
 
 def main() -> None:
+    heed_signals()
     with servers.clusters(("monolith", "services"), {**REPLICATION_SETTINGS, **SETTINGS}) as both:
         sys.exit(ended(measure(both)))
 

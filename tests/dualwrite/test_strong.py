@@ -2,9 +2,6 @@
 
 import asyncio
 import os
-import shutil
-import tempfile
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -12,6 +9,7 @@ import pytest_asyncio
 
 from cutover import faults
 from cutover.control.database import Control
+from cutover.devstack import throwaway
 from cutover.devstack.cluster import Cluster, free_port
 from cutover.dualwrite import SecondaryAway, SecondaryRefused, ServicePool, TransactionAborted
 from cutover.errors import ConfigError
@@ -19,7 +17,7 @@ from cutover.postgres.databases import SIDES, Database, Side
 from cutover.streams.outbox import OutboxStream
 from tests.dualwrite.both_sides import SERVICE, Both, add, open_both, plan, until_true
 from tests.relay import Relay
-from tests.servers import PREFIX, SHARED, TEST_SETTINGS, create_database
+from tests.servers import PREFIX, TEST_SETTINGS, create_database
 
 
 @pytest_asyncio.fixture
@@ -344,8 +342,7 @@ async def test_a_level_that_cannot_be_had_is_refused_when_the_pool_is_opened(
 async def test_a_server_that_prepares_no_transactions_is_found_when_the_pool_is_opened(
     control: Control, control_db: Database, monolith_db: Database
 ) -> None:
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=SHARED))
-    os.chmod(folder, 0o711)
+    folder = throwaway.make(PREFIX)
     cluster = Cluster("standby", folder / "standby", free_port(), {**TEST_SETTINGS, "max_prepared_transactions": "0"})
     try:
         cluster.start()
@@ -360,8 +357,7 @@ async def test_a_server_that_prepares_no_transactions_is_found_when_the_pool_is_
                 await trading.execute("INSERT INTO trades (id) VALUES (2)", level="strong")
             assert await both.ids("monolith") == [1]
     finally:
-        cluster.kill9()
-        shutil.rmtree(folder, ignore_errors=True)
+        throwaway.end(folder)
 
 
 async def test_an_applications_plain_role_writes_strongly_with_appliers_and_notes_without(both: Both) -> None:

@@ -6,6 +6,7 @@ from cutover.monitor import flow
 from cutover.monitor.findings import Finding
 from cutover.postgres import outbox_capture, outbox_schema
 from cutover.streams.outbox import OutboxStream
+from cutover.switch import mending
 from tests.monitor.conftest import Watched
 from tests.switch.test_outbox import relays
 from tests.waiting import until
@@ -36,6 +37,14 @@ async def test_changes_that_are_not_captured_and_an_outbox_that_is_gone(outbox: 
     assert found.remedy == f"cutover doctor test {rebuild}"
     await outbox.on("monolith", f"ALTER TABLE trades ENABLE ALWAYS TRIGGER {TRIGGER}")
     assert "not captured" not in (await stream_alarm(outbox)).text
+
+    truncates = outbox_capture.TRUNCATES
+    await outbox.on("monolith", f"ALTER TABLE trades DISABLE TRIGGER {truncates}")
+    found = await stream_alarm(outbox)
+    assert f"a TRUNCATE of trades is not captured at {source!r}" in found.text
+    assert found.remedy == f"cutover doctor test --service {outbox.env.pair.service} --mend"
+    await mending.mend(outbox.env, lambda _: None)
+    assert "TRUNCATE" not in (await stream_alarm(outbox)).text
 
     await outbox.on("monolith", f"DROP TABLE {outbox_schema.outbox_table(outbox.env.pair.service).sql}")
     found = await stream_alarm(outbox)
