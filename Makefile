@@ -20,7 +20,7 @@ demo-kills: temporal ## the same, with kill -9 of workers and of a traffic proce
 	@$(PYTHON) -m examples.ai_trader.demo --kills
 
 test: temporal ## all tests, on real servers (PYTEST_ARGS="tests/plan -x" for some of them)
-	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench-reconcile: bootstrap ## what a comparison costs, beside the floor and other tools (ROWS=5000000 ROUNDS=3 TOOLS=0)
 	@$(PYTHON) -m bench.reconcile

@@ -109,11 +109,11 @@ class Ground:
 
 
 @contextmanager
-def clusters(names: Sequence[str], settings: Mapping[str, str]) -> Iterator[list[Cluster]]:
-    """Running clusters in a throw-away folder."""
+def clusters(names: Sequence[str], settings: Mapping[str, str], *, durable: bool = True) -> Iterator[list[Cluster]]:
+    """Running clusters in a throw-away folder; in memory where they need not be durable."""
     for left in throwaway.abandoned(PREFIX):
         throwaway.end(left)
-    folder = throwaway.make(PREFIX)
+    folder = throwaway.make(PREFIX, durable=durable)
     made = [Cluster(name, folder / name, free_port(), settings) for name in names]
     try:
         with ThreadPoolExecutor(2) as pool:

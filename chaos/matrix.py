@@ -46,7 +46,14 @@ _ENDS = (signal.SIGTERM, signal.SIGHUP)
 #: How often a cell is tried whose faults do not all happen.
 TRIES = 3
 #: fsync off: what is killed here are processes, never the machine.
-SETTINGS = {"fsync": "off", "max_connections": "400", "max_prepared_transactions": "100", "shared_buffers": "128MB"}
+SETTINGS = {
+    "fsync": "off",
+    "max_connections": "400",
+    "max_prepared_transactions": "100",
+    "shared_buffers": "128MB",
+    "max_wal_size": "512MB",
+    "dynamic_shared_memory_type": "mmap",
+}
 
 
 def say(text: str) -> None:
@@ -255,7 +262,7 @@ def ended(work: Coroutine[Any, Any, int]) -> int:
 
 def main() -> None:
     heed_signals()
-    with servers.clusters(("monolith", "services"), {**REPLICATION_SETTINGS, **SETTINGS}) as both:
+    with servers.clusters(("monolith", "services"), {**REPLICATION_SETTINGS, **SETTINGS}, durable=False) as both:
         sys.exit(ended(measure(both)))
 
 

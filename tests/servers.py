@@ -22,8 +22,16 @@ from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster, free_port
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import quote
 
-#: fsync off: a test kills processes, never the machine, and what a process wrote the system still has.
-TEST_SETTINGS = {**REPLICATION_SETTINGS, "fsync": "off", "max_connections": "200", "shared_buffers": "64MB"}
+#: fsync off: a test kills processes, never the machine, and what a process wrote the system still has. Little log is
+#: kept, for it may be in memory; and no shared memory is outside of the folder, where a kill would leave it for good.
+TEST_SETTINGS = {
+    **REPLICATION_SETTINGS,
+    "fsync": "off",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+    "dynamic_shared_memory_type": "mmap",
+}
 
 PREFIX = "cutover-test-"
 
@@ -43,7 +51,7 @@ def run_clusters() -> Iterator[Clusters]:
     """Two running clusters in a throw-away folder; stopped and deleted at the end."""
     for left in throwaway.abandoned(PREFIX):
         throwaway.end(left)
-    folder = throwaway.make(PREFIX)
+    folder = throwaway.make(PREFIX, durable=False)
     clusters = Clusters(
         *(Cluster(name, folder / name, free_port(), TEST_SETTINGS) for name in ("monolith", "services"))
     )

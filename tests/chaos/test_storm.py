@@ -93,7 +93,7 @@ async def test_a_stopped_server_answers_nothing_until_it_goes_on(
 ) -> None:
     monkeypatch.setattr(storm, "SERVER_STOPPED", (2.0, 2.0))
     connection = await connected(there.clusters[0])
-    striking = asyncio.create_task(struck(there).stop_server())
+    striking = asyncio.create_task(struck(there, Drawn(0.9)).stop_server())
     await asyncio.sleep(0.1)
     asked = asyncio.create_task(connection.fetchval("SELECT 1"))
     logging_in = asyncio.create_task(connected(there.clusters[0]))

@@ -342,7 +342,7 @@ async def test_a_level_that_cannot_be_had_is_refused_when_the_pool_is_opened(
 async def test_a_server_that_prepares_no_transactions_is_found_when_the_pool_is_opened(
     control: Control, control_db: Database, monolith_db: Database
 ) -> None:
-    folder = throwaway.make(PREFIX)
+    folder = throwaway.make(PREFIX, durable=False)
     cluster = Cluster("standby", folder / "standby", free_port(), {**TEST_SETTINGS, "max_prepared_transactions": "0"})
     try:
         cluster.start()
