@@ -47,8 +47,10 @@ _OPENED = (
 )  # fmt: skip
 
 
-#: The first of them behind a fence opens the new side, and for good: the switch has been journaled.
-_OPENED_NEW = ("switch.unfence.before", "complete.open.before")
+#: The new side is about to be opened, in a transaction that is committed once the switch has been journaled.
+_OPENING = "switch.unfence.before"
+#: It has been.
+_JOURNALED = ("switch.journal.after", "complete.open.before")
 
 
 def both_shut(turns: Sequence[Passes]) -> list[Window]:
@@ -71,14 +73,12 @@ def timed(done: Sequence[Switch], turns: Sequence[Passes]) -> list[Switch]:
     """
     opened = []
     for passes in turns:
-        at, undone = 0.0, True
+        begun = at = 0.0
         for time, point in passes:
-            if point == _SHUT:
-                at, undone = 0.0, False
-            elif point.startswith("undo."):
-                at, undone = 0.0, True  # an attempt that slept may still come to its own opening, in vain
-            elif point in _OPENED_NEW and not undone:
-                at = at or time
+            if point == _OPENING:
+                begun = time
+            elif point in _JOURNALED:
+                at = at or begun or time  # what an attempt that slept still comes to is in vain
         opened += [at] if at else []
     if len(opened) != len(done):
         raise ConfigError(f"{len(done)} switches were done, and in {len(opened)} turns a new side was opened")

@@ -155,6 +155,8 @@ def test_a_switch_is_as_late_as_the_first_step_behind_its_last_fence_that_opens_
         Switch(1, "service", 7.0, 7.0),
         Switch(2, "monolith", 12.0, 12.0),
     ]
+    slept = [(7.2, "undo.resume.after"), (7.3, "switch.journal.after"), (7.6, "undo.shut.before")]
+    assert timed(switches[1:], [undone + done[:2] + slept]) == [Switch(1, "service", 7.0, 7.0)]
     for turns in ([back], [undone, back], [back, done, [(t + 20, point) for t, point in done]]):
         with pytest.raises(ConfigError, match="2 switches were done, and in"):
             timed(switches, turns)
