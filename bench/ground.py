@@ -111,16 +111,11 @@ class Ground:
 @contextmanager
 def clusters(names: Sequence[str], settings: Mapping[str, str], *, durable: bool = True) -> Iterator[list[Cluster]]:
     """Running clusters in a throw-away folder; in memory where they need not be durable."""
-    for left in throwaway.abandoned(PREFIX):
-        throwaway.end(left)
-    folder = throwaway.make(PREFIX, durable=durable)
-    made = [Cluster(name, folder / name, free_port(), settings) for name in names]
-    try:
+    with throwaway.opened(PREFIX, durable=durable) as folder:
+        made = [Cluster(name, folder / name, free_port(), settings) for name in names]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(Cluster.start, made))
         yield made
-    finally:
-        throwaway.end(folder)
 
 
 @contextmanager

@@ -36,23 +36,20 @@ from chaos.results import Result, earlier, not_reached, tried
 from chaos.run import Run, remove
 from chaos.storm import Storm
 from cutover.control.database import Control
+from cutover.devstack import throwaway
 from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster
 from cutover.errors import ConfigError, CutoverError, Exit
 from cutover.postgres.databases import Database
 
 FOLDER = Path(".cutover/chaos")
-#: Signals that end a campaign in order, as Ctrl-C does.
-_ENDS = (signal.SIGTERM, signal.SIGHUP)
 #: How often a cell is tried whose faults do not all happen.
 TRIES = 3
-#: fsync off: what is killed here are processes, never the machine.
 SETTINGS = {
-    "fsync": "off",
+    **throwaway.SETTINGS,
     "max_connections": "400",
     "max_prepared_transactions": "100",
     "shared_buffers": "128MB",
     "max_wal_size": "512MB",
-    "dynamic_shared_memory_type": "mmap",
 }
 
 
@@ -228,9 +225,14 @@ async def measure(clusters: list[Cluster]) -> int:
     return report(matrix.results, drawn)
 
 
+def _ends() -> list[signal.Signals]:
+    """Signals that end a campaign in order, as Ctrl-C does; not one that is to be ignored (nohup)."""
+    return [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+
+
 def heed_signals() -> None:
     """What asks to end raises KeyboardInterrupt; to be called before there is anything to be taken away."""
-    for number in _ENDS:
+    for number in _ends():
         signal.signal(number, signal.default_int_handler)
 
 
@@ -238,13 +240,14 @@ async def _until_told(work: Coroutine[Any, Any, int]) -> int:
     """Inside a loop a handler of Python's would raise in the middle of the drivers' own code."""
     task = asyncio.current_task()
     assert task is not None
-    for number in _ENDS:
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    loop, ends = asyncio.get_running_loop(), _ends()
+    for number in ends:
+        loop.add_signal_handler(number, task.cancel)
     try:
         return await work
     finally:
-        for number in _ENDS:
-            asyncio.get_running_loop().remove_signal_handler(number)
+        for number in ends:
+            loop.remove_signal_handler(number)
         heed_signals()
 
 

@@ -53,9 +53,7 @@ def administered(cluster: Cluster) -> str:
 @contextmanager
 def running(names: Sequence[str], settings: Mapping[str, str]) -> Iterator[Servers]:
     """Running clusters in a throw-away folder; at the end they and their disks are gone."""
-    sweep()
-    folder = throwaway.make(PREFIX)
-    try:
+    with throwaway.opened(PREFIX, end=_end) as folder:
         servers = Servers(
             [
                 Cluster(name, folder / name, free_port(), {**settings, **SETTINGS}, secrets.token_hex(8))
@@ -78,8 +76,6 @@ def running(names: Sequence[str], settings: Mapping[str, str]) -> Iterator[Serve
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(_started, servers.clusters))
         yield servers
-    finally:
-        _end(folder)
 
 
 def _started(cluster: Cluster) -> None:
@@ -102,8 +98,7 @@ def _end(folder: Path) -> None:
 
 def sweep() -> None:
     """Ends what campaigns have left that were killed before they could do so."""
-    for folder in throwaway.abandoned(PREFIX):
-        _end(folder)
+    throwaway.sweep(PREFIX, _end)
 
 
 @contextmanager

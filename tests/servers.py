@@ -22,15 +22,13 @@ from cutover.devstack.cluster import REPLICATION_SETTINGS, Cluster, free_port
 from cutover.postgres.databases import Database
 from cutover.postgres.identifiers import quote
 
-#: fsync off: a test kills processes, never the machine, and what a process wrote the system still has. Little log is
-#: kept, for it may be in memory; and no shared memory is outside of the folder, where a kill would leave it for good.
+#: Little log is kept, for it may be in memory.
 TEST_SETTINGS = {
     **REPLICATION_SETTINGS,
-    "fsync": "off",
+    **throwaway.SETTINGS,
     "max_connections": "200",
     "shared_buffers": "64MB",
     "max_wal_size": "256MB",
-    "dynamic_shared_memory_type": "mmap",
 }
 
 PREFIX = "cutover-test-"
@@ -49,19 +47,11 @@ class Clusters:
 @contextmanager
 def run_clusters() -> Iterator[Clusters]:
     """Two running clusters in a throw-away folder; stopped and deleted at the end."""
-    for left in throwaway.abandoned(PREFIX):
-        throwaway.end(left)
-    folder = throwaway.make(PREFIX, durable=False)
-    clusters = Clusters(
-        *(Cluster(name, folder / name, free_port(), TEST_SETTINGS) for name in ("monolith", "services"))
-    )
-    both = (clusters.monolith, clusters.services)
-    try:
+    with throwaway.opened(PREFIX, durable=False) as folder:
+        both = [Cluster(name, folder / name, free_port(), TEST_SETTINGS) for name in ("monolith", "services")]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(Cluster.start, both))
-        yield clusters
-    finally:
-        throwaway.end(folder)
+        yield Clusters(*both)
 
 
 @contextmanager

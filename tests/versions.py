@@ -154,12 +154,8 @@ def _unpack(tarball: Path, folder: Path) -> None:
 @contextmanager
 def run_cluster(name: str, major: int) -> Iterator[Cluster]:
     """A running throw-away cluster of that version."""
-    folder = throwaway.make(PREFIX, durable=False)
-    cluster = Cluster(name, folder / name, free_port(), settings_for(major), bin=programs(major))
-    try:
-        yield cluster.start()
-    finally:
-        throwaway.end(folder)
+    with throwaway.opened(PREFIX, durable=False) as folder:
+        yield Cluster(name, folder / name, free_port(), settings_for(major), bin=programs(major)).start()
 
 
 def settings_for(major: int) -> dict[str, str]:

@@ -81,7 +81,7 @@ async def set_detached(
     action = "foreign-key.detached" if detached else "foreign-key.restored"
     async with control.acting("cutover", action, migration=migration, detail={"key": key.name}) as connection:
         for attempt in attempts:
-            await switches.hold_token(connection, attempt)
+            await switches.hold(connection, attempt)
         await connection.execute(
             "UPDATE control.crossing_key SET detached = $4, changed_at = clock_timestamp() "
             "WHERE migration = $1 AND table_name = $2 AND name = $3",

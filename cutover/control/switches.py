@@ -100,15 +100,6 @@ async def find(control: Control, migration: str, service: str) -> SwitchRow | No
     return _row(record) if record else None
 
 
-async def hold_token(connection: Connection, row: SwitchRow) -> None:
-    """No newer attempt draws a token until the caller's transaction ends. Raises StaleAttempt where one has."""
-    held = await connection.fetchval(
-        "SELECT token FROM control.switch WHERE migration = $1 AND service = $2 FOR SHARE", row.migration, row.service
-    )
-    if held != row.token:
-        raise StaleAttempt(f"{row.service}: attempt {row.token} was overtaken by attempt {held}; it stops here")
-
-
 async def under_way(control: Control, migration: str, service: str) -> SwitchRow | None:
     """The switch that is begun and not ended, or None."""
     row = await find(control, migration, service)

@@ -6,6 +6,8 @@ A folder's name says who made it, so what a killed process has left, servers inc
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cutover.devstack import processes
@@ -15,6 +17,11 @@ from cutover.devstack.cluster import Cluster
 SHARED = Path("/var/tmp")
 #: In memory, where a database is made in a quarter of the time; used where it, and the memory, has that much room.
 MEMORY, ROOM = Path("/dev/shm"), 6 << 30
+
+
+#: Of servers that need not be durable: what is killed are processes, never the machine, and what a process wrote the
+#: system still has. No shared memory is outside of their folder, where a kill would leave it for good.
+SETTINGS = {"fsync": "off", "dynamic_shared_memory_type": "mmap"}
 
 
 def make(prefix: str, *, durable: bool = True) -> Path:
@@ -55,3 +62,20 @@ def end(folder: Path) -> None:
     """Kills its servers and deletes it."""
     end_servers(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(prefix: str, end: Callable[[Path], None] = end) -> None:
+    """Ends what processes have left that were killed before they could do so."""
+    for folder in abandoned(prefix):
+        end(folder)
+
+
+@contextmanager
+def opened(prefix: str, *, durable: bool = True, end: Callable[[Path], None] = end) -> Iterator[Path]:
+    """A new folder for the block, after a sweep; at the block's end it and its servers are gone."""
+    sweep(prefix, end)
+    folder = make(prefix, durable=durable)
+    try:
+        yield folder
+    finally:
+        end(folder)

@@ -191,8 +191,7 @@ class _Driver:
         elif self._readonly:
             await block.__aexit__(None, None, None)
         else:
-            given_up = GivenUp()
-            await block.__aexit__(GivenUp, given_up, None)
+            await block.__aexit__(GivenUp, GivenUp(), None)
 
     async def abandon(self) -> None:
         """The same where nobody is there to be told."""

@@ -137,8 +137,7 @@ class ChangedKeys:
         """
         names = [str(t) for t in self.pair.tables]
         async with self._slot_session() as connection:
-            publication = await replication.publication_oid(connection, self.publication)
-            known = await marking.followed(self.control, self._who, self.pair.tables, publication)
+            publication, known = await self._noted(connection)
             if await changes.slot_whole(connection, self.slot):
                 if known.torn:
                     raise GateClosed(
@@ -165,10 +164,15 @@ class ChangedKeys:
         return whole
 
     async def _state_of(self) -> tuple[Followed, bool]:
+        """What is noted of it, and whether it is whole."""
         async with self._slot_session() as connection:
-            publication = await replication.publication_oid(connection, self.publication)
-            known = await marking.followed(self.control, self._who, self.pair.tables, publication)
+            _, known = await self._noted(connection)
             return known, not known.torn and await changes.slot_whole(connection, self.slot)
+
+    async def _noted(self, source: asyncpg.Connection) -> tuple[int | None, Followed]:
+        """The publication of now, and what is noted as against it."""
+        publication = await replication.publication_oid(source, self.publication)
+        return publication, await marking.followed(self.control, self._who, self.pair.tables, publication)
 
     async def consume(self, limit: int | None = MESSAGES, *, advance: bool = True) -> int:
         """Takes about `limit` messages off the slot (None: all that is flushed); how many there were.

@@ -124,12 +124,12 @@ async def _put_back(env: SwitchEnvironment, record: records.CrossingRecord, data
 
     What the key's queues still hold is done before the rows are validated, or they would be children without parents.
     """
-    async with AsyncExitStack() as held:
+    async with env.pair.monolith.session("cutover-crossing") as monolith, AsyncExitStack() as held:
         attempts: list[Attempt] = []
         for end in sorted(set(record.ends)):
+            if end != env.pair.service and await epoch.read(monolith, end) is None:
+                continue  # its token has no place there yet, so it has no attempts either
             at = replace(env, pair=pair(env.plan, end, database))
-            if end != env.pair.service and not await _installed(at):
-                continue
             try:
                 attempts.append(await held.enter_async_context(between_switches(at, "monolith", ("monolith",))))
             except Refused as error:
@@ -142,7 +142,6 @@ async def _put_back(env: SwitchEnvironment, record: records.CrossingRecord, data
         loose = record.rule == "loose"
         if loose:
             await _process(env.plan, record, env.control, database)
-        monolith = await held.enter_async_context(env.pair.monolith.session("cutover-crossing"))
         async with faults.step("keys.restore"):
             await foreign_keys.restore(monolith, record.key, guard)
         if loose:  # once more: from here on deletes do by themselves what the key says
@@ -151,12 +150,6 @@ async def _put_back(env: SwitchEnvironment, record: records.CrossingRecord, data
             await foreign_keys.validate(monolith, record.key)
             rows = [attempt.row for attempt in attempts]
             await records.set_detached(env.control, env.plan.migration, record.key, False, rows)
-
-
-async def _installed(env: SwitchEnvironment) -> bool:
-    """Whether the service's token has a place at the monolith; before that it has no attempts either."""
-    async with env.pair.monolith.session("cutover-crossing") as monolith:
-        return await epoch.read(monolith, env.pair.service) is not None
 
 
 async def process(plan: Plan, service: str, control: Control, database: Databases) -> int:

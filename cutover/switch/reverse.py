@@ -38,13 +38,13 @@ async def make_ready(env: SwitchEnvironment, to_side: Side) -> float:
         # its source has taken no write of an application since it was made, so nothing of it is missed
         async with faults.step("ready.drop"), between_switches(env, other(to_side)) as attempt:
             # another attempt may have made it anew meanwhile
-            if (await stream.health()).lost:
-                # the publication goes with it, without which the record cannot be read (before 18; from then on it
-                # says nothing of that time)
+            lost = (await stream.health()).lost
+            if lost or await changed.lost():
+                # with the stream goes the publication, without which the record cannot be read (before 18; from then
+                # on it says nothing of that time)
                 await changed.drop(attempt.at_leisure, attempt.row)
+            if lost:
                 await stream.drop(attempt.at_leisure)
-            elif await changed.lost():
-                await changed.drop(attempt.at_leisure, attempt.row)
     async with faults.step("ready.prepare"):
         await stream.prepare()
     # it begins before the first write on the new side can happen

@@ -217,6 +217,12 @@ def test_what_a_killed_campaign_leaves_is_swept_by_the_next_one() -> None:
     assert wait_until(lambda: not working_in(folder / "one" / "data"), 5)
 
 
+def heed_all() -> None:
+    """A process that is begun ignores what its parent does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_campaign_that_is_stopped_leaves_no_server_and_no_disk(number: signal.Signals) -> None:
     """Its runs themselves are left out: what they have is gone with the servers."""
@@ -231,7 +237,7 @@ def test_a_campaign_that_is_stopped_leaves_no_server_and_no_disk(number: signal.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_all,
     )
     assert process.stdout is not None
     folder = Path(process.stdout.readline().strip())

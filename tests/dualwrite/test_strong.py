@@ -342,10 +342,9 @@ async def test_a_level_that_cannot_be_had_is_refused_when_the_pool_is_opened(
 async def test_a_server_that_prepares_no_transactions_is_found_when_the_pool_is_opened(
     control: Control, control_db: Database, monolith_db: Database
 ) -> None:
-    folder = throwaway.make(PREFIX, durable=False)
-    cluster = Cluster("standby", folder / "standby", free_port(), {**TEST_SETTINGS, "max_prepared_transactions": "0"})
-    try:
-        cluster.start()
+    with throwaway.opened(PREFIX, durable=False) as folder:
+        settings = {**TEST_SETTINGS, "max_prepared_transactions": "0"}
+        cluster = Cluster("standby", folder / "standby", free_port(), settings).start()
         service = await create_database(cluster, "service_db")
         async with open_both(control, control_db, monolith_db, service) as both:
             await both.start()
@@ -356,8 +355,6 @@ async def test_a_server_that_prepares_no_transactions_is_found_when_the_pool_is_
             with pytest.raises(ConfigError, match="set max_prepared_transactions there"):
                 await trading.execute("INSERT INTO trades (id) VALUES (2)", level="strong")
             assert await both.ids("monolith") == [1]
-    finally:
-        throwaway.end(folder)
 
 
 async def test_an_applications_plain_role_writes_strongly_with_appliers_and_notes_without(both: Both) -> None:

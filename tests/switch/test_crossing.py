@@ -73,6 +73,10 @@ class World:
     def env(self, service: str) -> SwitchEnvironment:
         return SwitchEnvironment(self.plan, self.pair(service), self.control)
 
+    async def capture(self) -> None:
+        for service in self.plan.services:
+            await crossing.capture(self.plan, self.pair(service), self.control)
+
     async def run(self, database: str, sql: str) -> list[tuple[object, ...]]:
         async with self.database(database).session() as connection:
             return [tuple(row) for row in await connection.fetch(sql)]
@@ -99,8 +103,7 @@ async def world(
 
 
 async def test_a_loose_key_acts_through_its_queue_once_the_real_one_is_gone(world: World) -> None:
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     assert await crossing.detach(world.env("trading")) == 2
     assert await crossing.detach(world.env("trading")) == 0
     await world.run("monolith", "DELETE FROM users WHERE id = 3")
@@ -110,8 +113,7 @@ async def test_a_loose_key_acts_through_its_queue_once_the_real_one_is_gone(worl
 
 
 async def test_children_follow_to_wherever_they_are_writable(world: World) -> None:
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     await crossing.detach(world.env("accounts"))
     await flags.flip(
         world.control, "crossing", "accounts", primary_side="service", epoch=1, actor="test", pause_id=None
@@ -123,8 +125,7 @@ async def test_children_follow_to_wherever_they_are_writable(world: World) -> No
 
 
 async def test_keys_come_back_validated_when_both_ends_are_home_and_not_before(world: World) -> None:
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     await crossing.detach(world.env("trading"))
     await flags.flip(
         world.control, "crossing", "accounts", primary_side="service", epoch=1, actor="test", pause_id=None
@@ -148,8 +149,7 @@ async def test_a_key_that_was_noted_and_not_taken_off_is_taken_off_by_the_next_a
         if point == "keys.detach.before":
             raise Unreachable(f"killed at {point}")
 
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     with faults.armed(die), pytest.raises(Unreachable, match=r"keys\.detach\.before"):
         await crossing.detach(world.env("trading"))
     assert [record.detached for record in await records.every(world.control, "crossing")].count(True) == 1
@@ -159,8 +159,7 @@ async def test_a_key_that_was_noted_and_not_taken_off_is_taken_off_by_the_next_a
 
 
 async def test_a_key_that_cannot_be_put_back_is_reported_and_stays_away(world: World) -> None:
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     await crossing.detach(world.env("trading"))
     await world.run("monolith", "DELETE FROM strategies WHERE id = 4")
     problems = await crossing.reattach(world.env("trading"), world.database)
@@ -203,8 +202,7 @@ async def asleep(calling: Awaitable[object], at: str, meanwhile: Callable[[], Aw
 
 @pytest.mark.parametrize("by", ["trading", "accounts"])
 async def test_an_attempt_that_slept_does_not_take_off_a_key_that_was_put_back_meanwhile(world: World, by: str) -> None:
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
 
     async def meanwhile() -> None:
         assert await crossing.reattach(world.env(by), world.database) == []
@@ -227,8 +225,7 @@ async def test_an_attempt_that_slept_neither_puts_back_a_key_nor_says_so_once_it
             return
 
     monkeypatch.setattr(foreign_keys, "validate", then_pass)
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     await crossing.detach(world.env("trading"))
     again = partial(crossing.detach, world.env(by))
     await asleep(crossing.reattach(world.env("trading"), world.database), at, again)
@@ -237,8 +234,7 @@ async def test_an_attempt_that_slept_neither_puts_back_a_key_nor_says_so_once_it
 
 
 async def test_a_key_whose_other_service_is_just_being_switched_is_left_to_that_ones_run(world: World) -> None:
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     await crossing.detach(world.env("trading"))
     row = await switches.raise_token(world.control, "crossing", "accounts")
     assert row is not None
@@ -261,8 +257,7 @@ async def test_children_without_parents_are_counted_once_nobody_checks_the_key_a
     async def orphans() -> int:
         return await crossing.orphans(world.plan, "trading", "trades", world.control, world.database)
 
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     assert await orphans() == 0
     await crossing.detach(world.env("trading"))
     await world.run("monolith", "DELETE FROM users WHERE id = 1")
@@ -301,8 +296,7 @@ async def trading(world: World) -> AsyncIterator[SwitchEnvironment]:
         async with pair.at(side).session() as connection:
             await epoch.install(connection, pair.service, side)
             await fence.install(connection, pair.service, pair.tables, closed=side == "service")
-    for service in world.plan.services:
-        await crossing.capture(world.plan, world.pair(service), world.control)
+    await world.capture()
     env = world.env("trading")
     stream = env.stream("forward")
     await stream.prepare()
