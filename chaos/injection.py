@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,8 @@ _LONGEST_HOLD = 120.0
 class Fault:
     """One fault. `seconds` is a delay's length.
 
-    `hard`: a delay or a hold stops the whole process, heartbeats too; a reset comes before COMMIT has left and not
-    after it; an error is a server's that refuses, and not that of one that does not answer.
+    `hard`: a delay or a hold stops the whole process, heartbeats too; a reset comes before the commit has left, and not
+    between it and its answer; an error is a server's that refuses, and not that of one that does not answer.
     """
 
     point: str
@@ -90,10 +90,11 @@ class Injector:
         before = [one for one in range(number) if self.sequence[one].kind != "hold"]
         return all((self.folder / str(one)).exists() for one in before)
 
-    def _claim(self, number: int) -> bool:
-        """A file, so that it outlives the process that is about to be killed."""
+    def _claim(self, number: int, cut: str = "") -> bool:
+        """A file, so that it outlives the process that is about to be killed; it holds the statement that was cut."""
         try:
-            os.close(os.open(self.folder / str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            with (self.folder / str(number)).open("x") as file:
+                file.write(cut)
         except FileExistsError:
             return False
         return True
@@ -101,7 +102,7 @@ class Injector:
     async def _strike(self, number: int, fault: Fault) -> bool:
         """Whether it was this pass that the fault was for."""
         if fault.kind == "reset":
-            _Reset.hard, _Reset.claim = fault.hard, lambda: self._claim(number)
+            _Reset.hard, _Reset.claim = fault.hard, lambda cut: self._claim(number, cut)
             return not (self.folder / str(number)).exists()
         if not self._claim(number):
             return False
@@ -164,20 +165,42 @@ class _Reset:
     """What the next COMMIT of this process meets, unless another process has met it: `claim` tells."""
 
     hard: bool = False
-    claim: Callable[[], bool] | None = None
+    claim: Callable[[str], bool] | None = None
 
 
 #: Calls that change something and stand in a SELECT.
-_EFFECTS = re.compile(r"PG_LOGICAL_EMIT_MESSAGE|PG_(CREATE|DROP)_\w*SLOT|PG_REPLICATION_(SLOT|ORIGIN)_\w+|SETVAL")
+_EFFECTS = re.compile(
+    r"PG_LOGICAL_EMIT_MESSAGE|PG_(CREATE|DROP)_\w*SLOT|PG_REPLICATION_(SLOT|ORIGIN)_\w+|SETVAL"
+    r"|CONTROL\.(FLIP_ROUTE|APPEND_AUDIT)|CUTOVER\.PRUNE_DECISIONS"
+)
+_CHANGES = re.compile(
+    r"(INSERT|UPDATE|DELETE|ALTER|CREATE|DROP)\b|WITH\b.*(INSERT INTO|(?<!FOR )UPDATE|DELETE FROM)\b", re.DOTALL
+)
 
 
-def _commits(connection: asyncpg.Connection, sql: str) -> bool:
+def commits(connection: asyncpg.Connection, sql: str) -> bool:
     """Whether the server commits something by this statement."""
     parts = [part.lstrip() for part in sql.upper().split(";")]  # one inside of a text does no harm
     if any(part.startswith(("COMMIT", "PREPARE TRANSACTION", "ROLLBACK PREPARED", "END")) for part in parts):
         return True
-    writes = any(part.startswith(("INSERT", "UPDATE", "DELETE", "WITH", "ALTER", "CREATE", "DROP")) for part in parts)
-    return (writes or _EFFECTS.search(sql.upper()) is not None) and not connection.is_in_transaction()
+    changes = any(_CHANGES.match(part) for part in parts)
+    return (changes or _EFFECTS.search(sql.upper()) is not None) and not connection.is_in_transaction()
+
+
+async def _cut(connection: asyncpg.Connection, sql: str, call: Coroutine[Any, Any, Any], hard: bool) -> None:
+    """The connection is lost before the statement has left, or before its answer has come."""
+    if hard:
+        call.close()
+    elif sql.upper().startswith("COMMIT"):
+        # one message: it has left, and who looks what became of it may come while it is still at work
+        sent = asyncio.ensure_future(call)
+        await asyncio.sleep(0)
+        connection.terminate()
+        await sent
+    else:
+        await call  # several messages, of which only the last one commits
+    connection.terminate()
+    raise asyncpg.ConnectionDoesNotExistError(f"the harness cut the connection in {sql[:40]!r}")
 
 
 @contextmanager
@@ -189,18 +212,12 @@ def resets() -> Iterator[None]:
     def cutting(call: Any) -> Any:
         async def wrapped(self: asyncpg.Connection, query: str, *args: Any, **options: Any) -> Any:
             claim, hard = _Reset.claim, _Reset.hard
-            if claim is None or not _commits(self, query):
+            if claim is None or not commits(self, query):
                 return await call(self, query, *args, **options)
             _Reset.claim = None
-            if not claim():
+            if not claim(query):
                 return await call(self, query, *args, **options)
-            if hard:
-                self.terminate()
-                raise asyncpg.ConnectionDoesNotExistError("the harness cut the connection before COMMIT was sent")
-            sent = asyncio.ensure_future(call(self, query, *args, **options))
-            await asyncio.sleep(0)  # it has been written to the socket
-            self.terminate()
-            return await sent
+            return await _cut(self, query, call(self, query, *args, **options), hard)
 
         return wrapped
 

@@ -29,9 +29,9 @@ from activities.watching import WatchActivities
 from cutover import __version__
 from cutover.alerts.webhook import Webhook
 from cutover.control.database import Control
-from cutover.errors import Unreachable
+from cutover.errors import CutoverError, Unreachable
 from cutover.settings import CONTROL, Settings
-from cutover.telemetry.temporal import cutover_plugin
+from cutover.telemetry.temporal import connect
 from workers.registry import PASSED_THROUGH, WORKFLOWS
 from workflows.timeouts import TASK_QUEUE
 
@@ -68,22 +68,6 @@ def build_id(settings: Settings) -> str:
     return done.stdout.strip() or __version__
 
 
-async def connect(settings: Settings, build: str) -> Client:
-    """A client with our plugin. Raises Unreachable where the server does not answer."""
-    try:
-        return await Client.connect(
-            settings.temporal_address,
-            namespace=settings.temporal_namespace,
-            plugins=[cutover_plugin()],
-            identity=f"cutover-{build}@{socket.gethostname()}:{os.getpid()}",
-        )
-    except (RuntimeError, OSError) as error:
-        raise Unreachable(
-            f"the Temporal server at {settings.temporal_address} does not answer ({type(error).__name__}): "
-            "is it running (cutover dev up), is TEMPORAL_ADDRESS right?"
-        ) from None
-
-
 async def open_patiently(settings: Settings, build: str, stop: asyncio.Event) -> tuple[Client, Control] | None:
     """Both connections, waited for while the servers come up; None where the process is to end first."""
     said = ""
@@ -91,8 +75,9 @@ async def open_patiently(settings: Settings, build: str, stop: asyncio.Event) ->
         try:
             control = await Control.open(settings.database(CONTROL), max_size=16)
             try:
-                return await connect(settings, build), control
-            except Unreachable:
+                identity = f"cutover-{build}@{socket.gethostname()}:{os.getpid()}"
+                return await connect(settings, identity), control
+            except CutoverError:
                 await control.close()
                 raise
         except Unreachable as error:
@@ -154,7 +139,9 @@ async def run_worker(settings: Settings) -> None:
     client, control = opened
     try:
         async with make_worker(client, control, settings):
-            _log.info("worker %s at work on task queue %r of %s", build, TASK_QUEUE, settings.temporal_address)
+            _log.info(
+                "worker %s at work on task queue %r of %s", build, TASK_QUEUE, client.service_client.config.target_host
+            )
             await stop.wait()
             _log.info("worker ends: no new work, what runs gets %d s", GRACE.total_seconds())
     finally:

@@ -12,10 +12,11 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
 from temporalio.client import Client
 
-from cutover.cli.connection import control, temporal
+from cutover.cli.connection import control
 from cutover.cli.failing import plainly, print_json, run
 from cutover.plan.durations import RIGHT_DURATION, parse_duration
 from cutover.settings import Settings
+from cutover.telemetry.temporal import connect
 from workflows import search
 
 #: A run that is gone an hour after its end explains nothing.
@@ -34,7 +35,7 @@ def setup(
 
     async def work() -> None:
         settings = Settings.from_environment()
-        client = await temporal(settings)
+        client = await connect(settings)
         added = await _search_attributes(client)
         await _retention(client, keep)
         async with control(settings) as opened:

@@ -9,7 +9,6 @@ import typer
 from temporalio.service import RPCError
 
 from cutover.cli.connection import control as connected
-from cutover.cli.connection import temporal
 from cutover.cli.failing import login, plainly, print_json, run
 from cutover.cli.runs import open_runs
 from cutover.control import adoption, plans
@@ -22,6 +21,7 @@ from cutover.plan.load import Finding, examine_file
 from cutover.plan.models import Plan
 from cutover.plan.notes import TRAFFIC, notes
 from cutover.settings import Settings
+from cutover.telemetry.temporal import connect
 
 #: Seconds for telling the runs; those that are not told find the plan themselves.
 TELLING_SECONDS = 20.0
@@ -154,7 +154,7 @@ async def _tell(settings: Settings, plan: Plan) -> tuple[list[str], str]:
     told: list[str] = []
     try:
         async with asyncio.timeout(TELLING_SECONDS):
-            client = await temporal(settings)
+            client = await connect(settings)
             for run in await open_runs(client, plan.migration):
                 await client.get_workflow_handle(run).signal("plan_adopted", {"hash": plan.hash})
                 told.append(run)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cutover.cli import passes, reports
-from cutover.cli.connection import control, temporal
+from cutover.cli.connection import control
 from cutover.cli.failing import login, plainly, print_json, run
 from cutover.cli.repair import Order, repair
 from cutover.cli.reports import Chosen
@@ -18,6 +18,7 @@ from cutover.plan.fields import canonical
 from cutover.plan.models import Plan, near
 from cutover.postgres.databases import direction_from
 from cutover.settings import Settings
+from cutover.telemetry.temporal import connect
 
 #: Differing keys shown of one table; more are counted.
 KEYS_SHOWN = 100
@@ -109,7 +110,7 @@ async def _compared(
     stale = [one for one in chosen if now or not (await reports.look(opened, plan, one, keys=1)).fresh]
     if not stale:
         return {}
-    return await passes.compare(await temporal(settings), opened, plan, stale, quiet=quiet)
+    return await passes.compare(await connect(settings), opened, plan, stale, quiet=quiet)
 
 
 async def _history(opened: Control, plan: str, chosen: list[Chosen], last: int, as_json: bool) -> int:

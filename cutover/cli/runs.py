@@ -6,12 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from activities import ids
-from cutover.cli.connection import control, temporal
+from cutover.cli.connection import control
 from cutover.cli.failing import login, plainly, print_json, run
 from cutover.cli.waiting import answer, polled
 from cutover.control import audit, plans
 from cutover.errors import Exit, Unreachable
 from cutover.settings import CONTROL, Settings
+from cutover.telemetry.temporal import connect
 from workflows.search import MIGRATION
 from workflows.timeouts import TASK_QUEUE
 
@@ -60,7 +61,7 @@ def start(
 
     async def work() -> None:
         await _require_plan(settings, plan, service)
-        client = await temporal(settings)
+        client = await connect(settings)
         handle = await client.start_workflow(
             name, payload, id=workflow_id, task_queue=TASK_QUEUE, static_summary=f"{what.value} of {service or plan}"
         )
@@ -101,7 +102,7 @@ def _send(action: str, run_id: str, payload: dict[str, Any], as_json: bool) -> N
     """Sends an update: it is validated and answered, unlike a signal."""
 
     async def work() -> None:
-        client = await temporal(Settings.from_environment())
+        client = await connect(Settings.from_environment())
         answered = await answer(client, run_id, action, payload)
         if as_json:
             print_json({"workflow_id": run_id, "action": action, "answer": answered})

@@ -13,7 +13,7 @@ from temporalio.client import Client, RPCError, WorkflowQueryFailedError
 
 from activities import ids
 from cutover.cli.checklist import read_checklist
-from cutover.cli.connection import control, temporal
+from cutover.cli.connection import control
 from cutover.cli.failing import judged, plainly, print_json, run
 from cutover.cli.runs import open_runs
 from cutover.cli.screen import Overview, Screen, ServiceLine, render, since
@@ -23,6 +23,7 @@ from cutover.errors import Exit
 from cutover.flags import store as flags
 from cutover.flags.store import Route
 from cutover.settings import Settings
+from cutover.telemetry.temporal import connect
 from workflows.status import Status
 
 __all__ = ["Overview", "ServiceLine", "overview", "render", "status"]
@@ -164,7 +165,7 @@ def status(
         raise typer.BadParameter("--watch is a screen and --json is none: give one of them")
 
     async def work() -> int:
-        client = await temporal(settings)
+        client = await connect(settings)
         async with control(settings) as opened:
             if watch:
                 await _watch(Watching(client, opened, plan), every, Console())

@@ -10,7 +10,7 @@ them is a `ServicePool.transaction` here: held through a pause, on one side from
 service's level, with that method's errors. Between two transactions a SQLAlchemy connection holds none of PostgreSQL's.
 
 The asyncpg connections are the engine's own, for the dialect gives them its codecs (json as objects, for one).
-Needs SQLAlchemy 2.0.16 or newer: `pip install 'cutover[sqlalchemy]'`. See docs/dual-write.md.
+Needs SQLAlchemy 2.0.16 or newer: the extra `sqlalchemy`. See docs/dual-write.md.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ try:
     from sqlalchemy.pool import NullPool
 except ImportError as error:
     raise ImportError(
-        "cutover.dualwrite.alchemy needs SQLAlchemy 2 with asyncio: pip install 'cutover[sqlalchemy]'"
+        "cutover.dualwrite.alchemy needs SQLAlchemy 2 with asyncio: pip install '.[sqlalchemy]' in cutover's checkout"
     ) from error
 
 if TYPE_CHECKING:

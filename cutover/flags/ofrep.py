@@ -1,7 +1,7 @@
 """OFREP, the OpenFeature Remote Evaluation Protocol, over the flags in memory: for services in every language.
 
 https://github.com/open-feature/protocol, service/openapi.yaml, the core: one flag, and all flags with an ETag.
-Needs the extra `cutover[flags-server]`. Starlette and uvicorn serve it: both are pure Python, and what they stand on
+Needs the extra `flags-server`. Starlette and uvicorn serve it: both are pure Python, and what they stand on
 (anyio, h11) is here with httpx already; aiohttp would bring a client of its own and six compiled packages.
 """
 

@@ -1,4 +1,4 @@
-"""An OpenFeature provider for services in Python; needs the extra `cutover[openfeature]`.
+"""An OpenFeature provider for services in Python; needs the extra `openfeature`.
 
 Values come from memory, so a resolution never waits. A thread of the provider's own follows the control database,
 whatever event loops the service has. The states are those of the OpenFeature specification, section 2.4 and 5:
@@ -36,7 +36,7 @@ try:
     from openfeature.provider import AbstractProvider, Metadata
 except ModuleNotFoundError as error:  # pragma: no cover
     raise ImportError(
-        "cutover.flags.openfeature needs the OpenFeature SDK: pip install 'cutover[openfeature]'"
+        "cutover.flags.openfeature needs the OpenFeature SDK: pip install '.[openfeature]' in cutover's checkout"
     ) from error
 
 _log = logging.getLogger(__name__)

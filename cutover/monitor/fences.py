@@ -5,7 +5,7 @@ has no fence: it gets one here, open on the writable side and shut on the other,
 What somebody has changed by hand is told and left alone: a person has to know why.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import asyncpg
@@ -56,11 +56,13 @@ class Look:
     epochs: Mapping[Side, epoch.Epoch | None] = field(default_factory=dict)
     #: What to do instead of any cure, where an epoch row and the route tell of different primaries or epochs; else "".
     disagree: str = ""
+    #: Sides where the function behind every fence is not this version's, so that no fence there need refuse anything.
+    replaced: Sequence[Side] = ()
 
     @property
     def problems(self) -> list[str]:
         """What is still wrong, in words."""
-        return [one.text for one in self.wrong if not one.mended]
+        return [one.text for one in self.wrong if not one.mended] + [replaced(side) for side in self.replaced]
 
     def alert(self, pair: Pair) -> Alert | None:
         """What people are told; None where all is well. A fence that came late on the writable side is a warning."""
@@ -70,6 +72,14 @@ class Look:
         text = "; ".join(one.text for one in self.wrong[:5])
         more = f" and {len(self.wrong) - 5} more (cutover doctor {pair.migration})" if len(self.wrong) > 5 else ""
         return Alert("fence", "warning" if harmless else "critical", pair.migration, pair.service, text + more)
+
+
+def replaced(side: Side) -> str:
+    """That the function there is another one, in words."""
+    return (
+        f"the function behind the fences at the {side}, cutover.refuse, is not this version's: somebody has replaced "
+        "it, or an older version made it"
+    )
 
 
 async def look(control: Control, pair: Pair, *, mend: bool = True) -> Look:
@@ -82,10 +92,13 @@ async def look(control: Control, pair: Pair, *, mend: bool = True) -> Look:
         return Look(settled=False)
     states: dict[Side, dict[TableName, fence.FenceState]] = {}
     rows: dict[Side, epoch.Epoch | None] = {}
+    others: list[Side] = []
     for side in ("monolith", "service"):
         async with pair.at(side).session("cutover-fence") as connection:
             rows[side] = await epoch.read(connection, pair.service)
             states[side] = await fence.states_of(connection, await fence.relations(connection, pair.tables))
+            if rows[side] is not None and not await epoch.refuses(connection):
+                others.append(side)
     if await switches.still(control, pair.migration, pair.service) != before:
         return Look(settled=False)
     agree = all(row is None or _agrees(row, before) for row in rows.values())
@@ -99,7 +112,7 @@ async def look(control: Control, pair: Pair, *, mend: bool = True) -> Look:
             if wrong is not None:
                 found.append(wrong if agree else replace(wrong, cure=disagree))
     number = sum(len(tables) for tables in states.values())
-    return Look(True, before.primary_side, found, number, states, rows, disagree)
+    return Look(True, before.primary_side, found, number, states, rows, disagree, others)
 
 
 def _agrees(row: epoch.Epoch, now: Still) -> bool:

@@ -113,7 +113,7 @@ async def watch_carrying(at: Place) -> list[Finding]:
             f"the way back is not proved: its stream did not carry a marker within {PROOF_SECONDS:g} s "
             f"({lag.bytes} bytes behind), and a rollback would have to wait for it"
         )
-        return [at.finding("way-back", "critical", "proof", text, f"see what holds the stream up: {at.doctor}")]
+        return [at.finding("way-back", "critical", "proof", text, f"{at.doctor}; where it runs, {_held_up(at)}")]
     awaited = await notes.awaited(*noted)
     if awaited is not None and await _carried(at, awaited.what):
         await notes.forget(*noted)
@@ -127,11 +127,14 @@ async def watch_carrying(at: Place) -> list[Finding]:
         f"the forward stream does not carry: a marker of {awaited.seconds:.0f} s ago has not arrived ({lag.bytes} "
         "bytes behind), though nothing is wrong with it"
     )
-    remedy = (
+    return [at.finding("stream", "critical", "forward does not carry", text, _held_up(at))]
+
+
+def _held_up(at: Place) -> str:
+    return (
         f"look for a lock that its writer waits for at {at.pair.sink(at.direction).name!r} (pg_stat_activity: "
         "wait_event_type = 'Lock'), or for one very large transaction that it is at"
     )
-    return [at.finding("stream", "critical", "forward does not carry", text, remedy)]
 
 
 async def _carried(at: Place, marker: str) -> bool:

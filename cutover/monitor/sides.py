@@ -20,7 +20,7 @@ async def watch_sides(at: Place) -> list[Finding]:
     seen = await fences.look(at.control, at.pair, mend=at.mend)
     if not seen.settled or seen.primary != at.primary:
         return []
-    return [*_epochs(at, seen), *_both_or_none(at, seen), *_fences(at, seen), *await _functions(at)]
+    return [*_epochs(at, seen), *_both_or_none(at, seen), *_fences(at, seen), *_functions(at, seen)]
 
 
 def _epochs(at: Place, seen: Look) -> list[Finding]:
@@ -95,18 +95,12 @@ def _fences(at: Place, seen: Look) -> list[Finding]:
     return found
 
 
-async def _functions(at: Place) -> list[Finding]:
+def _functions(at: Place, seen: Look) -> list[Finding]:
     """A trigger is worth what its function does."""
-    found = []
-    for side, connection in at.sessions.items():
-        if not await epoch.refuses(connection):
-            text = (
-                f"the function behind the fences at the {side}, cutover.refuse, is not this version's: somebody has "
-                "replaced it, or an older version made it"
-            )
-            remedy = f"cutover start preparation {at.pair.migration}"
-            found.append(at.finding("fence", "critical", f"cutover.refuse at the {side}", text, remedy))
-    return found
+    return [
+        at.finding("fence", "critical", f"cutover.refuse at the {side}", fences.replaced(side), f"{at.doctor} --mend")
+        for side in seen.replaced
+    ]
 
 
 async def watch_switch(at: Place) -> list[Finding]:

@@ -9,8 +9,8 @@ import asyncpg
 from cutover.control import conflicts, rebuilds, reports
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
-from cutover.monitor import catalogs
-from cutover.postgres import fence
+from cutover.monitor import catalogs, fences
+from cutover.postgres import epoch, fence
 from cutover.postgres.databases import CONNECTION_ERRORS, Side, direction_from, other
 from cutover.switch import servers
 from cutover.switch.environment import TAIL_LIMIT, SwitchEnvironment
@@ -158,6 +158,9 @@ async def _fences(env: SwitchEnvironment, to_side: Side, found: Measurement) -> 
     for side in ("monolith", "service"):
         async with env.pair.at(side).session("cutover-gate") as connection:
             states = await fence.states_of(connection, await fence.relations(connection, env.pair.tables))
+            if not await epoch.refuses(connection):
+                mend = f"cutover doctor {env.pair.migration} --service {env.pair.service} --mend"
+                found.problems.append(f"{fences.replaced(side)}: {mend}")
         wanted = "fenced-always" if side == to_side else "open"
         for table, state in states.items():
             if state != wanted:

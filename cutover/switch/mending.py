@@ -100,6 +100,10 @@ async def _set_fences(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[
     for side in (other(route.primary_side), route.primary_side):
         closed = side != route.primary_side
         async with faults.step("mend.fences"):
+            session = await attempt.session(side)
+            if not await epoch.refuses(session):
+                await epoch.install(session, env.pair.service, side)
+                tell(f"the function behind the fences at the {side} is this version's again")
             changed = await set_fence(
                 env, attempt, side, closed=closed, primary=route.primary_side, number=route.epoch, always=copied
             )

@@ -21,6 +21,7 @@ from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import resolve
 from cutover.reconcile.passes import Job, run_pass
 from cutover.streams.base import settling
+from cutover.switch import servers
 from cutover.switch.attempt import between_switches, under_token
 from cutover.switch.environment import SwitchEnvironment
 
@@ -35,14 +36,16 @@ _ALL = 1_000_000
 async def rebuild(env: SwitchEnvironment, say: Callable[[str], None]) -> list[TableReport]:
     """Builds the stream from the primary of now to the other side anew; the last report of each table.
 
-    May be called again at any time. Raises Refused while a switch is under way, GateClosed where differences stay
-    after some rounds, NotYet where the stream carries nothing or rows will not settle.
+    May be called again at any time. Raises Refused while a switch is under way, GateClosed on a server that nobody
+    has accepted, and where differences stay after some rounds, NotYet where the stream carries nothing or rows will not
+    settle.
     """
     if begun := await switches.under_way(env.control, env.pair.migration, env.pair.service):
         raise Refused(
             f"{env.pair.service}: a switch is {begun.state}, and awaits a marker of this very stream: let a worker "
             "end it first (cutover worker)"
         )
+    await servers.require_known(env)  # the rows of a primary that has lost its last commits are not the truth
     route = await flags.get(env.control, env.pair.migration, env.pair.service)
     direction = direction_from(route.primary_side)
     stream, changed = env.stream(direction), env.changed(direction)

@@ -1,19 +1,26 @@
-"""One plugin for client, worker and replayer: the same payloads, spans and sandbox everywhere."""
+"""The way to Temporal; one plugin for client, worker and replayer, so that payloads, spans and sandbox are the same."""
 
+import asyncio
 import dataclasses
 
 import temporalio.api.failure.v1
+from temporalio.client import Client
 from temporalio.contrib.opentelemetry import TracingInterceptor
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter, DefaultFailureConverter, PayloadConverter
+from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import FailureError
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+from cutover.errors import ConfigError, Unreachable
+from cutover.settings import Settings
 from cutover.telemetry.redaction import describe, scrub, without_detail
 from cutover.telemetry.setup import tracer
 
+#: A server that is there and does not answer would be waited for three times as long.
+ANSWER_SECONDS = 10.0
 #: Modules that the sandbox does not load anew for each workflow: they have no state that a workflow could change.
 PASSTHROUGH = ("cutover", "activities", "asyncpg", "opentelemetry", "pydantic", "pydantic_core", "annotated_types")
 
@@ -53,6 +60,27 @@ def cutover_plugin() -> SimplePlugin:
         interceptors=[TracingInterceptor(tracer(), always_create_workflow_spans=True)],
         workflow_runner=_sandbox,
     )
+
+
+async def connect(settings: Settings, identity: str | None = None) -> Client:
+    """A client with our plugin, for the server that `TEMPORAL_*` names (profile file, environment, `.cutover/env`).
+
+    Raises Unreachable with the address, ConfigError where the profile or a certificate cannot be read.
+    """
+    try:
+        config = ClientConfig.load_client_connect_config(override_env_vars=dict(settings.values))
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f"what TEMPORAL_* says of the server cannot be used: {error}") from None
+    config.setdefault("target_host", settings.temporal_address)
+    config.setdefault("namespace", settings.temporal_namespace)
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await Client.connect(**config, plugins=[cutover_plugin()], identity=identity)
+    except (RuntimeError, OSError):  # a TimeoutError is one
+        raise Unreachable(
+            f"the Temporal server at {config['target_host']} does not answer; "
+            "start the development stack with `cutover dev up`, or set TEMPORAL_ADDRESS"
+        ) from None
 
 
 def _sandbox(runner: WorkflowRunner | None) -> WorkflowRunner:

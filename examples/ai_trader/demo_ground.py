@@ -17,7 +17,6 @@ from typing import Any
 from temporalio.client import Client, WorkflowHandle
 
 from activities import ids
-from cutover.cli.connection import temporal
 from cutover.control import plans
 from cutover.control.database import Control
 from cutover.devstack.accounts import own_folder
@@ -28,6 +27,7 @@ from cutover.errors import Conflict
 from cutover.plan.load import load_text
 from cutover.plan.models import Plan
 from cutover.settings import CONTROL, Settings
+from cutover.telemetry.temporal import connect
 from examples.ai_trader.generate import Filled, fill
 from examples.ai_trader.prepare import create_monolith, create_roles
 from workflows.timeouts import TASK_QUEUE
@@ -146,7 +146,7 @@ async def register_plan(settings: Settings, text: str, by: str) -> Plan:
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[tuple[Client, Control]]:
     """The two things that every part of the demo looks at: Temporal and the control database."""
-    client = await temporal(settings)
+    client = await connect(settings)
     control = await Control.open(settings.database(CONTROL), max_size=4)
     try:
         yield client, control

@@ -7,11 +7,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from chaos.injection import Fault, Holds, Injector, resets
+from chaos.injection import Fault, Holds, Injector, commits, resets
 from chaos.injection import passes as found_passes
 from chaos.processes import Child, Say
 from cutover import faults
+from cutover.control.database import Control
 from cutover.errors import Unreachable
+from cutover.postgres import outbox_schema
 from cutover.postgres.databases import Database
 
 STEP = "switch.flip"
@@ -131,6 +133,45 @@ async def test_a_reset_cuts_the_next_commit_before_or_after_it_has_left(
             return int(await other.fetchval("SELECT count(*) FROM noted"))
 
         assert await asyncio.wait_for(settled(), 10) == rows
+
+
+@pytest.mark.parametrize(("hard", "rows"), [(True, 0), (False, 1)])
+async def test_a_statement_that_commits_by_itself_is_cut_before_it_has_left_or_once_it_is_done(
+    tmp_path: Path, monolith_db: Database, hard: bool, rows: int
+) -> None:
+    fault = Fault(f"{STEP}.before", "reset", hard=hard)
+    async with monolith_db.session() as other:
+        await other.execute("CREATE TABLE noted (n int)")
+        connection = await asyncpg.connect(monolith_db.dsn)
+        with resets(), faults.armed(Injector((fault,), tmp_path)), pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            async with faults.step(STEP):
+                await connection.fetchrow("INSERT INTO noted VALUES ($1) RETURNING n", 1)  # it was never prepared here
+        assert await other.fetchval("SELECT count(*) FROM noted") == rows
+        assert "INSERT INTO noted" in (tmp_path / "0").read_text()
+
+
+async def test_every_function_of_ours_that_changes_something_counts_as_a_commit(
+    control: Control, monolith_db: Database
+) -> None:
+    async with monolith_db.session() as connection:
+        await connection.execute("CREATE SCHEMA cutover")
+        await outbox_schema.install(connection, "s")
+        for database in (control.pool, connection):
+            changing = await database.fetch(
+                "SELECT pronamespace::regnamespace || '.' || proname AS name FROM pg_catalog.pg_proc "
+                "WHERE pronamespace::regnamespace::text IN ('control', 'cutover') "
+                "AND prorettype <> 'trigger'::regtype AND prosrc ~* '\\y(insert into|update|delete from)\\y'"
+            )
+            assert changing
+            assert [one["name"] for one in changing if not commits(connection, f"SELECT {one['name']}()")] == []
+
+
+async def test_what_only_reads_is_no_commit(monolith_db: Database) -> None:
+    async with monolith_db.session() as connection:
+        for sql in ("SELECT 1", "WITH a AS (SELECT 1) SELECT * FROM a", "WITH a AS (SELECT 1 FOR UPDATE) TABLE a"):
+            assert not commits(connection, sql)
+        for sql in ("WITH a AS (DELETE FROM t RETURNING 1) TABLE a", "WITH a AS (TABLE t) UPDATE u SET x = 1"):
+            assert commits(connection, sql)
 
 
 @pytest.mark.parametrize("hard", [True, False])

@@ -12,13 +12,16 @@ import pytest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
 from activities import ids
-from cutover.cli import connection, doctor, operations
+from cutover.cli import doctor, operations, runs
 from cutover.cli.conflicts import Decide
 from cutover.control import audit, conflicts, reports
 from cutover.control.reports import Difference, TableReport
 from cutover.errors import ConfigError, CutoverError, Exit, GateClosed, NotYet, PlanError, Unreachable, exit_status
 from cutover.postgres.databases import Database
+from cutover.settings import Settings
+from cutover.telemetry import temporal
 from tests.cli.conftest import SERVICE, Desk, typed
+from workers import worker
 from workflows.cleanup import CleanupWorkflow
 
 TABLE = "trades"
@@ -69,7 +72,7 @@ async def test_a_retention_that_makes_no_sense_is_refused_before_anything_is_cha
     def unexpected(*_: Any) -> None:
         raise AssertionError("a server was asked")
 
-    monkeypatch.setattr(operations, "temporal", unexpected)
+    monkeypatch.setattr(operations, "connect", unexpected)
     refused = await desk.type("setup", f"--retention={wrong}", status=2)
     assert "--retention" in refused.output
 
@@ -263,7 +266,7 @@ def test_a_server_that_is_away_ends_every_command_in_status_3(arguments: tuple[s
 
 
 def test_a_temporal_server_that_is_there_and_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(temporal, "ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as stopped:
         address = f"127.0.0.1:{stopped.getsockname()[1]}"
         begun = time.monotonic()
@@ -281,6 +284,27 @@ def test_wrong_surroundings_end_in_status_2(tmp_path: Path) -> None:
     (tmp_path / "env").write_bytes(b"\xff\xfe")
     ended = typed("history", "x", env={"CUTOVER_ENV_FILE": str(tmp_path / "env")})
     assert ended.exit_code == 2, ended.output
+    ended = typed("status", "x", env={"TEMPORAL_PROFILE": "of-nobody"})
+    assert ended.exit_code == 2, ended.output
+    assert "'of-nobody' not found" in ended.output
+
+
+async def test_command_line_and_worker_take_the_server_from_the_same_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = tmp_path / "temporal.toml"
+    profile.write_text('[profile.staging]\naddress = "127.0.0.1:1"\nnamespace = "theirs"\napi_key = "k"\n')
+    settings = Settings({"TEMPORAL_CONFIG_FILE": str(profile), "TEMPORAL_PROFILE": "staging"})
+    asked: dict[str, Any] = {}
+
+    async def connected(**config: Any) -> None:
+        asked.update(config)
+
+    monkeypatch.setattr(temporal.Client, "connect", connected)
+    await temporal.connect(settings, "me")
+    assert (asked["target_host"], asked["namespace"], asked["api_key"]) == ("127.0.0.1:1", "theirs", "k")
+    assert (asked["tls"], asked["identity"]) == (True, "me")
+    assert worker.connect is runs.connect is temporal.connect
 
 
 def test_a_mistake_of_ours_is_one_line_and_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:

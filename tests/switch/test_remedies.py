@@ -3,15 +3,18 @@
 import asyncio
 import shlex
 
+import pytest
 from typer.testing import CliRunner
 
 from cutover import doctor
 from cutover.cli.main import app
-from cutover.errors import Exit
+from cutover.errors import Exit, GateClosed
 from cutover.monitor import catalogs
 from cutover.postgres import fence
-from cutover.switch import mending, servers
+from cutover.postgres.databases import Side
+from cutover.switch import gates, mending, servers
 from cutover.switch.environment import SwitchEnvironment
+from cutover.switch.rebuild import rebuild
 from tests.switch.conftest import Work
 from tests.switch.test_fences import TRADES, on, state
 from tests.switch.test_mending import in_order
@@ -78,9 +81,25 @@ async def test_on_a_server_that_nobody_accepted_no_lost_stream_is_built_over_the
     assert found.remedy == f"cutover doctor test --service {env.pair.service} --accept-server --by YOU --reason WHY"
     assert any("timeline" in problem for problem in found.problems)
     assert await mending.mend(env, lambda _: None) == []
+    with pytest.raises(GateClosed, match=r"lost commits, then: cutover doctor .* --accept-server"):
+        await rebuild(env, lambda _: None)
     assert not await env.stream("forward").exists()
     assert await servers.accept(env, "alice", "promoted by plan") == [env.pair.monolith.name]
     assert (await remedy(env)).endswith("--mend")
+
+
+@pytest.mark.parametrize("side", ["monolith", "service"])
+async def test_a_function_behind_the_fences_that_was_replaced_closes_the_write_gate_and_is_made_again(
+    env: SwitchEnvironment, work: Work, side: Side
+) -> None:
+    replace = "AS 'BEGIN RETURN NEW; END'"
+    await on(env, side, f"CREATE OR REPLACE FUNCTION cutover.refuse() RETURNS trigger LANGUAGE plpgsql {replace}")
+    facts = await gates.measure(env, "service")
+    assert any("cutover.refuse" in problem and problem.endswith("--mend") for problem in facts.problems)
+    assert (await remedy(env)).endswith("--mend")
+    told = f"the function behind the fences at the {side} is this version's again"
+    assert told in await mending.mend(env, lambda _: None)
+    await in_order(env)
 
 
 async def test_a_fence_that_is_missing_before_the_first_copy_is_made_and_lets_the_copy_pass(
