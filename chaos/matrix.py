@@ -63,6 +63,13 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def uncommitted() -> str:
+    """What is changed and not committed, but docs; "" where nothing is."""
+    command = ["git", "status", "--porcelain", "--", ".", ":!docs", ":!*.md"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return ", ".join(line[3:] for line in found.splitlines())
+
+
 def administered(cluster: Cluster) -> Database:
     return Database("postgres", cluster.superuser_dsn("postgres"))
 
@@ -141,7 +148,7 @@ class Matrix:
         say(f"{len(self.results)}: run {result.plan.number} ({result.plan.level}): {said}")
         for turn in result.turns:
             if not turn.reached:
-                say(f"    {turn.happened} faults happened: {turn.cell} ({'; '.join(map(str, turn.sequence))})")
+                say(f"    {turn.harm} faults happened: {turn.cell} ({'; '.join(map(str, turn.sequence))})")
         for violation in result.violations:
             say(f"    VIOLATED: {violation}\n      {result.plan}\n      see {result.folder}")
             say(f"      again: {self._again(result)}")
@@ -161,7 +168,7 @@ def report(results: Sequence[Result], drawn: Sequence[Cell]) -> int:
     kinds = Counter(turn.cell.kind for turn in turns if turn.reached and turn.cell is not None)
     happened = len(set(drawn)) - len(missing)
     print(f"{len(results)} runs, {len(drawn)} cells, {happened} of them happened; "
-          f"{sum(turn.happened for turn in turns)} faults, cells by their kind: {dict(kinds)}")  # fmt: skip
+          f"{sum(turn.harm for turn in turns)} faults, cells by their kind: {dict(kinds)}")  # fmt: skip
     for reason, number in sorted(cells.left_out().items()):
         print(f"not reachable: {number} cells: {reason}")
     for cell in sorted(missing):
@@ -176,9 +183,10 @@ def report(results: Sequence[Result], drawn: Sequence[Cell]) -> int:
         "runs": len(results),
         "cells": happened,
         "not_reached": len(missing),
-        "faults": sum(turn.happened for turn in turns),
+        "faults": sum(turn.harm for turn in turns),
         "switches": sum(result.switches for result in results),
         "late": sum(result.late for result in results),
+        "parked": sum(len(turn.parked) for turn in turns),
         "violations": len(violations),
         "operations": dict(counts),
     }
@@ -213,7 +221,11 @@ async def measure(clusters: list[Cluster]) -> int:
             plans = [Plan.from_json(json.loads(given))] if given else [known[number] for number in numbers]
         except (KeyError, ValueError) as error:
             raise ConfigError(f"there is no such run; with this SEED, CELLS and FULL: 0 to {len(plans) - 1}") from error
-        drawn, full, folder = [], False, FOLDER / f"again-{seed}"
+        # with whatever hits each cell there: one is tried anew by itself
+        drawn = [cell for plan in plans for cell in plan.turns if cell is not None]
+        full, folder = False, FOLDER / f"again-{seed}"
+    if full and (changed := uncommitted()):
+        raise ConfigError(f"results of FULL=1 are kept under the commit's name; commit first: {changed}")
     folder.mkdir(parents=True, exist_ok=True)
     if not full:
         (folder / "results.jsonl").unlink(missing_ok=True)

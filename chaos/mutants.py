@@ -191,7 +191,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _known('relay by "id > last"', "the relay reads on from the last version that it saw"),
     _known("apply without version", "no guard by versions"),
     _known("delete without tombstone", "tombstones guard nothing"),
-    _known("2PC deciding before prepare", "the branch of a strong write is not prepared before the commit"),
+    _known("2PC deciding before prepare", "the primary commits before the other side has prepared"),
     _known("lock and read in one statement", "an apply reads before it has the lock"),
     _made(
         "a lease without an expiry of its own",

@@ -29,10 +29,10 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         turns = [
-            {"turn": turn.number, "cell": str(turn.cell), "happened": turn.happened, "reached": turn.reached,
+            {"turn": turn.number, "cell": str(turn.cell), "happened": turn.harm, "reached": turn.reached,
              "faults": [str(one) for one in turn.sequence], "calls": turn.calls, "seconds": round(turn.seconds, 2),
              "outcomes": [f"{one['result']} {one.get('reason') or ''}".strip() for one in turn.outcomes],
-             "parked": turn.parked}
+             "parked": turn.parked, "cut": [" ".join(sql.split())[:80] for sql in turn.cut]}
             for turn in self.turns
         ]  # fmt: skip
         return {**self.plan.as_json(), "turns": turns, "switches": self.switches, "late": self.late,
@@ -49,6 +49,7 @@ class Result:
             turn = Turn(cell, "service", number=one["turn"], happened=one["happened"])
             # of which faults it was does not matter any more
             turn.sequence = (Fault("", "kill"),) * (one["happened"] if one["reached"] else one["happened"] + 1)
+            turn.parked = one["parked"]
             turns.append(turn)
         return cls(plan, found["violations"], turns, found["seconds"], found["switches"], late=found["late"],
                    counts=found["counts"])  # fmt: skip

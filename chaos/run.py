@@ -10,18 +10,20 @@ import json
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
-from chaos import actors, ending, ground, mishaps, tables
+from chaos import actors, ending, ground, mishaps, relays, tables
 from chaos.cells import Cell, Plan
 from chaos.ground import Place
 from chaos.injection import Fault, Injector
 from chaos.processes import Child, Crashed
+from chaos.relays import Relays
 from chaos.results import Result
 from chaos.traffic_set import ARMED, Traffic
-from chaos.turns import PATIENCE, Calm, Driver, Turn, Violation, patiently, sequence, where
+from chaos.turns import Calm, Driver, Turn, Violation, Where, patiently, sequence, where
 from chaos.witness import Idle
 from cutover import doctor
 from cutover.control import audit
@@ -31,12 +33,16 @@ from cutover.switch.environment import SwitchEnvironment
 
 #: Of the turns to the service, those before which the reads have moved there.
 _READS_FIRST = 0.7
-#: Seconds between two looks at the relays.
-_LOOK = 0.3
+#: Of the turns whose faults hit a relay or a strong writer, those in which a switch is under way then; and the points
+#: that it has come to at the least: of a writer, who waits behind the announcement, before that.
+_BESIDE = 0.5
+_MOMENTS: dict[Where, Sequence[str]] = {
+    "relay": ("ready.prove.before", "switch.fence.before", "switch.fence.after", "switch.marker.after",
+              "switch.journal.after", "finish.prove.before"),
+    "writer": ("ready.prove.before", "ready.prove.after", "switch.token.before", "switch.begin.after"),
+}  # fmt: skip
 #: Seconds in which everybody has to be at work at the new side.
 _AT_WORK = 60.0
-#: What relays may end with where a server is away: their supervisor starts them again.
-_PASSING = ("Unreachable", "NotYet", "StaleAttempt")
 
 
 class Run:
@@ -61,9 +67,7 @@ class Run:
         self.result = Result(plan, folder=folder)
         #: The rows that no client has made.
         self.before = tables.Rows()
-        self._relays: Child | None = None
-        #: Held by whoever starts and ends them.
-        self._arming = asyncio.Lock()
+        self.relays = Relays(place, self.driver.faults_folder)
         self._poison = mishaps.Poison()
 
     async def execute(self) -> Result:
@@ -94,7 +98,7 @@ class Run:
                 self.result.violations.append(f"the relays: {supervising.exception()}")
             await self.traffic.kill()
             await self.driver.awake()
-            await self._end_relays()
+            await self.relays.end()
             self.result.seconds = time.monotonic() - begun
             if self.result.violations:
                 async with self.calm():
@@ -109,8 +113,7 @@ class Run:
         await ground.start(self.env)
 
     async def _begin(self) -> None:
-        async with self._arming:
-            await self._start_relays()
+        await self.relays.start()
         await self.traffic.start()
         first = self.plan.turns[0]
         turn = Turn(first, "service")
@@ -132,6 +135,7 @@ class Run:
 
     async def _turn(self, number: int, cell: Cell | None, to_side: Side) -> None:
         at = where(cell) if cell is not None else "attempt"
+        beside = False
         # a copy was made before the first turn, a cleanup comes after the last one
         turn = Turn(cell if at not in ("copy", "end") else None, to_side, number=number)
         if turn.cell is not None:
@@ -139,7 +143,7 @@ class Run:
             self.result.turns.append(turn)
         if to_side == "service" and self.rng.random() < _READS_FIRST:
             await patiently(self._move_reads)
-        #: The switch of a turn whose faults happen beside it.
+        #: The switch of a turn whose faults come before or after it.
         plain = Turn(None, to_side, number=number)
         async with self._counted(turn) as folder, self._counted(plain) as unhurt:
             match at:
@@ -147,13 +151,15 @@ class Run:
                     if cell is not None and cell.step == "ready.drop":
                         await self._lose_the_way_back(to_side)
                     await self.driver.switch(turn, folder)
-                case "relay":
-                    await self._relay_faults(turn, folder)
-                case "writer":
-                    await self._client_faults(turn, folder)
+                case "relay" | "writer":
+                    strike = self._relay_faults if at == "relay" else self._client_faults
+                    if beside := self._beside(turn, at):
+                        await self._at_once(strike(turn, folder), self.driver.switch(turn, folder))
+                    else:
+                        await strike(turn, folder)
                 case "repair":
                     await self._repair(turn, folder)
-            if at != "attempt":
+            if at != "attempt" and not beside:
                 await self.driver.switch(plain, unhurt)
             if at == "mending":
                 await self._mending(turn, folder)
@@ -161,10 +167,27 @@ class Run:
                 await self.driver.awake()
                 await self.driver.mended(plain, unhurt)
             await self._settled(to_side)
-        plain.happened += turn.happened  # the switch follows, and may meet what they have left
         for one in (turn, plain):
             one.judge(stormy=self.stormy)
             self.result.late += one.late
+
+    def _beside(self, turn: Turn, at: Where) -> bool:
+        """Whether its faults are to hit while it switches; they wait for the switch to come to some point then."""
+        # what is in doubt is decided, and what is held is told, before a switch begins
+        if turn.cell is None or turn.cell.group == "janitor" or turn.cell.step == "relay.hold":
+            return False
+        if self.rng.random() >= _BESIDE:
+            return False
+        turn.sequence = (Fault(self.rng.choice(_MOMENTS[at]), "delay"), *turn.sequence)
+        return True
+
+    @staticmethod
+    async def _at_once(strikes: Coroutine[Any, Any, None], switch: Coroutine[Any, Any, None]) -> None:
+        striking = asyncio.create_task(strikes)
+        try:
+            await switch
+        finally:
+            await striking
 
     async def _settled(self, side: Side) -> None:
         """All is as it has to be after a turn; raises Violation or Idle."""
@@ -184,8 +207,11 @@ class Run:
         cleaned = last is not None and where(last) == "end"
         if last is not None and cleaned:
             await self._clean_up(last)
-        await self.traffic.stop()
+        # who slept may do no harm any more; after a cleanup there is nothing of ours left to look at
         await self.driver.awake()
+        if not cleaned:
+            await self._settled(side)
+        await self.traffic.stop()
         if not cleaned:
             stream = self.env.stream(direction_from(side))
             await stream.await_marker(await stream.put_marker(), 30)
@@ -204,10 +230,11 @@ class Run:
         self.result.turns.append(turn)
         self.traffic.witness.look()
         told = len(self.traffic.witness.events)
-        await self._end_relays()  # as the run that kept them has ended by then
+        await self.relays.end()  # as the run that kept them has ended by then
         async with self._counted(turn) as folder:
             for step in actors.CLEANUP:
                 await self.driver.call(actors.cleanup, turn, folder, step)
+        await self.driver.awake()
         turn.judge(stormy=self.stormy)
         await self.traffic.at_work("service", _AT_WORK)
         self.result.violations += await ending.wrong(self.place, self.env.plan, told)
@@ -221,43 +248,14 @@ class Run:
     async def _supervise(self) -> None:
         """Starts the relays and a client again where a storm has killed them."""
         while True:
-            await asyncio.sleep(_LOOK)
-            async with self._arming:
-                if self._relays is not None and not self._relays.alive:
-                    self._require_passing(self._relays)
-                    await self._start_relays()
+            await asyncio.sleep(relays.LOOK)
+            await self.relays.keep_up()
             self.traffic.keep_up()
 
-    def _require_passing(self, relays: Child) -> None:
-        """Raises Crashed where something has ended them that only a defect explains."""
-        relays.require_no_crash()
-        told = [str(text) for what, detail in relays.waiting() if what == "failed" for text in detail]
-        if unknown := [text for text in told if not text.startswith((*_PASSING, "None", "CancelledError"))]:
-            raise Crashed(f"relays ended with {unknown}")
-
-    async def _start_relays(self) -> None:
-        """Without faults; once more where a server is away. Raises ChildProcessError where they never start."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            self._relays = Child("relays", actors.relays, self.place, (), self.driver.faults_folder())
-            try:
-                await self._relays.said("ready", 20)
-                return
-            except ChildProcessError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(_LOOK)
-
-    async def _end_relays(self) -> None:
-        async with self._arming:
-            if self._relays is not None:
-                await self._relays.end()
-            self._relays = None
-
-    async def _keep_up(self, turn: Turn, folder: Path, start: Callable[[], Child], *, beside: bool = False) -> Child:
+    async def _keep_up(self, turn: Turn, folder: Path, start: Callable[[], Child], *, spare: bool = False) -> Child:
         """Runs a process until all faults have happened, and starts it again where one ended it.
 
-        With `beside` another one takes over from the first fault on, while the first one may sleep.
+        With `spare` another one takes over from the first fault on, while the first one may sleep.
         """
         child = start()
         second: Child | None = None
@@ -268,12 +266,15 @@ class Run:
                 break  # told by the count of what has happened
             if not child.alive:
                 await child.ended(1)
+                relays.require_passing(child)
                 child = start()
-            if beside and second is None and injector.happened():
+            turn.count(folder)
+            if spare and second is None and turn.harm:
                 second = start()
             await asyncio.sleep(0.02)
         if second is not None:
             await second.end()
+            relays.require_passing(second)
         return child
 
     async def _relay_faults(self, turn: Turn, folder: Path) -> None:
@@ -289,17 +290,13 @@ class Run:
             self.before = tables.Rows(
                 {**self.before.items, **await self._poison.put(self.env, direction)}, self.before.events
             )
-        await self._end_relays()
-        async with self._arming:
+        async with self.relays.replaced():
             armed = await self._keep_up(
-                turn,
-                folder,
-                lambda: Child("relays", actors.relays, self.place, turn.sequence, folder),
-                beside=cell.kind == "delay",
+                turn, folder, lambda: self.relays.armed(turn.sequence, folder), spare=cell.kind == "delay"
             )
             # a process that was killed this moment may still look alive
             await armed.end()
-            await self._start_relays()
+            relays.require_passing(armed)
         if cell.step == "relay.hold":
             await self._poison.cure(self.env, direction)
 
@@ -312,6 +309,7 @@ class Run:
         """A client that its faults hit; it is ended afterwards in good order."""
         child = await self._keep_up(turn, folder, lambda: self.traffic.client(ARMED, turn.sequence, folder))
         await child.end(20)
+        child.require_no_crash()
 
     async def _repair(self, turn: Turn, folder: Path) -> None:
         """A row of the other side is changed behind everybody's back, found and mended."""

@@ -81,7 +81,7 @@ class Scene(Run):
     async def __aexit__(self, *_: object) -> None:
         await self.traffic.kill()
         await self.driver.awake()
-        await self._end_relays()
+        await self.relays.end()
         await self.hand.close()
         await ground.drop(self.place)
 

@@ -1,6 +1,7 @@
 """The traffic of one run: clients over the library, writers that pass it by, and the checker's word on their logs."""
 
 import asyncio
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,12 +80,19 @@ class Traffic:
         return acknowledged - (await read_rows(self.place.pair.at(side), self.place.service)).events.keys()
 
     async def stop(self) -> None:
-        """Ends them; what is under way gets its outcome first. Raises ChildProcessError where one had died."""
+        """Ends them; what is under way gets its outcome first.
+
+        Raises ChildProcessError where one had died, or does not end; Crashed where something else ended it.
+        """
         running, self._running = list(self._running.values()), {}
         for child in running:
             if not child.alive and not child.killed:
                 raise ChildProcessError(f"{child.name} ended by itself: {child.waiting()}")
-        await asyncio.gather(*(child.end(20) for child in running))
+        statuses = await asyncio.gather(*(child.end(20) for child in running))
+        for child, status in zip(running, statuses, strict=True):
+            if status == -signal.SIGKILL and child.name != "client-2":  # which a storm may have killed just now
+                raise ChildProcessError(f"{child.name} did not end within 20 s")
+            child.require_no_crash()
 
     async def kill(self) -> None:
         running, self._running = list(self._running.values()), {}

@@ -45,6 +45,12 @@ BY_DOCTOR, MENDED = 0.34, "mended"
 OVERTAKEN = 1.0
 
 _PLACES = (".before", ".after")
+#: Points behind which the next commit is the journal's: who has lost its answer looks, and goes on.
+JOURNALS = (
+    "switch.compare.after",
+    *(f"switch.{step}.{place}" for step in ("turn", "standbys", "unfence") for place in ("before", "after")),
+    "switch.journal.before",
+)
 BEFORE_JOURNAL = ("fence", "marker", "sequences", "compare", "unfence")
 AFTER_JOURNAL = ("switch.journal.after", "switch.commit.before", "switch.commit.after", "switch.flip.before")
 #: Steps in which nothing has begun that would be undone.
@@ -52,6 +58,8 @@ UNBEGUN = ("switch.token", "switch.seize", "switch.clear", "switch.begin")
 UNDO = ("undo.decide", "undo.open", "undo.resume", "undo.shut", "recovery.done")
 COMPLETE = ("complete.marker", "complete.open", "complete.flip", "complete.shut", "recovery.done")
 FINISH = ("finish.prove", "finish.changed", "finish.stream")
+#: Groups of points whose processes have deadlines of their own: the pause, a lease, a janitor's patience.
+_TIMED = ("switch", "undo", "complete", "recovery", "relay", "janitor", "strong")
 #: Where a second fault meets what follows a point that is not passed twice.
 NEXT = {
     "switch.done.after": FINISH,
@@ -107,6 +115,8 @@ class Turn:
     #: Faults of the sequence that have happened, and how often an activity was called.
     happened: int = 0
     calls: int = 0
+    #: The statements in which a connection was lost.
+    cut: list[str] = field(default_factory=list)
     seconds: float = 0.0
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     #: What Temporal would not have tried again: a run would have stopped there and asked a person.
@@ -119,23 +129,30 @@ class Turn:
         """Whether all has happened that its cell is."""
         return self.cell is not None and self.happened == len(self.sequence)
 
+    @property
+    def harm(self) -> int:
+        """Faults that have happened, but for one that only lets the next one wait for its moment."""
+        return sum(one.kind != "delay" or one.seconds > 0 for one in self.sequence[: self.happened])
+
     def count(self, folder: Path) -> None:
-        """Notes how many of its faults have happened; they come in their order."""
+        """Notes how many of its faults have happened, which come in their order, and the statements they have cut."""
         self.happened = Injector(self.sequence, folder).happened()
+        self.cut = [sql for number in range(self.happened) if (sql := (folder / str(number)).read_text())]
 
     def judge(self, *, stormy: bool) -> None:
-        """Raises Violation where it was undone, or refused, and no fault explains that.
+        """Raises Violation where it was undone, or refused, and no fault that had happened by then explains that.
 
         Once in a turn a busy machine may: it is noted as `late`.
         """
-        undone = [str(one["reason"]) for one in self.outcomes if one["result"] == "undone"]
-        if broken := [reason for reason in undone if "keys differ" in reason]:
+        undone = [one for one in self.outcomes if one["result"] == "undone"]
+        if broken := [one["reason"] for one in undone if "keys differ" in str(one["reason"])]:
             raise Violation(f"the marker was passed, and yet {broken[0]}")
-        unexplained = len(undone) - self.happened
-        self.late = unexplained == 1 and any(text in reason for text in _LATE for reason in undone)
+        unexplained = max((times - one["harm"] for times, one in enumerate(undone, 1)), default=0)
+        self.late = unexplained == 1 and any(text in str(one["reason"]) for text in _LATE for one in undone)
         if not stormy and unexplained > 0 and not self.late:
-            raise Violation(f"undone {len(undone)} times, and {self.happened} faults had happened: {undone[-1]}")
-        if not stormy and self.parked and not self.happened:
+            told = "; ".join(f"behind {one['harm']} faults: {one['reason']}" for one in undone)
+            raise Violation(f"undone {len(undone)} times, and {unexplained} of them no fault explains: {told}")
+        if not stormy and self.parked and not self.harm:
             raise Violation(f"no fault had happened, and a run would have stopped: {self.parked[0]}")
 
 
@@ -160,21 +177,25 @@ def sequence(cell: Cell, rng: random.Random) -> tuple[Fault, ...]:
         found.append(fault("switch.fence.after", "error", rng))
     if cell.step == "undo.reopen":  # the control database is away where the switch is to be undone
         found.append(fault("undo.decide.before", "error", rng, hard=False))
-    # of a server that refuses there is no doubt; a process that sleeps as a whole is overtaken
-    hard = True if (cell.group == "strong" and cell.kind == "error") or (cell.again and cell.kind == "delay") else None
+    # of a server that refuses there is no doubt; a process that sleeps as a whole is overtaken, which of the others
+    # only one with a deadline for its heartbeats would be
+    refuses = cell.group == "strong" and cell.kind == "error"
+    hard = True if refuses or (cell.kind == "delay" and (cell.again or cell.group not in _TIMED)) else None
     found.append(fault(cell.point, cell.kind, rng, hard))
     if cell.again:
-        found.append(fault(_again(cell, done, rng), cell.kind, rng))
+        found.append(fault(_again(cell, found[-1], done, rng), cell.kind, rng))
     return tuple(found)
 
 
-def _again(cell: Cell, done: bool, rng: random.Random) -> str:
+def _again(cell: Cell, first: Fault, done: bool, rng: random.Random) -> str:
     """Where the second fault happens: at the same point, or at one that what follows the first one passes."""
     # a commit that was cut is looked up or made again, so what comes before it is not passed twice
     cut = cell.kind == "reset" and cell.point in LOOKED_UP
     steps = NEXT.get(cell.step + ".after" if cut else cell.point)
     if cell.point == "recovery.done.after" or (cut and cell.group != "archive"):
         steps = FINISH if done else ("switch.token", "switch.fence", "switch.marker")
+    elif first.kind == "reset" and not first.hard and cell.point in JOURNALS:
+        steps = ("switch.commit", "switch.flip", *FINISH)
     elif cell.point in (*AFTER_JOURNAL, "switch.flip.after", "switch.done.before"):
         # the same, and then the switch goes on
         steps = FINISH if cell.kind == "reset" else COMPLETE
@@ -220,7 +241,8 @@ class Driver:
         switch_id = f"{self.place.service}-{uuid4().hex}"
         await self.activity("ready", turn, switch_id, folder)
         outcome = await self.activity("section", turn, switch_id, folder)
-        turn.outcomes.append(outcome)
+        turn.count(folder)
+        turn.outcomes.append({**outcome, "harm": turn.harm})
         if outcome["result"] == "done" or (outcome["result"] == MENDED and await self._writable() == turn.to_side):
             await self.activity("finish", turn, switch_id, folder)
             return True
@@ -257,7 +279,7 @@ class Driver:
                 child.require_no_crash()
                 # where a run would stop and ask, a person does what the doctor says before it is called again
                 if main is actors.attempt and (for_good or self.rng.random() < BY_DOCTOR):
-                    mended = await self.mended(turn, folder)
+                    mended = await self.mended(turn, folder, parked=said if for_good else "")
                     if "section" in arguments:
                         return mended
             except TimeoutError:
@@ -280,13 +302,20 @@ class Driver:
                 if time.monotonic() >= end or not sleeps:
                     raise
 
-    async def mended(self, turn: Turn, folder: Path) -> dict[str, Any]:
-        """A person does what the doctor says, and nothing else; the turn's faults hit that too."""
+    async def mended(self, turn: Turn, folder: Path, parked: str = "") -> dict[str, Any]:
+        """A person does what the doctor says, and nothing else; the turn's faults hit that too.
+
+        `parked`: why a run would have stopped, of which the doctor then has to know.
+        """
         deadline = time.monotonic() + CALLING
+        told = False
         while time.monotonic() < deadline:
             found = await doctor.examine(self.env.plan, self.env.pair, self.env.control)
+            if not found.problems and parked and not told:
+                raise Violation(f"a run would have stopped, and the doctor knows of nothing: {parked}")
             if not found.problems:
                 return {"result": MENDED, "reason": "by the doctor's remedy"}
+            told = True
             if not found.remedy.endswith("--mend"):
                 await asyncio.sleep(0.2)  # a server is away: none of our commands can help
                 continue
@@ -308,9 +337,10 @@ class Driver:
 
     async def awake(self) -> None:
         """Waits for those that slept and were given up."""
-        for child in self._sleeping:
+        while self._sleeping:
+            child = self._sleeping.pop()
             await child.ended(PATIENCE)
-        self._sleeping.clear()
+            child.require_no_crash()
 
     async def in_order(self, side: Side) -> None:
         """Raises Violation where the doctor finds something, or the stream of now carries no marker."""

@@ -29,12 +29,12 @@ MUTANTS = (
         """    RETURN NULL; {insert} VALUES ({_shard(new)}, {version}, left(TG_OP, 1)::"char", {table}""",
     ),
     Mutant(
-        "the branch of a strong write is not prepared before the commit",
-        "tests/dualwrite/test_strong_kills.py::test_a_process_killed_at_any_step_leaves_both_sides_or_neither[strong.commit.after]",
-        "assert 0 == 1",
+        "the primary commits before the other side has prepared",
+        "tests/dualwrite/test_strong.py::test_a_write_whose_preparing_is_not_answered_for_is_made_once_more_and_nothing_of_the_first_is_left",
+        "UniqueViolationError",
         "cutover/dualwrite/strong.py",
         "                    await self._branch.prepare()\n",
-        "                    pass\n",
+        "                    await transaction.commit()\n                    await self._branch.prepare()\n",
     ),
     Mutant(
         "intents are forgotten before they are applied",

@@ -118,9 +118,7 @@ async def _serve(plan: str, host: str, port: int) -> None:
     try:
         from cutover.flags import ofrep, serving
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is missing: pip install '.[flags-server]' in cutover's checkout"
-        ) from None
+        raise ConfigError(f"{error.name} is missing: pip install '.[flags-server]' in cutover's checkout") from None
     settings = Settings.from_environment()
     token = settings.get(TOKEN)
     with serving.bound(host, port) as listening:

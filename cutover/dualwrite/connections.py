@@ -96,7 +96,7 @@ class RoutedConnection(asyncpg.Connection):
 
     async def _roll_back(self) -> None:
         """Where what stood in front of the COMMIT has failed, so that this was not reached."""
-        if self.is_in_transaction():
+        if not self.is_closed() and self.is_in_transaction():
             with suppress(*NOT_CONNECTED, asyncpg.PostgresError):  # gone, it has rolled back by itself
                 await super().execute("ROLLBACK")
 

@@ -82,21 +82,32 @@ def test_what_a_run_has_found_is_known_to_a_later_call_and_never_made_good_by_it
     assert report([first, second], [CELL]) == 1
 
 
+def test_what_only_lets_a_fault_wait_for_its_moment_is_none() -> None:
+    moment = Fault("switch.fence.after", "delay")
+    turn = Turn(CELL, "service", (moment, *FAULTS), happened=1)
+    assert (turn.harm, turn.reached) == (0, False)
+    turn.happened = 3
+    assert (turn.harm, turn.reached) == (2, True)
+
+
 def test_a_turn_that_is_undone_without_a_fault_that_explains_it_is_a_violation() -> None:
-    undone = {"result": "undone", "reason": "a lock was not obtained"}
+    undone = {"result": "undone", "reason": "a lock was not obtained", "harm": 1}
     turn = Turn(CELL, "service", FAULTS, happened=1, outcomes=[undone, {"result": "done", "reason": ""}])
     turn.judge(stormy=False)
     turn.outcomes.append(undone)
     turn.judge(stormy=True)
-    with pytest.raises(Violation, match="undone 2 times, and 1 faults"):
+    with pytest.raises(Violation, match="undone 2 times, and 1 of them no fault explains"):
         turn.judge(stormy=False)
-    late = {"result": "undone", "reason": "step 'fence' did not end within the pause's limit of 2 s"}
+    early = {**undone, "harm": 0}
+    with pytest.raises(Violation, match="1 of them no fault explains: behind 0 faults: a lock"):
+        Turn(CELL, "service", FAULTS, happened=1, outcomes=[early, {"result": "done", "harm": 1}]).judge(stormy=False)
+    late = {"result": "undone", "reason": "step 'fence' did not end within the pause's limit of 2 s", "harm": 0}
     slow = Turn(None, "service", outcomes=[late])
     slow.judge(stormy=False)
     assert slow.late
     with pytest.raises(Violation, match="undone 2 times"):
         Turn(None, "service", outcomes=[late, late]).judge(stormy=False)
-    differing = {"result": "undone", "reason": "keys differ inside the fence (t: 1)"}
+    differing = {"result": "undone", "reason": "keys differ inside the fence (t: 1)", "harm": 2}
     with pytest.raises(Violation, match="keys differ"):
         Turn(CELL, "service", FAULTS, happened=2, outcomes=[differing]).judge(stormy=True)
     with pytest.raises(Violation, match="a run would have stopped: Conflict"):

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from cutover.dualwrite import AnswerLost, ServicePool, UnknownOutcome, strong, two_sides
+from cutover.dualwrite.connections import RoutedConnection
 from cutover.dualwrite.statements import with_part
 from cutover.errors import Unreachable
 from cutover.postgres.outbox_source import Change
@@ -232,6 +233,23 @@ async def test_a_note_that_may_be_gone_is_not_asked_for(both: Both, monkeypatch:
         await at.cut_in_commit(running, commit=False)
         with pytest.raises(UnknownOutcome):
             await running
+
+
+async def test_a_commit_whose_connection_this_process_gives_up_is_told_as_a_lost_one(both: Both) -> None:
+    await both.on("monolith", WAITS)
+    await both.on("monolith", IN_COMMIT)
+    holder, ours = [
+        await asyncpg.connect(both.databases["monolith"].dsn, connection_class=RoutedConnection) for _ in range(2)
+    ]
+    await holder.fetchval("SELECT pg_advisory_lock($1)", LOCK)
+    await ours.execute("BEGIN")
+    await ours.execute("INSERT INTO trades (id) VALUES (1)")
+    committing = asyncio.create_task(ours.execute("COMMIT"))
+    await until_true("COMMIT is under way", lambda: both.on("monolith", WAITING))
+    ours.terminate()
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+        await committing
+    await holder.close()
 
 
 async def test_what_dies_before_its_commit_is_unreachable_and_not_unknown(both: Both) -> None:

@@ -9,6 +9,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import models as m
 from activities import watching
+from activities.context import Context
 from activities.watching import WatchActivities
 from cutover.alerts.store import recent
 from cutover.alerts.webhook import Webhook
@@ -17,7 +18,9 @@ from cutover.control.database import Control
 from cutover.errors import Unreachable
 from cutover.monitor import permanent
 from cutover.postgres import fence
+from cutover.postgres.databases import Database
 from tests.monitor.conftest import Watched
+from tests.relay import Relay
 from tests.switch.conftest import TABLES, Work
 from tests.waiting import until
 
@@ -95,6 +98,24 @@ async def test_a_control_database_that_is_away_is_told_by_the_webhook_once(
         return not (await work.run(monitor.watch, request(work))).findings
 
     await until(quiet, "all is well again")
+
+
+async def test_a_worker_that_has_never_reached_the_control_database_says_that_nothing_is_watched(
+    watched: Watched, work: Work, control_db: Database
+) -> None:
+    async with Relay(control_db) as way:
+        control = await Control.open(way.database)
+        try:
+            monitor = WatchActivities(Context(work.context.settings, control))
+            await way.cut()
+            (found,) = (await work.run(monitor.watch, request(work))).findings
+            assert (found.key, found.severity) == ("/unreadable/control", "critical")
+            assert found.text.endswith("→ bring it back: nothing is watched without it")
+            await way.mend()
+            seen = await work.run(monitor.watch, request(work, [found.key]))
+            assert (seen.services, seen.findings) == (1, [])
+        finally:
+            await control.close()
 
 
 async def test_a_look_that_fails_as_a_whole_is_told_without_the_servers_words_and_ends(
