@@ -300,11 +300,11 @@ async def test_command_line_and_worker_take_the_server_from_the_same_profile(
     async def connected(**config: Any) -> None:
         asked.update(config)
 
-    monkeypatch.setattr(temporal.Client, "connect", connected)
+    monkeypatch.setattr("cutover.telemetry.temporal.Client.connect", connected)
     await temporal.connect(settings, "me")
     assert (asked["target_host"], asked["namespace"], asked["api_key"]) == ("127.0.0.1:1", "theirs", "k")
     assert (asked["tls"], asked["identity"]) == (True, "me")
-    assert worker.connect is runs.connect is temporal.connect
+    assert vars(worker)["connect"] is vars(runs)["connect"] is temporal.connect
 
 
 def test_a_mistake_of_ours_is_one_line_and_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:
