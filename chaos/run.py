@@ -157,6 +157,7 @@ class Run:
                         await self._at_once(strike(turn, folder), self.driver.switch(turn, folder))
                     else:
                         await strike(turn, folder)
+                        plain.before = len(turn.sequence)
                 case "repair":
                     await self._repair(turn, folder)
             if at != "attempt" and not beside:
@@ -282,7 +283,8 @@ class Run:
         assert cell is not None
         direction = direction_from(other(turn.to_side))
         if cell.group == "janitor":
-            for _ in range(1 + cell.again):
+            # where a connection is lost behind the end of one, that of the next one is cut
+            for _ in range(1 + cell.again * (2 if cell.kind == "reset" else 1)):
                 await self._leave_in_doubt()
         if cell.step == "relay.hold":
             if self.place.level == "best_effort":  # which gives up what is refused, except where a switch is near

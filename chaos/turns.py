@@ -74,6 +74,8 @@ NEXT = {
 }
 #: Points whose commit is looked up by the same process where it was cut, which then goes on.
 LOOKED_UP = ("undo.shut.after", "complete.shut.after", "recovery.done.before", "archive.prove.before")
+#: Points whose commit is not made again where it was done and only its answer was lost.
+DONE_ONCE = ("undo.decide.before", "relay.hold.before", "mend.lift.before")
 
 
 def _subclasses(kind: type) -> set[str]:
@@ -119,6 +121,8 @@ class Turn:
     cut: list[str] = field(default_factory=list)
     seconds: float = 0.0
     outcomes: list[dict[str, Any]] = field(default_factory=list)
+    #: Faults that came right before it, of which leases and branches may be left.
+    before: int = 0
     #: What Temporal would not have tried again: a run would have stopped there and asked a person.
     parked: list[str] = field(default_factory=list)
     #: It was undone once more than its faults explain, for want of time.
@@ -147,7 +151,7 @@ class Turn:
         undone = [one for one in self.outcomes if one["result"] == "undone"]
         if broken := [one["reason"] for one in undone if "keys differ" in str(one["reason"])]:
             raise Violation(f"the marker was passed, and yet {broken[0]}")
-        unexplained = max((times - one["harm"] for times, one in enumerate(undone, 1)), default=0)
+        unexplained = max((times - one["harm"] - self.before for times, one in enumerate(undone, 1)), default=0)
         self.late = unexplained == 1 and any(text in str(one["reason"]) for text in _LATE for one in undone)
         if not stormy and unexplained > 0 and not self.late:
             told = "; ".join(f"behind {one['harm']} faults: {one['reason']}" for one in undone)
@@ -190,11 +194,12 @@ def sequence(cell: Cell, rng: random.Random) -> tuple[Fault, ...]:
 def _again(cell: Cell, first: Fault, done: bool, rng: random.Random) -> str:
     """Where the second fault happens: at the same point, or at one that what follows the first one passes."""
     # a commit that was cut is looked up or made again, so what comes before it is not passed twice
-    cut = cell.kind == "reset" and cell.point in LOOKED_UP
+    unanswered = cell.kind == "reset" and not first.hard
+    cut = (cell.kind == "reset" and cell.point in LOOKED_UP) or (unanswered and cell.point in DONE_ONCE)
     steps = NEXT.get(cell.step + ".after" if cut else cell.point)
-    if cell.point == "recovery.done.after" or (cut and cell.group != "archive"):
+    if cell.point == "recovery.done.after" or (cut and cell.point in LOOKED_UP and cell.group != "archive"):
         steps = FINISH if done else ("switch.token", "switch.fence", "switch.marker")
-    elif first.kind == "reset" and not first.hard and cell.point in JOURNALS:
+    elif unanswered and cell.point in JOURNALS:
         steps = ("switch.commit", "switch.flip", *FINISH)
     elif cell.point in (*AFTER_JOURNAL, "switch.flip.after", "switch.done.before"):
         # the same, and then the switch goes on

@@ -207,11 +207,13 @@ class Forward:
     async def _require_way_back(self) -> None:
         """It was made and proved before; looked at once more, for since then it may have gone (invariant 5)."""
         back = direction_from(self.request.to_side)
-        turns = await turns_of(self.env, back)
-        problem = await turns.unarmed() if turns else (await self.env.stream(back).health()).detail
+        stream, turns = self.env.stream(back), await turns_of(self.env, back)
+        health = await stream.health()
+        problem = await turns.unarmed() if turns else health.detail
         whole = await self.env.changed(back).whole()
-        if problem or not (whole and await self.env.stream(back).ready()):
-            raise GateClosed(
+        if problem or not (whole and await stream.ready()):
+            stands = whole and not turns and not health.lost and await stream.exists()
+            raise (NotYet if stands else GateClosed)(  # a relay or an apply worker that was ended is soon replaced
                 f"{self.request.service}: the stream of the way back is not ready"
                 + (f": {problem}" if problem else "")
                 + ("" if whole else ": the record of its changed keys is missing")
