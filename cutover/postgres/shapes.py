@@ -202,6 +202,7 @@ class _Side:
 
     info: TableInfo
     columns: tuple[Compared, ...]
+    #: By the names of their columns, the primary key first.
     indexes: dict[tuple[str, ...], _Index]
     encoding: str
 
@@ -284,9 +285,12 @@ async def _read(connection: asyncpg.Connection, table: TableName, rules: Compare
         indexes.setdefault(row["index_name"], []).append(row)
     usable = [_Index(name, rows[0]["primary"], tuple(rows)) for name, rows in indexes.items()
               if rows[0]["primary"] or all(r["not_null"] for r in rows)]  # fmt: skip
-    named = {tuple(c["name"] for c in i.columns): i for i in reversed(usable)}
+    named: dict[tuple[str, ...], _Index] = {}
+    for index in usable:
+        # of several over the same columns the first stays, in its place
+        named.setdefault(tuple(c["name"] for c in index.columns), index)
     encoding = str(await connection.fetchval("SELECT current_setting('server_encoding')"))
-    return _Side(info, columns, dict(reversed(named.items())), encoding)
+    return _Side(info, columns, named, encoding)
 
 
 def _require_alike(table: TableName, source: _Side, sink: _Side) -> None:

@@ -20,6 +20,7 @@ from cutover.control.reports import TableReport
 from cutover.control.switches import SwitchRow
 from cutover.errors import GateClosed, NotYet, Unreachable
 from cutover.postgres import catalog, changes, compare, replication
+from cutover.postgres.catalog import TableInfo
 from cutover.postgres.changes import Changes, TableKey
 from cutover.postgres.databases import Direction, Pair, Through, source_side
 from cutover.postgres.identifiers import TableName
@@ -51,6 +52,16 @@ class Verdict:
     differing: dict[TableName, int]
     #: Tables of which the keys alone say nothing: no verified pass yet, or truncated since.
     unverified: tuple[TableName, ...] = ()
+
+
+def _require_named_alike(info: TableInfo, shape: Shape) -> None:
+    """Raises GateClosed where a change names its row otherwise than the comparison looks for it."""
+    if tuple(k.name for k in shape.key) != info.primary_key:
+        raise GateClosed(
+            f"table {info.name}: a change names its row by the primary key ({', '.join(info.primary_key)}), but rows "
+            f"are compared by {shape.keyed_by} ({', '.join(k.name for k in shape.key)}): see that the primary key's "
+            "index is valid on both sides, on every partition too"
+        )
 
 
 @dataclass
@@ -114,6 +125,7 @@ class ChangedKeys:
                         "(a unique index on NOT NULL columns can be used: ALTER TABLE … ADD PRIMARY KEY USING INDEX)"
                     )
                 alike[info.name] = await shapes(source, sink, info.name, self.pair.passes_over(info.name))
+                _require_named_alike(info, alike[info.name][0])
                 relations.update({name: TableKey(info.name, info.primary_key) for name in info.everywhere})
             await asyncio.gather(*(
                 compare.warm(connection, [pair[side] for pair in alike.values()])
