@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 
 class OnlyAtPrimary(Exception):
-    """A read at the side that is not the primary turned out to need the primary itself; nothing was done."""
+    """A read at the side that is not the primary turned out to be more than one, so it is to be done as a write.
+
+    Nothing was done.
+    """
 
 
 async def read_primary(gate: Gate, call: Call[T], lent: Lent) -> T:
@@ -37,7 +40,7 @@ async def read_primary(gate: Gate, call: Call[T], lent: Lent) -> T:
 async def read_mirror(gate: Gate, call: Call[T], lent: Lent) -> T:
     """A read that must see what was written, at the side that has all of it but is not the primary. Raises Moved.
 
-    In a read-only transaction: a statement that draws from a sequence or locks rows is OnlyAtPrimary.
+    In a read-only transaction: a statement that writes, draws from a sequence or locks rows is OnlyAtPrimary.
     """
     generation = gate.lease.generation
     try:

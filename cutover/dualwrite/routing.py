@@ -22,8 +22,6 @@ class Access:
     read: ReadClass = "read_your_writes"
     #: Of a `stale_ok` read, 0 to 99: it goes to the new side at every percentage above.
     bucket: int = 99
-    #: Of a read: it asked for more than rows (draws from a sequence, locks), which only the primary can give.
-    pinned: bool = False
 
     @property
     def measured(self) -> statistics.Operation:
@@ -52,7 +50,7 @@ def side_for(route: Route, access: Access, *, mirrored: bool = False) -> Side:
     """
     if access.stale_ok:
         return "service" if access.bucket < route.percentage else "monolith"
-    if mirrored and route.read_from_new and access.operation == "read" and not access.pinned:
+    if mirrored and route.read_from_new and access.operation == "read":
         return "service"
     return route.primary_side
 

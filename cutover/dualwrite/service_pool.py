@@ -199,8 +199,8 @@ class ServicePool(Lender):
             try:
                 return await self._until_answered(lambda: self._once(call, access, verb, trial, level), trial)
             except OnlyAtPrimary:
-                pinned = replace(access, pinned=True)
-                return await self._until_answered(lambda: self._once(call, pinned, verb, trial, level), trial)
+                self._same_service(table, writing=True)
+                return await self._until_answered(lambda: self._once(call, WRITE, verb, trial, level), trial)
 
     async def _once(self, call: Call[T], access: Access, verb: str, trial: Trial, level: Consistency | None) -> T:
         async with self._lend(access, trial) as lent:

@@ -15,7 +15,7 @@ from cutover.flags import store
 from cutover.postgres import epoch, fence, own_schema
 from cutover.postgres.databases import Database, Side
 from cutover.postgres.identifiers import TableName
-from tests.dualwrite.both_sides import Both, open_both
+from tests.dualwrite.both_sides import Both, open_both, plan
 
 MIGRATION = "ai-trader"
 SERVICE = "trading_engine"
@@ -106,6 +106,17 @@ async def both(
 ) -> AsyncIterator[Both]:
     """A service with `stream: outbox` whose stream is started; no relay runs."""
     async with open_both(control, control_db, monolith_db, service_db) as opened:
+        await opened.start()
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def strong(
+    control: Control, control_db: Database, monolith_db: Database, service_db: Database
+) -> AsyncIterator[Both]:
+    """A service whose plan says strong; its stream is started, and no relay runs."""
+    chosen = plan(consistency="strong")
+    async with open_both(control, control_db, monolith_db, service_db, chosen) as opened:
         await opened.start()
         yield opened
 

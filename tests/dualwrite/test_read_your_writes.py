@@ -2,13 +2,11 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 
 import asyncpg
 import pytest
-import pytest_asyncio
 from sqlalchemy import text
 
 from cutover.control.database import Control
@@ -33,17 +31,6 @@ INSERT = "INSERT INTO trades (id) VALUES ($1)"
 def noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other process has to be given time."""
     monkeypatch.setattr(mirror, "NOTICED_AFTER", 0.0)
-
-
-@pytest_asyncio.fixture
-async def strong(
-    control: Control, control_db: Database, monolith_db: Database, service_db: Database
-) -> AsyncIterator[Both]:
-    """A service whose plan says strong; its stream is started, and no relay runs."""
-    chosen = plan(consistency="strong")
-    async with open_both(control, control_db, monolith_db, service_db, chosen) as opened:
-        await opened.start()
-        yield opened
 
 
 async def side_of(both: Both, port: str) -> Side:
