@@ -1,5 +1,6 @@
 """A block of statements on a lent connection, each committed by itself, and what it says where its side has moved."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from cutover.dualwrite.epochs import Moved
 from cutover.dualwrite.errors import Fenced, PartlyDone
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.lending import Lent
-from cutover.dualwrite.statements import writes
+from cutover.dualwrite.statements import may_commit, writes
 from cutover.dualwrite.transactions import Snapshots
 from cutover.postgres.databases import CONNECTION_ERRORS
 
@@ -42,6 +43,7 @@ async def lent_block(gate: Gate, lent: Lent, fenced: Callable[[], Fenced]) -> As
         except BaseException as error:
             if outcome.is_fenced(error):
                 gate.counters.fenced += 1
+                await asyncio.sleep(0)  # the driver tells of the refused statement itself in the loop's next round
                 raise (_partly_done(gate, lent) if standing.something else fenced()) from None
             if gone(connection) and outcome.is_lost(error):
                 gate.counters.unknown += 1
@@ -73,7 +75,10 @@ class Standing:
 
     def heard(self, query: "LoggedQuery") -> None:
         """A statement was answered. The driver says so before it hears the next one's answer."""
-        if query.exception is not None or gone(self._connection) or self._connection.is_in_transaction():
+        if gone(self._connection) or self._connection.is_in_transaction():
+            return
+        if query.exception is not None:
+            self._committed |= may_commit(query.query)
             return
         self._committed |= query.query.rstrip("; ").upper() in ("COMMIT", "END") or writes(query.query)
 

@@ -12,7 +12,8 @@
     │   └── PoolClosed          the pool was used after `close`
     ├── Unreachable (base)      the database could not be reached within the pool's patience; nothing was done
     ├── TransactionAborted      COMMIT was answered with ROLLBACK: an error inside was swallowed; nothing was done
-    ├── PartlyDone              a switch came into a block of `acquire`: what it had committed before stands
+    ├── PartlyDone              a switch came into a block of `acquire`, or into a statement that commits on its way:
+    │                           what was committed before stands
     ├── AnswerLost              the write was done, and only its answer (rows, a count) was lost with the connection
     └── UnknownOutcome          the connection died while the write was under way: done or not done, nobody knows
 
@@ -87,6 +88,7 @@ class TransactionAborted(CutoverError):
 class PartlyDone(CutoverError):
     """A switch came into a block of `acquire`: what its earlier statements committed stands, what they read may be old.
 
+    Or into a statement by itself that may commit on its way: CALL, DO, a text with COMMIT in it.
     Never to be done again as a whole.
     """
 

@@ -11,14 +11,14 @@ from cutover.dualwrite import outcome
 from cutover.dualwrite.blocks import lent_block
 from cutover.dualwrite.connections import gone
 from cutover.dualwrite.epochs import Moved
-from cutover.dualwrite.errors import Fenced, HeldTooLong, SecondaryAway, WriteInRead
+from cutover.dualwrite.errors import Fenced, HeldTooLong, PartlyDone, SecondaryAway, WriteInRead
 from cutover.dualwrite.following import Outbox
 from cutover.dualwrite.gate import Gate
 from cutover.dualwrite.lending import Lender, Surroundings
 from cutover.dualwrite.measure import Recorder, Trial, verb_of
 from cutover.dualwrite.reads import OnlyAtPrimary, read_mirror, read_primary, still_mirrored
 from cutover.dualwrite.routing import WRITE, Access, ReadClass, reading
-from cutover.dualwrite.statements import writes
+from cutover.dualwrite.statements import may_commit, writes
 from cutover.dualwrite.strong import Strong
 from cutover.dualwrite.transactions import lent_transaction
 from cutover.dualwrite.two_sides import TwoSides
@@ -195,12 +195,13 @@ class ServicePool(Lender):
         self._same_service(table, writing=write)
         access = WRITE if write else reading(self.service, read, key)
         verb = verb_of(call.sql)
+        parts = may_commit(call.sql)
         with self._recorder.operation(access, table, verb) as trial:
             try:
-                return await self._until_answered(lambda: self._once(call, access, verb, trial, level), trial)
+                return await self._until_answered(lambda: self._once(call, access, verb, trial, level), trial, parts)
             except OnlyAtPrimary:
                 self._same_service(table, writing=True)
-                return await self._until_answered(lambda: self._once(call, WRITE, verb, trial, level), trial)
+                return await self._until_answered(lambda: self._once(call, WRITE, verb, trial, level), trial, parts)
 
     async def _once(self, call: Call[T], access: Access, verb: str, trial: Trial, level: Consistency | None) -> T:
         async with self._lend(access, trial) as lent:
@@ -222,20 +223,28 @@ class ServicePool(Lender):
                     ) from None
                 raise
 
-    async def _until_answered(self, once: Callable[[], Awaitable[T]], trial: Trial) -> T:
-        """Tries again for as long as nothing was done and the pool's patience lasts."""
+    async def _until_answered(self, once: Callable[[], Awaitable[T]], trial: Trial, parts: bool) -> T:
+        """Tries again for as long as nothing was done and the pool's patience lasts.
+
+        `parts`: the statement may have committed something before it failed, so what it met itself is final.
+        """
         clock = self.gate.lease.clock
         deadline: float | None = None
         while True:
             try:
                 return await once()
             except (asyncpg.PostgresError, Unreachable, Moved, Fenced, SecondaryAway) as error:
-                fenced = outcome.is_fenced(error) or isinstance(error, Fenced)
+                met = outcome.is_fenced(error)
+                fenced = met or isinstance(error, Fenced)
                 # a statement of its own is a transaction of its own: chosen as a deadlock's victim, it did nothing
-                passing = isinstance(error, Unreachable | SecondaryAway) or outcome.is_serialization(error)
+                passing = isinstance(error, Unreachable | SecondaryAway) or (
+                    outcome.is_serialization(error) and not parts
+                )
                 if not (fenced or passing or isinstance(error, Moved)):
                     raise
-                self.gate.counters.fenced += fenced and not isinstance(error, Fenced)
+                self.gate.counters.fenced += met
+                if met and parts:
+                    raise self._partly_done(trial) from None
                 deadline = deadline or clock() + self._around.patience
                 if trial.gave_up or clock() >= deadline:
                     if passing:
@@ -247,6 +256,12 @@ class ServicePool(Lender):
         return Fenced(
             f"{self.service}: {trial.side} is not the writable side, and no other was found in {trial.retries} tries; "
             "nothing was done, try again later (`cutover status` tells what the switch waits for)"
+        )
+
+    def _partly_done(self, trial: Trial) -> PartlyDone:
+        return PartlyDone(
+            f"{self.service}: {trial.side} is not the writable side, and the statement that it refused may have "
+            "committed some of its work before (CALL, DO, a COMMIT in its text): look before you do any of it again"
         )
 
     # ------------------------------------------------------------------ connections and transactions

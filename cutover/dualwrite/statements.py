@@ -17,6 +17,8 @@ _WITH = re.compile(r"with\b", re.IGNORECASE)
 _WITH_WORDS = re.compile(r"with\b(\s+recursive\b)?", re.IGNORECASE)
 _TAKES_WITH = re.compile(r"(insert|update|delete|select|values)\b", re.IGNORECASE)
 _PARAMETER = re.compile(r"\$(\d+)")
+_MAY_COMMIT = re.compile(r"[\s(]*(call|do)\b", re.IGNORECASE)
+_ENDS_TRANSACTION = re.compile(r";\s*(commit|end|rollback|abort|prepare\s+transaction)\b", re.IGNORECASE)
 _CTE_WRITES = re.compile(r"[()]\s*(insert\s+into|update|delete\s+from|merge\s+into)\b", re.IGNORECASE)
 
 
@@ -32,6 +34,15 @@ def writes(sql: str) -> bool:
         # as it is, too: a server may be set so that a text ends elsewhere (`standard_conforming_strings`)
         return bool(_CTE_WRITES.search(text) or _CTE_WRITES.search(sql))
     return bool(_WRITES.match(text))
+
+
+def may_commit(sql: str) -> bool:
+    """Whether something may stand of a statement that failed: of CALL and DO, and of a text with a COMMIT in it.
+
+    Inside a transaction they cannot commit.
+    """
+    text = without_comments(sql)
+    return bool(_MAY_COMMIT.match(text) or _ENDS_TRANSACTION.search(text))
 
 
 def without_comments(sql: str) -> str:
