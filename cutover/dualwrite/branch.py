@@ -151,7 +151,11 @@ class Branch:
         raise problem
 
     async def end(self, decision: Decision) -> bool:
-        """Carries the decision out; False where that was not possible just now, so that it is the janitor's."""
+        """Carries the decision out; False where that was not possible just now, so that it is the janitor's.
+
+        False too for a commit of a branch that is not there: a janitor may have been faster, or a server was promoted
+        that has lost it. Then the write is the stream's.
+        """
         if not self._prepared:
             if self._session is not None and not self._session.is_closed() and self._session.is_in_transaction():
                 await self._try_to_roll_back(self._session)
@@ -161,7 +165,7 @@ class Branch:
             try:
                 if self._session is None:
                     self._session = await self._sides.writers(self._side).take()
-                await two_phase.end(self._session, self._gid, decision)
+                found = await two_phase.end(self._session, self._gid, decision)
             except FAILURES as error:
                 _log.info("%s: branch %s was not ended: %s", self._sides.service, self._gid, type(error).__name__)
                 if self._session is not None:
@@ -169,7 +173,7 @@ class Branch:
                 self._give_back()
                 continue
             self._give_back()
-            return True
+            return found or decision == "abort"
         return False
 
     def leave(self) -> None:

@@ -86,7 +86,7 @@ class Counters:
     fenced: int = 0
     unknown: int = 0
     failed: int = 0
-    #: Strong writes that are done, but whose branch at the other side was left to the janitor.
+    #: Strong writes that are done, but whose branch at the other side was left to the janitor or was not there.
     in_doubt: int = 0
     #: Samples of reads: compared and settled, of these unlike the other side, and passed over.
     verified: int = 0
