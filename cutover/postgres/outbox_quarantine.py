@@ -14,6 +14,7 @@ from cutover.errors import Refused
 from cutover.postgres.databases import Direction
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_schema import outbox_table
+from cutover.postgres.outbox_source import Change
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,24 @@ class Held:
 
 
 async def hold(
-    connection: asyncpg.Connection,
-    service: str,
-    direction: Direction,
-    table: str,
-    key: Key,
-    version: int,
-    sqlstate: str,
-    reason: str,
+    connection: asyncpg.Connection, service: str, direction: Direction, change: Change, sqlstate: str, reason: str
 ) -> None:
-    """Holds a key from here on. Run again, it changes nothing."""
+    """Holds the change's key from here on. Run again, it changes nothing.
+
+    Where the intent does not wait any more nothing is held: another relay has carried it meanwhile, and nobody would
+    look for the key. Until the key is held the intent cannot go.
+    """
     await connection.execute(
         "INSERT INTO cutover.quarantine (service, direction, tbl, key, version, sqlstate, reason) "
-        "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (service, tbl, key) WHERE state = 'held' DO NOTHING",
+        f"SELECT $1, $2, i.tbl, i.key, i.version, $7, $8 FROM {outbox_table(service).sql} i "
+        "WHERE i.shard = $3 AND i.version = $4 AND i.tbl = $5 AND i.key = $6 FOR KEY SHARE "
+        "ON CONFLICT (service, tbl, key) WHERE state = 'held' DO NOTHING",
         service,
         direction,
-        table,
-        list(key),
-        version,
+        change.shard,
+        change.version,
+        change.flow,
+        list(change.key),
         sqlstate,
         reason,
     )

@@ -18,6 +18,8 @@ from cutover.flags import store as flags
 from cutover.monitor import catalogs
 from cutover.postgres import fence, outbox_quarantine
 from cutover.postgres.databases import Database, Side, other
+from cutover.postgres.outbox_schema import outbox_table
+from cutover.postgres.outbox_source import Change
 from cutover.streams.logical import LogicalStream
 from cutover.streams.outbox import OutboxStream
 from cutover.switch import finish, reverse, section
@@ -236,8 +238,12 @@ async def test_keys_in_quarantine_and_a_stopped_outbox_are_led_on_one_after_the_
 ) -> None:
     service, stream = outbox.pair.service, outbox.stream("forward")
     assert isinstance(stream, OutboxStream)
-    async with outbox.pair.monolith.session() as source:
-        await outbox_quarantine.hold(source, service, "forward", "public.trades", ("1",), 1, "23514", "a constraint")
+    intent = f"SELECT shard, version FROM {outbox_table(service).sql} WHERE tbl = 'trades' AND key = ARRAY['1']"
+    async with outbox.pair.monolith.session() as source, source.transaction():
+        await source.execute("UPDATE trades SET note = 'refused' WHERE id = 1")
+        (row,) = await source.fetch(intent)
+        change = Change("trades", ("1",), row["shard"], row["version"], None, ())
+        await outbox_quarantine.hold(source, service, "forward", change, "23514", "a constraint")
     (held,) = await stream.held()
     await stream.stop()
     found = await doctor.examine(outbox.plan, outbox.pair, outbox.control)

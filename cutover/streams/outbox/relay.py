@@ -297,9 +297,8 @@ class Relay:
             del strikes[place]
             async with faults.step("relay.hold"):
                 await outbox_quarantine.hold(
-                    ends.source, service, self.direction, change.flow, change.key, change.version,
-                    refusal.sqlstate, refusal.reason,
-                )  # fmt: skip
+                    ends.source, service, self.direction, change, refusal.sqlstate, refusal.reason
+                )
         if strikes:
             await asyncio.sleep(_STRIKE_PAUSE)
 
