@@ -31,6 +31,7 @@ FUNCTIONS = frozenset(
         loose_keys="install_loose_key remove_loose_key process_loose_keys",
         outbox_capture="install remove raise_above",
         outbox_copy="copy_next sweep_next",
+        outbox_gap="give_way",
         outbox_lease="start stop give_up_nothing close_gap",
         outbox_quarantine="hold retry skip",
         outbox_schema="install carry_over remove_source remove_versions remove_sink",

@@ -17,7 +17,7 @@ from cutover.errors import NotYet, Unreachable
 from cutover.flags import store as flags
 from cutover.monitor import catalogs
 from cutover.postgres import fence, outbox_quarantine
-from cutover.postgres.databases import Database, Side, other
+from cutover.postgres.databases import SIDES, Database, Side, other
 from cutover.postgres.outbox_schema import outbox_table
 from cutover.postgres.outbox_source import Change
 from cutover.streams.logical import LogicalStream
@@ -254,3 +254,36 @@ async def test_keys_in_quarantine_and_a_stopped_outbox_are_led_on_one_after_the_
     await stream.retry([held.id], by="test", why="mended")
     await until(stream.ready, "relays look after every shard again")
     await in_order(outbox)
+
+
+async def test_an_outbox_that_missed_how_unique_values_changed_hands_is_led_to_its_end(
+    outbox: SwitchEnvironment,
+) -> None:
+    """What nobody carried holds up neither what comes after it nor the passes that mend it."""
+    both_sides = "SELECT (SELECT jsonb_agg(t ORDER BY id) FROM trades t)::text"
+    for side in SIDES:
+        async with outbox.pair.at(side).session() as connection:
+            await connection.execute("CREATE UNIQUE INDEX ON trades (note)")
+    async with outbox.pair.monolith.session() as source, outbox.pair.target.session() as sink:
+        for table in ("trades", "positions"):
+            await source.execute(f"ALTER TABLE {table} DISABLE TRIGGER cutover_capture")
+        await source.execute(
+            "DELETE FROM trades WHERE id = 1; UPDATE trades SET note = NULL WHERE id IN (2, 3);"
+            "UPDATE trades SET note = 'row 3' WHERE id = 4"
+        )
+
+        async def go_on(at: str) -> None:
+            """Behind the gap, before anything is compared."""
+            if at == "rebuild.mend.before" and not await source.fetchval("SELECT count(*) FROM trades WHERE id = 101"):
+                await source.execute(
+                    "INSERT INTO trades (id, note) VALUES (101, 'row 1'); UPDATE trades SET note = 'row 2' WHERE id = 5"
+                )
+
+        with faults.armed(go_on):
+            await mend(outbox, lambda _: None)
+        stream = outbox.stream("forward")
+        assert isinstance(stream, OutboxStream)
+        assert await stream.held() == []
+        await stream.await_marker(await stream.put_marker(), 10)
+        assert await source.fetchval(both_sides) == await sink.fetchval(both_sides)
+        assert (await stream.health()).ok

@@ -2,8 +2,8 @@
 
 Unique values may change places between rows (`a` gives a name up, `b` takes it). The batch's own rows are deleted
 before they are inserted; a row outside of the batch that is in the way has a change that waits as well, whatever its
-shard, so its key's intents are read and go along. What still fails is halved, until single keys are left that the
-sink refuses by themselves.
+shard, so its key's intents are read and go along. One without such a change is taken away while the sink lacks changes
+(`outbox_gap`). What still fails is halved, until single keys are left that the sink refuses by themselves.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
-from cutover.postgres import outbox_sink, outbox_source
+from cutover.postgres import outbox_gap, outbox_sink, outbox_source
 from cutover.postgres.databases import Direction
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_source import Batch, Change
@@ -137,6 +137,7 @@ class Applier:
             changes = batch.changes
             if not changes:
                 return True  # another relay was faster
+            await self._give_way(keys, changes, tokens)
             try:
                 await self._apply(changes, [], tokens, outcome, replace=True)
                 return True
@@ -146,6 +147,18 @@ class Applier:
             except _OF_THE_ROW:
                 return False
         return False
+
+    async def _give_way(self, keys: set[tuple[str, Key]], changes: Sequence[Change], tokens: Mapping[int, int]) -> None:
+        """Takes away what is in the way of the changes, of these keys, and has no change that would take it along.
+
+        Only while the sink lacks changes of before (`outbox_gap`).
+        """
+        alone = keys - {(change.flow, change.key) for change in changes}
+        for name, flow in self.ends.flows.items():
+            stray = sorted(key for table, key in alone if table == name)
+            images = [c.image for c in changes if c.flow == name and c.image is not None]
+            if stray and images:
+                await outbox_gap.give_way(self.ends.sink, self.service, self.direction, flow, tokens, stray, images)
 
     async def _in_the_way(self, changes: Sequence[Change], tokens: Mapping[int, int]) -> dict[str, set[Key]]:
         """Keys of other rows that hold a unique value of these, by table; deleted ones that a copy revived go."""
