@@ -2,6 +2,7 @@
 
 from activities import models as m
 from activities.context import Context
+from cutover.alerts.cases import tell_failover
 from cutover.alerts.store import Alert, raise_alert
 from cutover.monitor import catalogs, fences
 from cutover.monitor.fences import Look
@@ -40,8 +41,7 @@ async def guard_servers(context: Context, ref: m.Ref) -> list[str]:
     problems = await servers.changed(env)
     if problems:
         text = "; ".join(problems)[:TEXT_LIMIT]
-        alert = Alert("failover", "critical", ref.migration, context.service(ref), text)
-        await raise_alert(context.control, alert, webhook=context.webhook)
+        await tell_failover(context.control, ref.migration, context.service(ref), text, webhook=context.webhook)
     return problems
 
 

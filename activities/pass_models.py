@@ -66,7 +66,8 @@ class ResolveRequest(Model):
 
 
 class Resolved(Model):
-    """Differences repaired, and those that wait for a person."""
+    """Differences repaired, and those that wait for a person; `refused` says why the others stay as they are."""
 
     repaired: int = 0
     cases: int = 0
+    refused: str = ""

@@ -8,12 +8,13 @@ from activities import models as m
 from activities import passes
 from activities import signatures as s
 from activities.context import Context
-from activities.guards import guard_catalogs
+from activities.guards import TEXT_LIMIT, guard_catalogs, guard_servers
 from activities.registration import implements
 from cutover.alerts.cases import REMEMBERED, escalate, tell_repair, tell_waiting
 from cutover.alerts.store import Alert, raise_alert
 from cutover.alerts.webhook import Webhook
 from cutover.control import reports
+from cutover.errors import AnotherServer
 from cutover.postgres.identifiers import TableName
 from cutover.reconcile.conflicts import Resolution, repairs
 from cutover.streams.base import settling
@@ -74,23 +75,30 @@ class ReconciliationActivities:
 
     @implements(s.RESOLVE_CONFLICTS)
     async def resolve_conflicts(self, request: m.ResolveRequest) -> m.Resolved:
-        """The plan's rule for the confirmed differences of the newest report, page by page, however many there are."""
+        """The plan's rule for the confirmed differences of the newest report, page by page, however many there are.
+
+        On a server that nobody has accepted all stay as they are, and it is told; passes go on.
+        """
         context, ref, table = self.context, request.ref, request.table
         service = context.service(ref)
         plan, pair, direction = await context.plan(ref), await context.pair(ref), await context.direction(ref)
         rules = plan.service(service).tables[table]
         report = await reports.latest(context.control, ref.migration, service, table)
-        result = Resolution()
+        result, refused = Resolution(), ""
         if report is not None:
             work = repairs(
                 pair, direction, TableName.parse(table), rules, reports.pages_of(context.control, report),
                 context.control, settling(await context.stream(ref, direction), passes.SETTLE_SECONDS),
                 actor=activity.info().workflow_id or "reconciliation",
             )  # fmt: skip
-            async with aclosing(work):
-                async for steps in work:
-                    result.count(steps)
-                    text = result.told(rules)
-                    await tell_repair(context.control, ref.migration, service, table, text, webhook=self.webhook)
+            try:
+                async with aclosing(work):
+                    async for steps in work:
+                        result.count(steps)
+                        text = result.told(rules)
+                        await tell_repair(context.control, ref.migration, service, table, text, webhook=self.webhook)
+            except AnotherServer as error:
+                refused = str(error)[:TEXT_LIMIT]
+                await guard_servers(context, ref)
         await tell_waiting(context.control, ref.migration, service, table, webhook=self.webhook)
-        return m.Resolved(repaired=result.repaired, cases=result.cases)
+        return m.Resolved(repaired=result.repaired, cases=result.cases, refused=refused)

@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 
-from cutover.control import rebuilds, stages, switches
+from cutover.control import identity, rebuilds, stages, switches
 from cutover.control.database import Control
 from cutover.errors import CutoverError
 from cutover.flags import store as flags
@@ -140,7 +140,7 @@ async def _catalogs(plan: Plan, pair: Pair, control: Control, found: Examination
 async def _servers(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:
     if strange := await servers.strange(SwitchEnvironment(plan, pair, control)):
         found.problems += strange
-        _leads(found, servers.remedy(pair))
+        _leads(found, identity.remedy(pair))
 
 
 async def _switch(plan: Plan, pair: Pair, control: Control, found: Examination) -> None:

@@ -5,7 +5,8 @@
     ├── ConfigError               the surroundings are wrong: no DSN, no binary, a port in use
     ├── Refused                   what was asked for is not allowed now; asking again will not help
     │   ├── GateClosed            a gate's evidence or approval does not hold
-    │   │   └── ApprovalLapsed    what had been approved is not approved any more at the flip
+    │   │   ├── ApprovalLapsed    what had been approved is not approved any more at the flip
+    │   │   └── AnotherServer     a server is another one than noted: its last commits may be missing
     │   ├── PlanReplaced          a person adopted another plan; what was asked for was asked under the former
     │   ├── StaleAttempt          a newer attempt of the same switch has taken over
     │   └── Conflict              somebody else's object or run stands in the way
@@ -58,6 +59,10 @@ class GateClosed(Refused):
 
 class ApprovalLapsed(GateClosed):
     """Approvals expired or were withdrawn between the gate and the flip; the gate has to be approved again."""
+
+
+class AnotherServer(GateClosed):
+    """A server or its timeline is another one than the evidence came from; a person has to look and accept it."""
 
 
 class PlanReplaced(Refused):

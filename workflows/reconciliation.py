@@ -59,6 +59,8 @@ class ReconciliationWorkflow(Passing[TableStart]):
                 s.RESOLVE_CONFLICTS, ResolveRequest(ref=self.ref, table=table, report_id=result.report_id)
             )
             text += f"; {resolved.repaired} repaired, {resolved.cases} for a person"
+            if resolved.refused:
+                text += f"; the others stay as they are: {resolved.refused}"
         if result.rate > result.rate_limit:
             await self.alert(
                 "mismatch-rate",

@@ -166,7 +166,7 @@ class ReplicationWorkflow(Relaying, Passing[ServiceStart]):
         if result.differences:
             request = ResolveRequest(ref=self.ref, table=table, report_id=result.report_id)
             resolved = await self.call(s.RESOLVE_CONFLICTS, request, summary=table)
-            self.progress[f"repaired {table}"] = resolved.repaired
+            self.progress[f"repaired {table}"] = resolved.refused or resolved.repaired
 
     async def _dwell(self) -> None:
         """Write to both sides for as long as the plan says, looking around now and then."""

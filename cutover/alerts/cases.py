@@ -1,4 +1,4 @@
-"""What is told of repairs, and of rows that wait for a person: once, and critically when nobody decides in time."""
+"""What is told of repairs, and of what waits for a person: once, and critically when nobody decides in time."""
 
 from datetime import timedelta
 
@@ -21,6 +21,13 @@ async def tell_repair(
     if text:
         alert = Alert("conflict", "warning", migration, service, f"{service}.{table}: {text}", subject=table)
         await raise_alert(control, alert, webhook=webhook)
+
+
+async def tell_failover(
+    control: Control, migration: str, service: str, text: str, *, webhook: Webhook | None = None
+) -> None:
+    """Critical: a server is another one than noted, so nothing is switched or repaired until a person has looked."""
+    await raise_alert(control, Alert("failover", "critical", migration, service, text), webhook=webhook)
 
 
 async def tell_waiting(

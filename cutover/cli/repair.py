@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as Grid
 
-from cutover.alerts.cases import tell_repair, tell_waiting
+from cutover.alerts.cases import tell_failover, tell_repair, tell_waiting
 from cutover.alerts.webhook import Webhook
 from cutover.cli.failing import print_json
 from cutover.cli.reports import Chosen
@@ -20,7 +20,7 @@ from cutover.cli.texts import cell, key_text
 from cutover.control import reports, switches
 from cutover.control.database import Control
 from cutover.control.reports import Difference, TableReport
-from cutover.errors import Exit, GateClosed, Refused
+from cutover.errors import AnotherServer, Exit, GateClosed, Refused
 from cutover.pairs import pair
 from cutover.plan.models import Plan, Table
 from cutover.postgres.databases import Pair, Side
@@ -118,8 +118,9 @@ class Part:
 
 async def repair(settings: Settings, control: Control, plan: Plan, chosen: list[Chosen], order: Order) -> int:
     """Plans, asks, repairs; the exit status. Raises Refused while a switch is under way, and what `repairs` raises."""
+    webhook = Webhook.from_settings(settings)
     found = [part for one in chosen if (part := await _part(settings, control, plan, one)) is not None]
-    parts = [part for part in found if await _planned(control, part, order)]
+    parts = [part for part in found if await _planned(control, part, order, webhook)]
     whole = len(parts) == len(chosen) and not any(part.report.unsettled for part in parts)
     if not order.as_json:
         _show_plan(parts)
@@ -128,7 +129,7 @@ async def repair(settings: Settings, control: Control, plan: Plan, chosen: list[
     if acts:
         if not order.yes:
             typer.confirm(_question(parts, cases), abort=True, err=True)
-        await _perform(settings, control, parts, order)
+        await _perform(control, parts, order, webhook)
     if order.as_json:
         facts = {"migration": plan.migration, "done": acts, "by": order.by}
         print_json({**facts, "tables": [part.as_json() for part in parts]})
@@ -142,14 +143,19 @@ async def repair(settings: Settings, control: Control, plan: Plan, chosen: list[
     return Exit.DONE if whole and not differ else Exit.REFUSED
 
 
-async def _planned(control: Control, part: Part, order: Order) -> bool:
+async def _planned(control: Control, part: Part, order: Order, webhook: Webhook | None) -> bool:
     """Plans the repair of a table; False (and a line on stderr) where it cannot be repaired at all."""
     if not part.report.differences:
         return True
     try:
-        async with aclosing(part.steps(control, dry_run=True, actor=order.by)) as planned:
+        async with (
+            _failover_told(control, part, order, webhook),
+            aclosing(part.steps(control, dry_run=True, actor=order.by)) as planned,
+        ):
             async for steps in planned:
                 part.keep(steps, order.keys)
+    except AnotherServer:
+        raise  # it is about more than this table
     except GateClosed as error:
         typer.echo(f"{part.chosen.service}: {error}", err=True)
         return False
@@ -193,9 +199,8 @@ def _question(parts: list[Part], cases: int) -> str:
     return f"{text[0].upper()}{text[1:]}?"
 
 
-async def _perform(settings: Settings, control: Control, parts: list[Part], order: Order) -> None:
+async def _perform(control: Control, parts: list[Part], order: Order, webhook: Webhook | None) -> None:
     """The deed. Raises typer.Exit on Ctrl-C: what was counted by then is done."""
-    webhook = Webhook.from_settings(settings)
     done, total = 0, sum(part.report.differences for part in parts)
     with Progress(console=Console(stderr=True), disable=order.as_json or not Console(stderr=True).is_terminal) as bars:
         task = bars.add_task("repairing", total=total)
@@ -203,7 +208,10 @@ async def _perform(settings: Settings, control: Control, parts: list[Part], orde
             part.shown.clear()
             part.counts.clear()
             try:
-                async with aclosing(part.steps(control, dry_run=False, actor=order.by)) as steps_done:
+                async with (
+                    _failover_told(control, part, order, webhook),
+                    aclosing(part.steps(control, dry_run=False, actor=order.by)) as steps_done,
+                ):
                     async for steps in steps_done:
                         part.keep(steps, order.keys)
                         part.result.count(steps)
@@ -217,6 +225,17 @@ async def _perform(settings: Settings, control: Control, parts: list[Part], orde
                     err=True,
                 )
                 raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+@asynccontextmanager
+async def _failover_told(control: Control, part: Part, order: Order, webhook: Webhook | None) -> AsyncIterator[None]:
+    """Others hear too that a server is another one than noted; a dry run writes nothing, not even an alert."""
+    try:
+        yield
+    except AnotherServer as error:
+        if not order.dry_run:
+            await tell_failover(control, part.pair.migration, part.chosen.service, str(error), webhook=webhook)
+        raise
 
 
 async def _tell(control: Control, part: Part, webhook: Webhook | None) -> None:

@@ -301,6 +301,12 @@ async def database_identity(connection: asyncpg.Connection) -> tuple[int, str]:
     return row["system_identifier"], row["name"]
 
 
+async def server_identity(connection: asyncpg.Connection) -> tuple[str, int]:
+    """System identifier and timeline of the server that this session is on: a promoted standby has another timeline."""
+    [row] = await connection.fetch(sql.SERVER_IDENTITY)
+    return row["system_identifier"], row["timeline"]
+
+
 async def server_facts(connection: asyncpg.Connection) -> ServerFacts:
     """Version, identity, timeline and the settings (as text) that a migration depends on."""
     [row] = await connection.fetch(sql.SERVER, list(SERVER_SETTINGS))

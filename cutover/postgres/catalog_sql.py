@@ -113,13 +113,19 @@ SELECT (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
 """
 
 # A control file keeps the timeline of the last checkpoint; a primary's own WAL file name has the one of now.
-SERVER = """
+_TIMELINE = """CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END"""
+
+SERVER = f"""
 SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS version_text,
        (SELECT system_identifier FROM pg_control_system()) AS system_identifier, pg_is_in_recovery() AS in_recovery,
-       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
-            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline,
-       (SELECT coalesce(array_agg(ARRAY[name, current_setting(name)]), '{}')
+       {_TIMELINE} AS timeline,
+       (SELECT coalesce(array_agg(ARRAY[name, current_setting(name)]), '{{}}')
         FROM pg_settings WHERE name = ANY($1)) AS settings
+"""
+
+SERVER_IDENTITY = f"""
+SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier, {_TIMELINE} AS timeline
 """
 
 RELATIONS = """

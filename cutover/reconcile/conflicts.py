@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from cutover.control import conflicts as cases
+from cutover.control import identity
 from cutover.control.conflicts import Case
 from cutover.control.database import Control
 from cutover.control.reports import Difference
@@ -106,8 +107,9 @@ async def resolve(
     """Repairs confirmed differences at the sink of `direction`, or opens cases; may be run again at any time.
 
     `stream_settle` is `run_pass`'s `settle`. `alert` is told in one sentence (no keys) where the table's rule wants it.
-    With `dry_run` nothing is written anywhere. Raises what `run_pass` raises, NotYet while another repair writes, and
-    Refused where a switch has made the sink the primary.
+    With `dry_run` nothing is written anywhere. Raises what `run_pass` raises, NotYet while another repair writes,
+    Refused where a switch has made the sink the primary, and AnotherServer before anything is written or opened where
+    a server is another one than noted.
     """
     resolution = Resolution()
 
@@ -140,16 +142,18 @@ async def repairs(
 
     What was yielded is done for good; stopped there and begun again, it finds those rows equal and passes them over.
     """
+    known = await identity.noted_of(control, pair)
     async with both_sides(pair, direction, f"repair/{pair.service}") as (source, sink):
         source_shape, sink_shape = await shapes(source, sink, table, pair.passes_over(table))
         if not source_shape.keyed_by:
             raise GateClosed(
                 f"table {table} has no key, so its rows cannot be told apart and none can be mended: add a primary key"
             )
-        work = Ground(pair, direction, source, sink, source_shape, sink_shape, settle)
+        work = Ground(pair, direction, source, sink, source_shape, sink_shape, settle, known)
         decided = await cases.decided(control, pair.migration, pair.service, str(table))
         async for found in differences:
             for start in range(0, len(found), BATCH):
+                await work.require_known(source, sink)
                 steps = await _plan(work, rules, found[start : start + BATCH], decided)
                 yield steps if dry_run else await _act(work, control, actor, rules, steps)
 

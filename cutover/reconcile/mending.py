@@ -8,20 +8,23 @@ Nothing is written over a row that changed since it was confirmed, and nothing n
   goes through the stream. An insert on its way has arrived by then, and no deletion can happen until the row is there.
 * all: the last lock before the write is one on the sink's epoch row. Every effect of a switch takes it too, so what is
   written here is written while this side is not the primary, whatever was known when the repair began.
+* all: behind that lock both sessions are asked for their servers. What a promoted standby or a restored backup has lost
+  is `extra` at the other side, and would be deleted here: the last copy. So a person looks first (design 5.6).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
 from cutover import faults
+from cutover.control import identity
 from cutover.control.reports import Difference
 from cutover.errors import NotYet
 from cutover.postgres import compare, epoch, repair
 from cutover.postgres.applier import applier_session
-from cutover.postgres.databases import Direction, Pair, ended_after
+from cutover.postgres.databases import Direction, Pair, Side, ended_after, other, source_side
 from cutover.postgres.keys import Key
 from cutover.postgres.shapes import Shape
 
@@ -67,6 +70,14 @@ class Ground:
     source_shape: Shape
     sink_shape: Shape
     settle: Callable[[], Awaitable[None]]
+    #: The servers that the differences were found on, as far as they are noted.
+    known: Mapping[Side, identity.Identity]
+
+    async def require_known(self, source: asyncpg.Connection, sink: asyncpg.Connection) -> None:
+        """Raises AnotherServer where one of the two is on a server that nobody has accepted."""
+        here = source_side(self.direction)
+        await identity.require(self.pair, self.known, here, source)
+        await identity.require(self.pair, self.known, other(here), sink)
 
 
 Write = Callable[[Ground, asyncpg.Connection, Sequence[Wanted]], Awaitable[dict[Key, str]]]
@@ -105,7 +116,7 @@ async def update(work: Ground, writer: asyncpg.Connection, steps: Sequence[Wante
         found = await repair.read_rows(work.source, work.source_shape, still, lock=False)
         expected = {s.key: s.difference.source_hash for s in steps}
         chosen = {still[n]: row for n, row in found.items() if row.look.digest == expected[still[n]]}
-        await _require_other_side(work, writer)
+        await _require_other_side(work, work.source, writer)
         digests = await repair.update_rows(writer, work.sink_shape, list(chosen), list(chosen.values()))
         for key, row in chosen.items():
             if digests.get(row.key) != row.look.digest:
@@ -121,7 +132,7 @@ async def delete(work: Ground, writer: asyncpg.Connection, steps: Sequence[Wante
         still = [s.key for s, look in zip(steps, seen, strict=True) if look.digest == s.difference.target_hash]
         present = await compare.look(work.source, work.source_shape, still)
         chosen = [key for key, (_, look) in zip(still, present, strict=True) if look.digest is None]
-        await _require_other_side(work, writer)
+        await _require_other_side(work, work.source, writer)
         await repair.delete_rows(writer, work.sink_shape, chosen)
         outcome.update(dict.fromkeys(chosen, WRITTEN))
     return outcome
@@ -150,7 +161,7 @@ async def _insert_held(
     async with writer.transaction():
         seen = await compare.look(writer, work.sink_shape, list(held))
         absent = {k: row for (k, row), (_, look) in zip(held.items(), seen, strict=True) if look.digest is None}
-        await _require_other_side(work, writer)
+        await _require_other_side(work, holder, writer)
         digests = await repair.insert_rows(writer, work.sink_shape, list(absent.values()))
         for key, row in absent.items():
             if row.key not in digests:
@@ -164,9 +175,10 @@ async def _insert_held(
     return outcome
 
 
-async def _require_other_side(work: Ground, writer: asyncpg.Connection) -> None:
+async def _require_other_side(work: Ground, reader: asyncpg.Connection, writer: asyncpg.Connection) -> None:
     """Raises Refused where a switch has made the sink the primary; until the commit none can.
 
+    AnotherServer where `reader`, who has read the source's rows, or `writer` is not on the server that is noted.
     NotYet where the source is fenced: a switch has perhaps begun the stream of the way back, and with a server below
     16 that would bring the row to where it came from. Looked at under the lock, for which a section waits at the sink.
     """
@@ -174,3 +186,4 @@ async def _require_other_side(work: Ground, writer: asyncpg.Connection) -> None:
     known = await epoch.read(work.source, work.pair.service)
     if known is not None and known.primary_side != known.side:
         raise NotYet(f"{work.pair.service}: a switch is under way; nothing is repaired until it has ended")
+    await work.require_known(reader, writer)

@@ -9,7 +9,7 @@ from cutover.control import identity, switches
 from cutover.errors import GateClosed, Refused
 from cutover.flags import store as flags
 from cutover.postgres import catalog
-from cutover.postgres.databases import Pair, Side, other
+from cutover.postgres.databases import SIDES, Side, other
 from cutover.switch.attempt import between_switches
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.recovery import set_fence
@@ -17,7 +17,7 @@ from cutover.switch.recovery import set_fence
 
 async def changed(env: SwitchEnvironment) -> list[str]:
     """What is another server or timeline than the one noted, a sentence each; the fence is put back then."""
-    problems = [problem for side in ("monolith", "service") if (problem := await _look(env, side))]
+    problems = [problem for side in SIDES if (problem := await _look(env, side))]
     if problems and await _put_back(env):
         problems.append(f"{env.pair.service}: the fence of the side that is not the primary was put back")
     return problems
@@ -25,17 +25,9 @@ async def changed(env: SwitchEnvironment) -> list[str]:
 
 async def strange(env: SwitchEnvironment) -> list[str]:
     """The same, only looked at: nothing is noted and no fence is put back. A server that was never seen is not told."""
-    problems = []
-    for side in ("monolith", "service"):
-        known = await identity.noted(env.control, env.pair.migration, env.pair.at(side).name)
-        if known is not None:
-            problems.append(_unlike(env, side, known, await _identity(env, side)))
+    known = await identity.noted_of(env.control, env.pair)
+    problems = [identity.unlike(env.pair, side, known[side], await _identity(env, side)) for side in known]
     return [problem for problem in problems if problem]
-
-
-def remedy(pair: Pair) -> str:
-    """The command by which a person accepts the servers of now."""
-    return f"cutover doctor {pair.migration} --service {pair.service} --accept-server --by YOU --reason WHY"
 
 
 async def require_known(env: SwitchEnvironment) -> None:
@@ -50,7 +42,7 @@ async def accept(env: SwitchEnvironment, by: str, reason: str) -> list[str]:
     Reports and changed keys from before prove nothing any more: every table needs a full pass.
     """
     accepted: list[str] = []
-    for side in ("monolith", "service"):
+    for side in SIDES:
         database = env.pair.at(side)
         now = await _identity(env, side)
         touched = list(env.plan.services) if side == "monolith" else [env.pair.service]
@@ -61,10 +53,9 @@ async def accept(env: SwitchEnvironment, by: str, reason: str) -> list[str]:
     return accepted
 
 
-async def _identity(env: SwitchEnvironment, side: Side) -> tuple[str, int]:
+async def _identity(env: SwitchEnvironment, side: Side) -> identity.Identity:
     async with env.pair.at(side).session("cutover-gate") as connection:
-        facts = await catalog.server_facts(connection)
-    return str(facts.system_identifier), facts.timeline
+        return await catalog.server_identity(connection)
 
 
 async def _look(env: SwitchEnvironment, side: Side) -> str:
@@ -72,18 +63,7 @@ async def _look(env: SwitchEnvironment, side: Side) -> str:
     name = env.pair.at(side).name
     now = await _identity(env, side)
     noted = await switches.note_identity(env.control, env.pair.migration, name, *now)
-    return _unlike(env, side, noted, now)
-
-
-def _unlike(env: SwitchEnvironment, side: Side, noted: tuple[str, int], now: tuple[str, int]) -> str:
-    if noted == now:
-        return ""
-    what = f"timeline {noted[1]} → {now[1]}" if noted[0] == now[0] else "another system identifier"
-    return (
-        f"database {env.pair.at(side).name!r} is on another server or timeline than the evidence ({what}): the "
-        "evidence is void, and neither a switch nor a rollback begins. Look whether it has lost commits, then: "
-        f"{remedy(env.pair)}; what is to be done next the doctor says"
-    )
+    return identity.unlike(env.pair, side, noted, now)
 
 
 async def _put_back(env: SwitchEnvironment) -> bool:

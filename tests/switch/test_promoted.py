@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from cutover import doctor
+from cutover.control import identity
 from cutover.devstack.cluster import Cluster
 from cutover.errors import GateClosed
 from cutover.flags import store as flags
@@ -76,7 +77,7 @@ async def led_back(env: SwitchEnvironment, to_side: Side) -> None:
     with pytest.raises(GateClosed, match="timeline"):
         await switch(env, to_side)
     found = await doctor.examine(env.plan, env.pair, env.control)
-    assert found.remedy == servers.remedy(env.pair), found
+    assert found.remedy == identity.remedy(env.pair), found
     await servers.accept(env, "alice", "the standby was promoted by plan")
     assert await mending.mend(env, lambda _: None) != []
     assert (await doctor.examine(env.plan, env.pair, env.control)).problems == []
