@@ -91,10 +91,11 @@ class CleanupActivities:
             yield
             await stream.await_marker(await stream.put_marker(), LAST_SECONDS)
 
-    async def _require(self, ref: m.Ref, item: str) -> None:
-        """Raises GateClosed where the item of the checklist does not hold after the step that is to fulfil it."""
+    async def _require(self, ref: m.Ref, item: str, otherwise: str = "") -> None:
+        """Raises GateClosed where the item of the checklist does not hold: after the step that is to fulfil it, or
+        before one that rests on it, and what that means then."""
         if problems := problems_of(await check(self.context, ref, "cleanup", [item])):
-            raise GateClosed("; ".join(problems[:5]))
+            raise GateClosed("; ".join([*([otherwise] if otherwise else []), *problems[:5]]))
 
     @implements(s.ARCHIVE_TABLES)
     async def archive_tables(self, ref: m.Ref) -> m.ArchiveResult:
@@ -136,7 +137,10 @@ class CleanupActivities:
 
     @implements(s.DROP_TABLES)
     async def drop_tables(self, ref: m.Ref) -> m.Facts:
+        """Raises GateClosed where the archive is not whole any more: nothing is dropped then."""
         pair = await self.context.pair(ref)
+        if left := await old_tables.left(pair):
+            await self._require(ref, "tables_archived", f"{len(left)} tables are kept, as all that is left")
         dropped = await old_tables.drop(pair)
         async with faults.step("cleanup.last"), pair.monolith.session("cutover-cleanup") as connection:
             await epoch.remove(connection, pair.service)

@@ -96,7 +96,7 @@ DROP_MACHINERY = Signature("drop_machinery", m.Ref, m.Facts, "measure")
 ARCHIVE_TABLES = Signature("archive_tables", m.Ref, m.ArchiveResult, "long")
 RENAME_TABLES = Signature("rename_tables", m.Ref, m.Facts)
 MEASURE_QUIET = Signature("measure_quiet", m.GateRequest, m.GateEvidence, "measure")
-DROP_TABLES = Signature("drop_tables", m.Ref, m.Facts)
+DROP_TABLES = Signature("drop_tables", m.Ref, m.Facts, "long")
 RECORD_MIGRATION = Signature("record_migration", m.Ref, m.Facts)
 
 

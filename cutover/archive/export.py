@@ -1,4 +1,8 @@
-"""A table as a compressed file: COPY's text format, gzip, checksums; never half a file under the final name."""
+"""A table as a compressed file: COPY's text format, gzip, checksums; never half a file under the final name.
+
+That name tells the contents. An attempt that was overtaken and wakes up writes into a file of its own, and what it
+then puts under a name that is there already is the same to the last byte: no proved archive changes.
+"""
 
 import asyncio
 import contextlib
@@ -7,6 +11,7 @@ import hashlib
 import os
 import re
 import time
+import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +43,7 @@ class _Writer:
     """Compresses, hashes and writes blocks; sizes in bytes."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         # gzip framing (16 +), and no time or name in the header: the same rows give the same file
         self._zip = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
         self._hash = hashlib.sha256()
@@ -66,23 +71,34 @@ class _Writer:
         self._file.close()
 
 
-def file_name(table: TableName) -> str:
-    """A file name that any table name gives, and no two tables share."""
+def file_stem(table: TableName) -> str:
+    """How the names of a table's files begin: any table name gives one, and no two tables share it."""
     readable = re.sub(r"[^A-Za-z0-9_]", "_", str(table))[:60]
     digest = hashlib.sha256(f"{table.schema}\x00{table.name}".encode()).hexdigest()[:8]
-    return f"{readable}-{digest}.copy.gz"
+    return f"{readable}-{digest}"
 
 
-def prepare_folder(folder: Path, final: Path) -> None:
-    """Makes the folder, readable by its owner alone, and clears what killed exports of this table left in it.
+def file_name(table: TableName, sha256: str) -> str:
+    """The name of a table's file with these contents."""
+    return f"{file_stem(table)}-{sha256[:16]}.copy.gz"
 
-    Raises ConfigError where that is not possible.
+
+def partial_of(folder: Path, stem: str) -> Path:
+    """Where one attempt writes before the final name. What killed ones have left there is cleared.
+
+    Processes of two containers have the same PID as likely as not, and the folder is shared: it is nobody else's name.
     """
+    for left in folder.glob(glob.escape(stem) + ".partial-*"):
+        with contextlib.suppress(FileNotFoundError):  # another attempt clears it too
+            if time.time() - left.stat().st_mtime > _ABANDONED:  # a younger one may be another attempt's, at work
+                left.unlink()
+    return folder / f"{stem}.partial-{uuid.uuid4().hex}"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder, readable by its owner alone. Raises ConfigError where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in folder.glob(glob.escape(final.stem) + ".partial-*"):
-            if time.time() - left.stat().st_mtime > _ABANDONED:  # a younger one may be another attempt's, at work
-                left.unlink(missing_ok=True)
     except OSError as e:
         raise ConfigError(f"archive folder {str(folder)!r} cannot be made: {e.strerror}") from None
 
@@ -99,14 +115,14 @@ def sync_folder(folder: Path) -> None:
 async def export_table(
     database: Database, table: TableName, folder: Path, *, progress: Callable[[int], None] | None = None
 ) -> ManifestEntry:
-    """Exports one table into `folder`, replacing an earlier export of it; `progress` hears the bytes written so far.
+    """Exports one table into `folder`, beside earlier exports of it; `progress` hears the bytes written so far.
 
     Raises ConfigError for a folder or disk that does not take it, or rows that do not match the count.
     """
-    final = folder / file_name(table)
-    await asyncio.to_thread(prepare_folder, folder, final)
-    partial = final.with_suffix(f".partial-{os.getpid()}")
+    await asyncio.to_thread(prepare_folder, folder)
+    partial: Path | None = None
     try:
+        partial = await asyncio.to_thread(partial_of, folder, file_stem(table))
         writer = await asyncio.to_thread(_Writer, partial)
         pending = bytearray()
 
@@ -127,6 +143,7 @@ async def export_table(
             writer.abandon()
         if writer.lines != exported.rows:
             raise ConfigError(f"export of {table}: {writer.lines} lines for {exported.rows} rows; export it again")
+        final = folder / file_name(table, digest)
         await asyncio.to_thread(partial.rename, final)
         await asyncio.to_thread(sync_folder, folder)
     except OSError as e:
@@ -134,8 +151,9 @@ async def export_table(
             raise  # a lost connection, not the disk
         raise ConfigError(f"export of {table} into {str(folder)!r} failed: {e.strerror}") from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(partial.unlink)
+        if partial is not None:
+            with contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(partial.unlink)
     return ManifestEntry(
         table=str(table), rows=exported.rows, bytes=writer.written, sha256=digest, columns=exported.columns,
         file=final.name, row_hash=exported.row_hash,

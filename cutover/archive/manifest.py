@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncpg
 
-from cutover.archive.export import ManifestEntry, sync_folder
+from cutover.archive.export import ManifestEntry, partial_of, sync_folder
 from cutover.errors import ConfigError
 from cutover.postgres.databases import Database
 from cutover.postgres.export import scratch
@@ -35,8 +35,8 @@ def write_manifest(folder: Path, entries: Iterable[ManifestEntry], **facts: str)
     """Writes `manifest.json` beside the files, whole or not at all; returns its path."""
     ordered = sorted(entries, key=lambda entry: entry.table)
     document = {"format": FORMAT, **facts, "tables": [asdict(entry) for entry in ordered]}
-    path, partial = folder / NAME, folder / f"{NAME}.partial-{os.getpid()}"
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    path, partial = folder / NAME, partial_of(folder, NAME)
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(document, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()

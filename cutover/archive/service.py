@@ -75,33 +75,49 @@ async def archive(
 ) -> Archived:
     """Exports every table, verifies the files' checksums and loads them back in a test that leaves nothing.
 
-    An archive that is whole already is taken as it is. Raises Refused where the export does not come back, and where
-    somebody else's archive lies in the folder: it is not overwritten.
+    The manifest is written behind that proof alone, so whatever stands in one was proved. An archive that is whole
+    already is taken as it is, even where another attempt has made it meanwhile. Raises Refused where the export does
+    not come back, and where somebody else's archive lies in the folder: it is not overwritten.
     """
-    if (path := folder / manifest.NAME).is_file():
-        found = manifest.read_manifest(path)
-        whose = await claim(pair, control, found, plan_hash)
-        if whose == "foreign":
-            raise Refused(f"{pair.service}: {FOREIGN}")
-        good = whose == "ours" and found.facts.get(RESTORE_TEST) == PASSED
-        if good and not await asyncio.to_thread(manifest.verify, found):
-            return _archived(found)
+    found, good = await _lying(pair, control, folder, plan_hash)
+    if found and good:
+        return _archived(found)
     entries = []
     for table in pair.tables:
         async with faults.step("archive.export"):
             entries.append(await export.export_table(pair.monolith, table, folder, progress=progress))
-    facts = {**await _origin(pair, control), "plan_hash": plan_hash}
-    path = manifest.write_manifest(folder, entries, **facts)
-    written = manifest.read_manifest(path)
+    facts = {**await _origin(pair, control), "plan_hash": plan_hash, RESTORE_TEST: PASSED}
+    made = manifest.Manifest(folder, facts, tuple(entries))
     async with faults.step("archive.prove"):
-        problems = await asyncio.to_thread(manifest.verify, written)
-        problems += [r.problem for r in await manifest.restore_test(written, pair.monolith) if r.problem]
+        problems = await asyncio.to_thread(manifest.verify, made)
+        problems += [r.problem for r in await manifest.restore_test(made, pair.monolith) if r.problem]
         if problems:
-            path.unlink()  # so that the next run exports anew
             raise Refused(f"{pair.service}: the archive does not come back as it went: {'; '.join(problems[:5])}")
-        # said only now: an archive whose test was cut short is exported and tested again
-        manifest.write_manifest(folder, entries, **facts, **{RESTORE_TEST: PASSED})
-    return _archived(written)
+        found, good = await _lying(pair, control, folder, plan_hash)
+        if found and good:
+            return _archived(found)  # of an attempt that has overtaken this one
+        await asyncio.to_thread(_publish, made, found)
+    return _archived(made)
+
+
+async def _lying(pair: Pair, control: Control, folder: Path, plan_hash: str) -> tuple[manifest.Manifest | None, bool]:
+    """The archive in the folder, and whether it is ours, proved and whole. Raises Refused for a foreign one."""
+    if not (path := folder / manifest.NAME).is_file():
+        return None, False
+    found = manifest.read_manifest(path)
+    whose = await claim(pair, control, found, plan_hash)
+    if whose == "foreign":
+        raise Refused(f"{pair.service}: {FOREIGN}")
+    good = whose == "ours" and found.facts.get(RESTORE_TEST) == PASSED
+    return found, good and not await asyncio.to_thread(manifest.verify, found)
+
+
+def _publish(made: manifest.Manifest, former: manifest.Manifest | None) -> None:
+    manifest.write_manifest(made.folder, made.entries, **made.facts)
+    kept = {entry.file for entry in made.entries}
+    for entry in former.entries if former else ():
+        if entry.file not in kept:
+            (made.folder / entry.file).unlink(missing_ok=True)
 
 
 def _archived(found: manifest.Manifest) -> Archived:
@@ -135,6 +151,12 @@ async def quiet(pair: Pair, control: Control) -> list[retired.Quiet]:
             used = (await retire.usage(connection, [renamed]))[renamed]
             found.append(await retired.note(control, pair.migration, pair.service, str(table), renamed.name, used))
     return found
+
+
+async def left(pair: Pair) -> list[str]:
+    """The renamed tables that are still there."""
+    async with pair.monolith.session("cutover-retire") as connection:
+        return [found.name for table in pair.tables if (found := await retire.retired_name(connection, table))]
 
 
 async def drop(pair: Pair) -> int:

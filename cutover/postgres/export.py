@@ -52,6 +52,10 @@ async def export(database: Database, table: TableName, sink: Callable[[bytes], C
         columns = info.written_columns
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             [row] = await connection.fetch(_hash_sql(columns, table.sql))
+            # in the same order each time: the same rows give the same file
+            await connection.execute(
+                "SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0"
+            )
             await connection.copy_from_query(f"SELECT {columns_sql(columns)} FROM {table.sql}", output=sink)
         types = {column.name: column.type_sql for column in info.columns}
         return Exported(row["rows"], row["hash"], tuple((name, types[name]) for name in columns))

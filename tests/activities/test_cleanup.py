@@ -2,6 +2,11 @@
 
 from datetime import timedelta
 
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from cutover.archive import manifest
+from cutover.archive import service as old_tables
 from cutover.flags import store as flags
 from cutover.monitor import baseline
 from cutover.monitor.statistics import Collector
@@ -79,6 +84,26 @@ async def test_the_schema_stays_while_something_of_somebody_else_is_in_it(ground
     done = await ground.do(ground.cleanup.drop_machinery, ground.ref(service))
     assert "cutover.theirs" in str(done.facts["schema cutover"])
     assert await ground.on("trading_db", "SELECT count(*) FROM cutover.theirs") == [(0,)]
+
+
+async def test_no_table_is_dropped_whose_archive_is_not_whole_any_more(ground: Ground) -> None:
+    await switched(ground)
+    service = ground.services[0]
+    for step in (ground.cleanup.drop_machinery, ground.cleanup.archive_tables, ground.cleanup.rename_tables):
+        await ground.do(step, ground.ref(service))
+    folder = old_tables.folder(ground.plan, service)
+    [entry] = manifest.read_manifest(folder / manifest.NAME).entries
+    whole = (folder / entry.file).read_bytes()
+    for damaged in (whole[:-10], None):
+        (folder / entry.file).write_bytes(damaged) if damaged else (folder / entry.file).unlink()
+        with pytest.raises(ApplicationError, match=r"1 tables are kept, .* trades: file ") as refused:
+            await ground.do(ground.cleanup.drop_tables, ground.ref(service))
+        assert (refused.value.type, refused.value.non_retryable) == ("GateClosed", True)
+        assert await ground.on("monolith", "SELECT count(*) FROM trades_retired_1") == [(100,)]
+    (folder / entry.file).write_bytes(whole)
+    assert (await ground.do(ground.cleanup.drop_tables, ground.ref(service))).facts["tables"] == 1
+    (folder / entry.file).unlink()  # where nothing is left to be dropped, nothing rests on it
+    assert (await ground.do(ground.cleanup.drop_tables, ground.ref(service))).facts["tables"] == 0
 
 
 async def test_the_record_removes_the_flags_and_names_the_keys_that_nobody_keeps_any_more(ground: Ground) -> None:
