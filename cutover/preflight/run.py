@@ -16,6 +16,7 @@ from cutover.preflight.named import check_named
 from cutover.preflight.privileges import check_privileges
 from cutover.preflight.servers import check_servers
 from cutover.preflight.subject import Subject, open_subject
+from cutover.preflight.subscriptions import check_subscriptions
 from cutover.preflight.tables import check_tables
 
 
@@ -37,6 +38,7 @@ async def preflight(
             ("keys", lambda s: check_keys(s, findings)),
             ("names in the plan", lambda s: check_named(s, findings)),
             ("leftovers", lambda s: check_leftovers(s, findings)),
+            ("subscriptions", lambda s: check_subscriptions(s, findings)),
             ("activity", lambda s: check_activity(s, findings, sample_seconds)),
         ]
         for name, check in checks:
