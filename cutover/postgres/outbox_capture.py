@@ -24,7 +24,7 @@ from cutover.postgres.identifiers import TableName, quote, quote_literal
 from cutover.postgres.locks import with_lock_limit
 from cutover.postgres.outbox_schema import SHARDS, outbox_table
 from cutover.postgres.outbox_tables import Flow
-from cutover.postgres.outbox_versions import EPOCH_VERSIONS, raise_versions, version_sequence
+from cutover.postgres.outbox_versions import AHEAD, EPOCH_VERSIONS, raise_versions, version_sequence
 
 ROWS = "cutover_capture"
 TRUNCATES = "cutover_capture_truncate"
@@ -227,7 +227,7 @@ async def raise_above(connection: asyncpg.Connection, service: str, least: int) 
     async with connection.transaction():
         # under the epoch row's lock nobody else raises it
         number = await connection.fetchval("SELECT epoch FROM cutover.epoch WHERE service = $1 FOR UPDATE", service)
-        await raise_versions(connection, service, max(least, (number or 0) * EPOCH_VERSIONS))
+        await raise_versions(connection, service, max(least, (number or 0) * EPOCH_VERSIONS), ahead=AHEAD)
 
 
 async def remove(connection: asyncpg.Connection, service: str, tables: Iterable[TableName]) -> None:

@@ -9,7 +9,8 @@ from cutover.control import identity, switches
 from cutover.errors import GateClosed, Refused
 from cutover.flags import store as flags
 from cutover.postgres import catalog
-from cutover.postgres.databases import SIDES, Side, other
+from cutover.postgres.databases import SIDES, Side, direction_from, other
+from cutover.streams.outbox import OutboxStream
 from cutover.switch.attempt import between_switches
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.recovery import set_fence
@@ -39,8 +40,10 @@ async def require_known(env: SwitchEnvironment) -> None:
 async def accept(env: SwitchEnvironment, by: str, reason: str) -> list[str]:
     """A person has looked: the servers of now are the right ones. Returns the databases that were noted anew.
 
-    Reports and changed keys from before prove nothing any more: every table needs a full pass.
+    Reports and changed keys from before prove nothing any more: every table needs a full pass. The versions of an
+    outbox are raised first; given again, the command does that again.
     """
+    await _raise_versions(env)
     accepted: list[str] = []
     for side in SIDES:
         database = env.pair.at(side)
@@ -51,6 +54,14 @@ async def accept(env: SwitchEnvironment, by: str, reason: str) -> list[str]:
         ):  # fmt: skip
             accepted.append(database.name)
     return accepted
+
+
+async def _raise_versions(env: SwitchEnvironment) -> None:
+    """A primary that has lost its last commits draws versions again that the other side knows."""
+    primary = (await flags.get(env.control, env.pair.migration, env.pair.service)).primary_side
+    stream = env.stream(direction_from(primary))
+    if isinstance(stream, OutboxStream) and await stream.exists() and not (await stream.health()).lost:
+        await stream.draw_above()
 
 
 async def _identity(env: SwitchEnvironment, side: Side) -> identity.Identity:

@@ -20,7 +20,7 @@ import asyncpg
 
 from cutover import faults
 from cutover.errors import CutoverError, NotYet, StaleAttempt, Unreachable
-from cutover.postgres import outbox_lease, outbox_quarantine, outbox_sink, outbox_source
+from cutover.postgres import catalog, outbox_lease, outbox_quarantine, outbox_sink, outbox_source
 from cutover.postgres.databases import CONNECTION_ERRORS, FAILURES, Direction, Pair, ended_after
 from cutover.postgres.outbox_lease import LEASE_SECONDS
 from cutover.postgres.outbox_schema import WAKE
@@ -28,6 +28,7 @@ from cutover.postgres.outbox_source import Batch
 from cutover.postgres.outbox_tables import Redefined
 from cutover.streams.outbox.apply import Applier, Outcome
 from cutover.streams.outbox.sessions import Ends, open_ends
+from cutover.streams.outbox.versions import raise_over_sink
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class Relay:
         self.gives_up = False
         self._told = (0, 0)
         self._problems: dict[int, str] = {}
+        #: System identifier and timeline of the source's server, once a lane has looked.
+        self._server: tuple[str, int] | None = None
         #: Lanes beside the first that are at work; changed by the first between two of its batches, and by themselves.
         self._helping: set[int] = set()
         self._help = asyncio.Event()
@@ -191,6 +194,7 @@ class Relay:
             if self._ending:
                 return
         async with open_ends(self.pair, self.direction, "relay") as ends, self._reached():
+            await self._know_source(ends)
             wake = asyncio.Event()
             await ends.source.add_listener(WAKE, lambda *_: wake.set())
             applier = Applier(ends, self.pair.service, self.direction)
@@ -219,6 +223,13 @@ class Relay:
                             continue
                 self._problems.pop(lane, None)
                 self._share_out(lane, full)
+
+    async def _know_source(self, ends: Ends) -> None:
+        """Before anything is carried of another server than before: it may have been set back (`versions`)."""
+        now = await catalog.server_identity(ends.source)
+        if now != self._server:
+            await raise_over_sink(ends.source, ends.sink, self.pair.service)
+            self._server = now
 
     @asynccontextmanager
     async def _reached(self) -> AsyncIterator[None]:

@@ -25,6 +25,7 @@ from cutover.postgres.databases import Database, Direction, Pair, Through
 from cutover.postgres.keys import Key
 from cutover.streams.base import Lag, Marker, OneDirection, StreamHealth, TableProgress, TableStage, Work
 from cutover.streams.outbox import janitor
+from cutover.streams.outbox.versions import raise_over_sink
 
 _POLL_SECONDS = 0.002
 
@@ -73,15 +74,18 @@ class OutboxStream(OneDirection):
             await compare.read_alike(source)
             await compare.read_alike(sink)
             if await outbox_lease.stream_row(sink, service, self.direction) is None:
-                # a source that was set back draws no version a second time
-                least = await outbox_sink.highest_version(sink, service)
-                await outbox_capture.raise_above(source, service, least)
+                await raise_over_sink(source, sink, service)
                 if copy:
                     flows = await outbox_tables.flows(source, sink, self.pair.tables, self.pair.compare)
                     await outbox_copy.plan(source, sink, service, self.direction, list(flows.values()))
             self._started = await outbox_lease.start(
                 sink, service, self.direction, uuid.uuid4().hex, best_effort=self.best_effort, gap=gap
             )
+
+    async def draw_above(self) -> None:
+        """After a failover of the source: what changes from here on is newer than all that the sink knows."""
+        async with self._at(self.source) as source, self._at(self.sink) as sink:
+            await raise_over_sink(source, sink, self.pair.service)
 
     async def close_gap(self) -> None:
         """Until then no read that must see its writes is answered at the sink. After `start`, by the same object.
