@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from cutover.control.database import Control
+from cutover.errors import GateClosed
 from cutover.postgres import fence
 from cutover.postgres.databases import Database, Direction, Pair, Side
 from cutover.streams.outbox import Backfill, Relay
@@ -95,4 +96,38 @@ async def test_a_switch_and_a_rollback_on_the_outbox_lose_nothing(
             assert {row["note"] for row in found[0]} == {*written, *(f"row {n}" for n in range(1, 201))}
     finally:
         ended.set()
+        await drop_streams(env)
+
+
+async def test_a_way_back_whose_relays_are_being_replaced_is_waited_for_and_a_lost_one_is_not(
+    monolith_db: Database, service_db: Database, control: Control
+) -> None:
+    env = await installed(monolith_db, service_db, control, OUTBOX_PLAN)
+    async with env.pair.target.session() as sink:
+        await fence.make_always(sink, TABLES)
+    forward, back = env.stream("forward"), env.stream("reverse")
+    await forward.start(copy=True)
+    await env.changed("forward").prepare()
+    carrying = asyncio.create_task(Relay(env.pair, "forward").run())
+    try:
+        async with relays(env.pair):
+            await Backfill(env.pair, "forward").run()
+            await until(forward.ready, "the forward stream is ready")
+            await verify(env)
+            await reverse.make_ready(env, "service")
+
+        async def alone() -> bool:
+            return (await back.health()).unattended and (await forward.health()).ok
+
+        await until(alone, "one relay carries the way forward, and none the way back")
+        outcome = await section.run(env, order(env, "service"), lambda _: None)
+        assert outcome.result == "undone"  # and tried again
+        assert "the way back is not ready: no relay looks after" in (outcome.reason or "")
+        await back.drop()
+        with pytest.raises(GateClosed, match="the way back is not ready"):
+            await section.run(env, order(env, "service"), lambda _: None)
+    finally:
+        carrying.cancel()
+        with suppress(asyncio.CancelledError):
+            await carrying
         await drop_streams(env)
