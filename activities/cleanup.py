@@ -59,9 +59,12 @@ class CleanupActivities:
         """Loose keys, streams, slots of changed keys, origins, and all that is ours at the service's side.
 
         The monolith's tables keep their fences until they are dropped; the flags stay until the record is written.
+        Raises GateClosed where writes are at the monolith, or a switch is under way.
         """
         context, pair = self.context, await self.context.pair(ref)
         plan = await context.plan(ref)
+        async with context.control.transaction() as connection:
+            await switches.require_moved(connection, ref.migration, pair.service)
         # before the reverse stream goes: what is followed now is still in the archive's tables
         async with self._carried(ref):
             followed = await crossing.end(plan, pair.service, context.control, context.settings.database)

@@ -92,8 +92,9 @@ class PlanActivities:
     async def set_stage(self, change: m.StageChange) -> None:
         """`prepared` is what the plan in force makes of it; what else has happened is told under any plan.
 
-        `released` ends a service's way back: without the people's approvals of that nobody can write it. `rolled-back`
-        takes those approvals away: the next switch has another way back than the one they were about.
+        `released` ends a service's way back: nobody can write it without the people's approvals of that, nor while the
+        monolith is the writable side. `rolled-back` takes those approvals away: the next switch has another way back
+        than the one they were about.
         """
         if change.stage == "released" and not (standing := await self._given_up(m.GivenUpQuery(ref=change.ref))).ok:
             raise GateClosed(standing.detail)

@@ -21,6 +21,7 @@ from cutover.control import approvals, stages, switches
 from cutover.errors import ApprovalLapsed, GateClosed
 from cutover.flags import instances
 from cutover.flags import store as flags
+from cutover.monitor.catalogs import TAKEN_OVER
 from cutover.postgres.databases import Side, direction_from
 from cutover.switch import crossing, finish, gates, reverse, section
 from cutover.switch.environment import SwitchEnvironment
@@ -173,9 +174,12 @@ class SwitchActivities:
     async def _approved(self, order: m.SwitchOrder) -> None:
         """The approvals of the write gate, by the control database's clock and under the plan in force.
 
-        A way back needs none, and is not held up by another plan.
+        A way back needs none, and is not held up by another plan; once it was given up there is none.
         """
         if order.to_side == "monolith":
+            row = (await stages.get_stages(self.context.control, order.ref.migration)).get(order.ref.service)
+            if row is not None and row.stage in TAKEN_OVER:
+                raise GateClosed(f"{order.ref.service}: its way back was given up; cleanup has taken it over")
             return
         await self.context.require_in_force(order.ref)
         ref, plan = order.ref, await self.context.plan(order.ref)

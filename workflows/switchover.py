@@ -28,7 +28,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.summaries import Summarising
     from workflows.writeswitch import WriteSwitch
 
-MAY_START = ("ready", "rolled-back", "switched", "deprecated")
+#: Stages that say that the writes have moved.
+MOVED = ("switched", "deprecated")
+MAY_START = ("ready", "rolled-back", *MOVED)
 
 
 @workflow.defn(name="SwitchoverWorkflow")
@@ -112,6 +114,9 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             f"needed (cutover start replication {self.start.plan} {self.service})",
         )
         if position.primary_side != "service":
+            if position.stage in MOVED:
+                # The writes went back, and the run that brought them ended before it could say so.
+                await self.set_stage("rolled-back", "found rolled back")
             return "read"
         self._register_back()
         if position.stage == "deprecated":
@@ -201,7 +206,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         position = await self._position()
         if position.primary_side != "service":
             return
-        if position.stage not in ("switched", "deprecated"):
+        if position.stage not in MOVED:
             # the switch was ended just now, or by a person's hand, and its old stream still stands
             await self.finish_switch("service", f"found-{workflow.uuid4()}")
         self.last_switch = await self.switch_writes("monolith", "")
@@ -218,13 +223,19 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         await self.end_summaries()
         text = f"{self.service}: the switchover run was cancelled; "
         try:
-            side = (await self._position()).primary_side
+            position = await self._position()
+            side = position.primary_side
+            if position.stage in MOVED:
+                self.compensations.insert(0, ("stage 'rolled-back'", self._stage_back))
             left = await self._undone() if side == "monolith" else []
             text += f"writable side: {side}" + (f"; not undone: {'; '.join(left)}" if left else "")
         except StepFailed as failed:
             text += f"how it stands is not known ({failed.text}): see cutover doctor, and start it again"
         self.say(f"nothing: {text}", state="NEEDS_ATTENTION", phase="cancelled")
         await self.alert("switchover-cancelled", "critical", text, best_effort=True)
+
+    async def _stage_back(self) -> None:
+        await self.set_stage("rolled-back", "its run was cancelled")
 
     async def _undone(self) -> list[str]:
         """Each compensation once; what failed, and why."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, cast, get_args
 
-from cutover.control import audit, documents, plans
+from cutover.control import audit, documents, plans, switches
 from cutover.control.audit import Entry
 from cutover.control.database import Control
 from cutover.errors import Refused
@@ -41,6 +41,7 @@ async def set_stage(
 ) -> None:
     """Set the stage, with an audit row. Idempotent. Raises Refused for a stage of the other level.
 
+    `released` leaves no way back: raises GateClosed unless the writes have moved and no switch is under way.
     `by_plan`: only while the migration goes by the plan of that hash; raises PlanReplaced otherwise.
     """
     known = get_args(MigrationStage) if service is None else get_args(ServiceStage)
@@ -52,6 +53,8 @@ async def set_stage(
         before = await connection.fetchval(
             "SELECT stage FROM control.stage WHERE migration = $1 AND service = $2 FOR UPDATE", migration, service or ""
         )
+        if service is not None and stage == "released":
+            await switches.require_moved(connection, migration, service)
         changed = await connection.fetchval(
             "INSERT INTO control.stage AS s (migration, service, stage, detail) VALUES ($1, $2, $3, $4::text::jsonb)"
             " ON CONFLICT (migration, service) DO UPDATE"

@@ -14,7 +14,7 @@ import asyncpg
 from cutover.control import audit, documents, plans
 from cutover.control.audit import Connection, Entry
 from cutover.control.database import Control
-from cutover.errors import StaleAttempt
+from cutover.errors import GateClosed, StaleAttempt
 from cutover.postgres.databases import Side
 
 SwitchState = Literal["idle", "fencing", "fenced", "undoing", "undone", "journaled", "done"]
@@ -72,22 +72,48 @@ async def raise_token(
     None where the switch is in none of `states`: then no attempt of it is overtaken.
     """
     async with control.transaction() as connection:
-        await connection.execute(
-            "INSERT INTO control.switch (migration, service) VALUES ($1, $2) ON CONFLICT DO NOTHING", migration, service
-        )
-        record = await connection.fetchrow(
-            "UPDATE control.switch SET token = token + 1 WHERE migration = $1 AND service = $2 "  # noqa: S608
-            f"AND state = ANY ($3::text[]) RETURNING {_COLUMNS}",
-            migration,
-            service,
-            list(states),
-        )
-        if record is None:
-            return None
-        row = _row(record)
-        detail = {"token": row.token, "state": row.state, "switch_id": row.switch_id}
-        await audit.append(connection, Entry("cutover", "switch.attempt", migration, service, detail))
+        return await _raise_token(connection, migration, service, states)
+
+
+async def _raise_token(
+    connection: Connection, migration: str, service: str, states: Collection[str]
+) -> SwitchRow | None:
+    await connection.execute(
+        "INSERT INTO control.switch (migration, service) VALUES ($1, $2) ON CONFLICT DO NOTHING", migration, service
+    )
+    record = await connection.fetchrow(
+        "UPDATE control.switch SET token = token + 1 WHERE migration = $1 AND service = $2 "  # noqa: S608
+        f"AND state = ANY ($3::text[]) RETURNING {_COLUMNS}",
+        migration,
+        service,
+        list(states),
+    )
+    if record is None:
+        return None
+    row = _row(record)
+    detail = {"token": row.token, "state": row.state, "switch_id": row.switch_id}
+    await audit.append(connection, Entry("cutover", "switch.attempt", migration, service, detail))
     return row
+
+
+async def require_moved(connection: Connection, migration: str, service: str) -> None:
+    """For what ends the way back: the service's side is the writable one, and no switch is under way.
+
+    No attempt from before begins a switch once the caller's transaction is committed. Raises GateClosed.
+    """
+    if await _raise_token(connection, migration, service, SETTLED) is None:
+        raise GateClosed(
+            f"{service}: a switch is under way, so its way back cannot end now: let a worker end it (cutover worker), "
+            f"or, where its run is gone: cutover doctor {migration} --service {service} --mend"
+        )
+    primary = await connection.fetchval(
+        "SELECT primary_side FROM control.standing_route WHERE migration = $1 AND service = $2", migration, service
+    )
+    if primary != "service":
+        raise GateClosed(
+            f"{service} is writable at the monolith, whose tables are in use: switch it again (cutover start "
+            f"switchover {migration} {service}), then give up its way back anew"
+        )
 
 
 async def find(control: Control, migration: str, service: str) -> SwitchRow | None:

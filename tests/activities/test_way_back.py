@@ -10,6 +10,7 @@ from activities.plans import WAY_BACK_GATE, PlanActivities
 from cutover.control import approvals, evidence, plans
 from cutover.control.database import Control
 from cutover.control.evidence import Evidence
+from cutover.flags import store as flags
 from cutover.settings import Settings
 from tests.control.plans import plan
 
@@ -66,6 +67,8 @@ async def test_approvals_from_before_a_rollback_do_not_give_up_the_way_back_of_t
     code = await office.measured()
     await office.approved(code, "ann", "ben")
     assert (await office.standing(code)).ok
+    await flags.ensure(office.control, M, S)
+    await flags.flip(office.control, M, S, primary_side="service", epoch=1, actor="test", pause_id=None)
     await office.stage("rolled-back")
     await office.stage("deprecated")
     assert "0 of 2 approvals" in (await office.standing(code)).detail

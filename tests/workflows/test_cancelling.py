@@ -10,6 +10,7 @@ from tests.workflows.harness import DEADLINE, Harness
 from tests.workflows.test_half_done import LOST, broken
 from tests.workflows.test_switchover import SERVICE, soaked, switched
 from tests.workflows.world import refused
+from workflows.switchover import SwitchoverWorkflow
 
 
 async def cancelled(harness: Harness, run: str) -> str:
@@ -58,6 +59,19 @@ async def test_a_rollback_that_is_cancelled_half_way_is_told_and_undone_to_its_e
     assert "writable side: monolith" in await cancelled(harness, run)
     assert not harness.world.read_new[SERVICE]
     assert harness.world.count("restore_keys") == 2
+    assert harness.world.stages_of[SERVICE] == "rolled-back"
+
+
+async def test_a_rollback_whose_run_was_terminated_half_way_is_told_by_the_next_run(make: Make) -> None:
+    harness, run = await switched(make)
+    harness.world.faults["restore_keys"] = [refused("a key would not validate")]
+    await harness.update(run, "rollback", by="dora")
+    await harness.parked(run)
+    await harness.handle(run).terminate("ended by hand")
+    assert harness.world.stages_of[SERVICE] == "switched"
+    await harness.start(SwitchoverWorkflow, run, service=SERVICE)
+    await harness.at_gate(run, "read")
+    assert harness.world.stages_of[SERVICE] == "rolled-back"
 
 
 async def test_a_switch_that_is_half_done_is_ended_before_anything_is_undone(make: Make) -> None:
