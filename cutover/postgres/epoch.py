@@ -212,16 +212,17 @@ async def hold_not_primary(connection: asyncpg.Connection, service: str) -> None
         )
 
 
-async def raise_token(connection: asyncpg.Connection, service: str, token: int) -> None:
-    """Raises the token here; waits (within lock_timeout) for an older attempt's open effect.
+async def raise_token(connection: asyncpg.Connection, service: str, token: int) -> int:
+    """Raises the token here, and returns the epoch; waits (within lock_timeout) for an older attempt's open effect.
 
     Raises StaleAttempt when a newer attempt has been here already.
     """
-    row = await connection.fetchrow(
-        "UPDATE cutover.epoch SET token = $2 WHERE service = $1 AND token <= $2 RETURNING token", service, token
+    known: int | None = await connection.fetchval(
+        "UPDATE cutover.epoch SET token = $2 WHERE service = $1 AND token <= $2 RETURNING epoch", service, token
     )
-    if row is None:
+    if known is None:
         raise StaleAttempt(f"{service}: attempt {token} found a newer one, or the service is not installed here")
+    return known
 
 
 def application_name(service: str, token: int) -> str:

@@ -15,8 +15,9 @@ import asyncpg
 
 from cutover import faults
 from cutover.control import switches
-from cutover.errors import NotYet, Refused, StaleAttempt, Unreachable
+from cutover.errors import GateClosed, NotYet, Refused, StaleAttempt, Unreachable
 from cutover.flags import store as flags
+from cutover.flags.store import Route
 from cutover.postgres import epoch
 from cutover.postgres.databases import CONNECTION_ERRORS, SIDES, Side, Through
 from cutover.switch.environment import SwitchEnvironment
@@ -40,7 +41,8 @@ class Attempt:
         self._sessions: dict[Side, asyncpg.Connection] = {}
         #: Sides where an autovacuum in the way is cancelled before a lock attempt gives up.
         self.outranks_autovacuum: set[Side] = set()
-        self._seized: set[Side] = set()
+        #: The epoch that each side that is seized knew then.
+        self._seized: dict[Side, int] = {}
 
     async def session(self, side: Side) -> asyncpg.Connection:
         """The open session of that side."""
@@ -62,10 +64,13 @@ class Attempt:
             self._sessions[side] = current
         return current
 
-    async def seize(self, side: Side) -> None:
-        """Raises the token on that side. Raises StaleAttempt, or NotYet when an old session will not end."""
+    async def seize(self, side: Side) -> int:
+        """Raises the token on that side; the epoch that it knew then.
+
+        Raises StaleAttempt, or NotYet when an old session will not end.
+        """
         if side in self._seized:
-            return
+            return self._seized[side]
         service, token = self.env.pair.service, self.row.token
         deadline = time.monotonic() + _SEIZE_SECONDS
         while True:
@@ -75,9 +80,9 @@ class Attempt:
                     await epoch.end_older_sessions(connection, service, token)
                     async with connection.transaction():
                         await connection.execute("SET LOCAL lock_timeout = '250ms'")
-                        await epoch.raise_token(connection, service, token)
-                self._seized.add(side)
-                return
+                        known = await epoch.raise_token(connection, service, token)
+                self._seized[side] = known
+                return known
             except asyncpg.LockNotAvailableError:
                 if time.monotonic() > deadline:
                     raise NotYet(f"{service}: an older attempt's session at the {side} does not end") from None
@@ -144,13 +149,16 @@ async def between_switches(
     """An attempt for work between two switches, while writes are at `primary_side`: it holds the token at `sides`.
 
     A switch that begins meanwhile ends its sessions before it looks at anything. Raises Refused where writes are at the
-    other side or a switch is under way, NotYet where another attempt took over, Unreachable.
+    other side or a switch is under way, GateClosed where the control database has lost a switch, NotYet where another
+    attempt took over, Unreachable.
     """
     try:
         async with open_attempt(env, switches.SETTLED, _LEISURE_SECONDS) as attempt:
-            for side in sides:
-                await attempt.seize(side)
+            # no switch was under way when the token was drawn: what a side knows by it the route has to know
+            known = {side: await attempt.seize(side) for side in sides}
             route = await flags.get(env.control, env.pair.migration, env.pair.service)
+            for side, number in known.items():
+                require_not_ahead(side, number, route)
             if route.primary_side != primary_side:
                 raise Refused(f"{env.pair.service} is writable at the {route.primary_side}; it is left alone")
             yield attempt
@@ -158,6 +166,16 @@ async def between_switches(
         raise NotYet(str(error)) from None
     except CONNECTION_ERRORS as error:
         raise Unreachable(f"{env.pair.service}: a database stopped answering ({type(error).__name__})") from None
+
+
+def require_not_ahead(side: Side, known: int, route: Route) -> None:
+    """Raises GateClosed where a side knows a later epoch than the route while no switch is under way."""
+    if known > route.epoch:
+        raise GateClosed(
+            f"{route.service}: the {side} says epoch {known} and the control database {route.epoch}: it has lost its "
+            "last commits (a failover or a restored backup). Nothing is changed; find out which side holds the newest "
+            "rows before anything else"
+        )
 
 
 def under_token(env: SwitchEnvironment, primary_side: Side) -> Through:

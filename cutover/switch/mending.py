@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 from cutover import faults
 from cutover.control import rebuilds, stages, switches
-from cutover.errors import GateClosed, NotYet, StaleAttempt
+from cutover.errors import NotYet, StaleAttempt
 from cutover.flags import store as flags
 from cutover.monitor import fences
 from cutover.monitor.catalogs import TAKEN_OVER
 from cutover.postgres import epoch
 from cutover.postgres.databases import SIDES, direction_from, other
 from cutover.switch import servers
-from cutover.switch.attempt import Attempt, open_attempt, under_token
+from cutover.switch.attempt import Attempt, open_attempt, require_not_ahead, under_token
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.rebuild import follow_anew, rebuild
 from cutover.switch.recovery import complete, set_fence, undo
@@ -91,12 +91,7 @@ async def _set_fences(env: SwitchEnvironment, attempt: Attempt, tell: Callable[[
         known = await epoch.read(await attempt.session(side), env.pair.service)
         if known is None:
             return  # there is nothing of ours yet: preparation makes it
-        if known.epoch > route.epoch:
-            raise GateClosed(
-                f"{env.pair.service}: the {side} says epoch {known.epoch} and the control database {route.epoch}: it "
-                "has lost its last commits (a failover or a restored backup). Nothing is changed; find out which side "
-                "holds the newest rows before anything else"
-            )
+        require_not_ahead(side, known.epoch, route)
     for side in (other(route.primary_side), route.primary_side):
         closed = side != route.primary_side
         async with faults.step("mend.fences"):
