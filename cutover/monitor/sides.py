@@ -110,7 +110,9 @@ async def watch_switch(at: Place) -> list[Finding]:
     if age is None or age <= limit:
         return []
     text = f"a switch is {at.now.state} for {age:.0f} s, so no side may be writable"
-    remedy = "a running worker ends it or takes it back: cutover worker"
+    remedy = (
+        f"a worker ends it or takes it back while its run lives: cutover worker; where none does: {at.doctor} --mend"
+    )
     return [at.finding("writable-side", "critical", "switch", text, remedy)]
 
 

@@ -5,7 +5,9 @@ not journaled → undo, journaled → finish forwards, ended → the recorded ou
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
 
 import asyncpg
 
@@ -77,10 +79,10 @@ async def _attempt(
     if recorded is not None:
         return SwitchOutcome.model_validate(recorded)
     if row.switch_id == request.switch_id:
-        return await _recover(env, attempt, "an earlier attempt ended in the middle", said)
+        return await _to_its_end(_recover(env, attempt, "an earlier attempt ended in the middle", said))
     if row.state not in switches.SETTLED:
         # another run's switch, and that run is gone: this attempt holds the token, so it ends it first
-        await _recover(env, attempt, "its run ended in the middle", said)
+        await _to_its_end(_recover(env, attempt, "its run ended in the middle", said))
         row = attempt.row
     route = await flags.get(env.control, request.migration, request.service)
     if route.primary_side == request.to_side:
@@ -115,10 +117,25 @@ async def _attempt(
             # never the server's own text: it may quote a row
             reason = f"step {said[0]!r} was refused by the database ({type(error).__name__}, {error.sqlstate})"
         except asyncio.CancelledError:
-            # a worker that shuts down, a run that was terminated: both sides must not stay shut for want of a next try
-            await asyncio.shield(asyncio.create_task(_take_back(env, forward, attempt, "it was cancelled", said)))
+            await _to_its_end(_take_back(env, forward, attempt, "it was cancelled", said))
             raise
-        return await _take_back(env, forward, attempt, reason, said)
+        return await _to_its_end(_take_back(env, forward, attempt, reason, said))
+
+
+async def _to_its_end(recovery: Coroutine[Any, Any, SwitchOutcome]) -> SwitchOutcome:
+    """Cancelled, it goes on, and the cancellation counts once it has ended, however that was.
+
+    A worker that shuts down, a run that was terminated: both sides must not stay shut for want of a next try.
+    """
+    task = asyncio.create_task(recovery)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        task.cancelled() or task.exception()  # nobody asks for it any more
+        raise
 
 
 async def _take_back(

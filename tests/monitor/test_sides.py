@@ -204,6 +204,7 @@ async def test_a_switch_that_was_left_lying(watched: Watched, monkeypatch: pytes
         (found,) = await watched.found("writable-side")
         assert "a switch is fenced for" in found.text
         assert "cutover worker" in found.remedy
+        assert f"--service {watched.env.pair.service} --mend" in found.remedy
         sleeping.cancel()
         await asyncio.gather(sleeping, return_exceptions=True)
     await watched.quiet()

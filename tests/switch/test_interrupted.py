@@ -1,11 +1,13 @@
 """What is left, and who finishes it, when a server, a session or a whole attempt goes away in the middle."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import asyncpg
 import pytest
 
+from cutover import faults
 from cutover.control import switches
 from cutover.errors import GateClosed, NotYet, StaleAttempt, Unreachable
 from cutover.flags import store as flags
@@ -17,6 +19,7 @@ from cutover.switch.attempt import Attempt, open_attempt
 from cutover.switch.environment import SwitchEnvironment
 from cutover.switch.models import SwitchOutcome
 from tests.switch.conftest import TABLES, order
+from tests.switch.test_mending import Killed
 from tests.switch.test_section import switch, writable
 
 Forward = forward.Forward
@@ -31,6 +34,26 @@ def break_after(patch: pytest.MonkeyPatch, method: str, error: BaseException) ->
         raise error
 
     patch.setattr(Forward, method, fail)
+
+
+async def cancelled_at(point: str, work: Coroutine[Any, Any, SwitchOutcome]) -> None:
+    """It is cancelled twice as it reaches that point, and may go on then."""
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def stop(passed: str) -> None:
+        if passed == point:
+            reached.set()
+            await go_on.wait()
+
+    with faults.armed(stop):
+        running = asyncio.create_task(work)
+        await asyncio.wait_for(reached.wait(), 20)
+        for _ in range(2):
+            running.cancel()
+            await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.wait([running], timeout=30)
+    assert running.cancelled()
 
 
 def without(patch: pytest.MonkeyPatch, side: Side) -> None:
@@ -141,6 +164,34 @@ async def test_a_cancelled_section_takes_back_what_it_did(
     assert running.cancelled()
     assert await writable(env, "monolith")
     assert (await flags.get(env.control, "test", env.pair.service)).pause_id is None
+
+
+@pytest.mark.parametrize("point", ["undo.decide.before", "undo.open.before"])
+async def test_a_section_that_is_cancelled_while_it_takes_back_does_that_to_the_end(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    await reverse.make_ready(env, "service")
+    with monkeypatch.context() as patch:
+        break_after(patch, "_carry_marker", ConnectionResetError("injected"))
+        await cancelled_at(point, switch(env, "service"))
+    assert await writable(env, "monolith")
+    assert not await writable(env, "service")
+    assert await switches.under_way(env.control, "test", env.pair.service) is None
+
+
+async def test_a_section_that_is_cancelled_while_it_finishes_what_another_left_does_that_to_the_end(
+    env: SwitchEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reverse.make_ready(env, "service")
+    request = order(env, "service")
+    with monkeypatch.context() as patch:
+        break_after(patch, "_journal", Killed())
+        with pytest.raises(Killed):
+            await section.run(env, request, lambda _: None)
+    assert not await writable(env, "service")
+    await cancelled_at("complete.open.before", section.run(env, request, lambda _: None))
+    assert await writable(env, "service")
+    assert not await writable(env, "monolith")
 
 
 async def test_an_attempt_that_slept_before_its_announcement_announces_nothing(
