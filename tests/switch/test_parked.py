@@ -287,3 +287,20 @@ async def test_an_outbox_that_missed_how_unique_values_changed_hands_is_led_to_i
         await stream.await_marker(await stream.put_marker(), 10)
         assert await source.fetchval(both_sides) == await sink.fetchval(both_sides)
         assert (await stream.health()).ok
+
+
+async def test_a_switch_whose_new_side_is_open_already_asks_the_old_one_for_nothing(outbox: SwitchEnvironment) -> None:
+    """The old primary has crashed and lost its last `forget`, so an intent that was carried over is there again."""
+    await reverse.make_ready(outbox, "service")
+    request = order(outbox, "service")
+    await killed_at("switch.commit.after", lambda: section.run(outbox, request, lambda _: None))
+    await outbox.stream("forward").stop()
+    async with outbox.pair.monolith.session() as source:
+        await source.execute(
+            f"INSERT INTO {outbox_table(outbox.pair.service).sql} (shard, version, op, tbl, key, xid) "
+            "VALUES (0, 1, 'I', 'public.trades', '{1}', '3')"
+        )
+    outcome = await section.run(outbox, request, lambda _: None)
+    assert (outcome.result, outcome.recovered) == ("done", True)
+    assert await writable(outbox, "service")
+    assert not await writable(outbox, "monolith")
