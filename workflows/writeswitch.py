@@ -15,6 +15,10 @@ with workflow.unsafe.imports_passed_through():
     from workflows.run import Run
 
 
+#: Runs from before left the way back standing while the gate was open again.
+TAKEN_DOWN = "way-back-down-before-the-write-gate-opens-again"
+
+
 class WriteSwitch(Run[Any]):
     """Forward with evidence and approvals, back without either."""
 
@@ -50,7 +54,7 @@ class WriteSwitch(Run[Any]):
             except StepFailed as failed:
                 if failed.kind == APPROVAL_LAPSED:
                     self.progress["last write switch"] = f"not begun: {failed.text}"
-                    approved = await self.write_gate()
+                    approved = await self._gate_again(order)
                 elif failed.kind != PLAN_REPLACED or not await self.heed_adoption():
                     await self._hold(order, failed.text)
                 continue
@@ -62,7 +66,7 @@ class WriteSwitch(Run[Any]):
                 await self.finish_switch(to_side, order.switch_id)
                 return report
             if self._outdated(approved):
-                approved = await self.write_gate()
+                approved = await self._gate_again(order)
                 continue
             text = f"undone, writes go on where they were: {report.reason or 'no reason given'}"
             pauses = timeouts.SWITCH_RETRY_PAUSES
@@ -74,7 +78,7 @@ class WriteSwitch(Run[Any]):
                 await self._hold(order, text)
                 undone = 0
             if approved:
-                approved = await self._still_approved(approved)
+                approved = await self._still_approved(order)
 
     async def _hold(self, order: SwitchOrder, text: str) -> None:
         """Park; meanwhile nothing is left standing that would hold back a server's log."""
@@ -124,11 +128,17 @@ class WriteSwitch(Run[Any]):
             self.say("the fenced section to finish", state="RUNNING")
             section = self.call(s.FENCED_SECTION, order, summary="the fenced section")
 
-    async def _still_approved(self, approved: str) -> str:
+    async def _still_approved(self, order: SwitchOrder) -> str:
         """Approvals outlive an undone attempt unless the evidence got worse; then the gate opens again."""
-        again = await self.remeasure(self._gate(), approved)
+        again = await self.remeasure(self._gate(), order.evidence)
         if again.ok and not again.worse:
-            return approved
+            return order.evidence
+        return await self._gate_again(order)
+
+    async def _gate_again(self, order: SwitchOrder) -> str:
+        """People take as long as they take; meanwhile nothing is left standing, as in `_hold`."""
+        if workflow.patched(TAKEN_DOWN):
+            await self.take_down(order.to_side)
         return await self.write_gate()
 
     async def finish_switch(self, to_side: SideName, switch_id: str) -> None:
