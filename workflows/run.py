@@ -311,8 +311,16 @@ class Run(Calling, Generic[StartT]):
 
     async def set_stage(self, stage: str, detail: str = "") -> None:
         """Write a stage to the control database and wake the programme."""
+        await self.step(f"recording stage {stage!r}", lambda: self.record_stage(stage, detail))
+        await self.tell_stage(stage)
+
+    async def record_stage(self, stage: str, detail: str = "") -> None:
+        """Raises StepFailed where it is refused."""
         change = StageChange(ref=self.ref, stage=stage, detail=detail, actor=workflow.info().workflow_id)
-        await self.do(f"recording stage {stage!r}", signatures.SET_STAGE, change)
+        await self.call(signatures.SET_STAGE, change, summary=f"recording stage {stage!r}")
+
+    async def tell_stage(self, stage: str) -> None:
+        """Wake those who may wait for it."""
         news = {"service": self.service, "stage": stage}
         await self.tell(ids.migration(self.start.plan), "stage_changed", news)
         if stage in OF_CLEANUP:

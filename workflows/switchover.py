@@ -47,6 +47,8 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         self.may_hand_over = False
         self.rolling_back = False
         self.ending = False
+        #: The service's side is the writable one, so a rollback pauses writes.
+        self.moved = False
         self.last_switch: SwitchReport | None = None
 
     @workflow.signal(name="hand_over", description="Cleanup takes the service over; the way back ends here")
@@ -60,6 +62,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         if resume == "soak":
             self._register_reads_back()
         elif resume:
+            self.moved = True
             self._register_back()
         else:
             resume = await self._where_to_begin()
@@ -72,8 +75,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             if is_cancelled_exception(error):
                 await asyncio.shield(asyncio.create_task(self._cancelled()))
             raise
-        await self.end_summaries()
-        await self.set_stage("released")
+        await self.tell_stage("released")
         await self.end("nothing: handed over to cleanup")
         return "released"
 
@@ -118,6 +120,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
                 # The writes went back, and the run that brought them ended before it could say so.
                 await self.set_stage("rolled-back", "found rolled back")
             return "read"
+        self.moved = True
         self._register_back()
         if position.stage == "deprecated":
             return "hand-over"
@@ -151,7 +154,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
         self._register_back()
         await self.do("taking foreign keys across services off the monolith", s.DETACH_KEYS, self.ref)
         report = await self.switch_writes("service", approved)
-        self.last_switch = report
+        self.last_switch, self.moved = report, True
         await self.set_stage("switched", f"epoch {report.epoch}, pause {report.pause_ms:.0f} ms")
 
     def _register_reads_back(self) -> None:
@@ -188,6 +191,7 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             self.progress["rolled back"] = name
             self.compensations.pop()
         self.rollback_wanted = None
+        self.moved = False
         self.deadlines.pop(DEPRECATION, None)
         await self.end_summaries()
         await self.alert("rollback", severity, f"{self.service}: {why}")
@@ -296,11 +300,24 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             assert message is not None
             query = GivenUpQuery(ref=self.ref, evidence=message.evidence)
             standing = await self.do("looking whether the way back was given up", s.GIVEN_UP, query)
-            self.check_interrupt()
-            if standing.ok:
-                self.handed_over, self.may_hand_over = message, False
+            await self.may_proceed()
+            why = await self._let_go(message) if standing.ok else standing.detail
+            if not why:
                 return
-            self.refuse("hand_over", f"hand_over: {standing.detail}")
+            self.refuse("hand_over", f"hand_over: {why}")
+
+    async def _let_go(self, message: Approval) -> str:
+        """The way back ends with stage `released`; where that is refused it stands as before: why."""
+        self.handed_over, self.may_hand_over = message, False
+        await self.end_summaries()
+        self.say("stage 'released' to be recorded", state="RUNNING")
+        try:
+            await self.record_stage("released")
+        except StepFailed as failed:
+            self.handed_over, self.may_hand_over = None, True
+            self.begin_summaries()
+            return failed.text
+        return ""
 
     def told_to_stay(self) -> bool:
         return self.handed_over is not None
@@ -339,13 +356,13 @@ class SwitchoverWorkflow(Soaking, WriteSwitch, Summarising, Run[ServiceStart]):
             return ""
         if self.must_finish():
             return "Rollback possible once this step has succeeded; 'retry' it first."
-        end = self.deadlines.get(DEPRECATION)
-        if end is None:
+        if not self.moved:
             return "Rollback possible now; before the write switch it pauses no writes."
+        end = self.deadlines.get(DEPRECATION)
         last = self.last_switch.write_pause_ms if self.last_switch else 0.0
         pause = f"{last:.0f} ms" if last else "a few ms"
-        until = end.isoformat(timespec="seconds")
-        return f"Rollback possible until {until} and after it until cleanup; it would pause writes about {pause}."
+        until = f"until {end.isoformat(timespec='seconds')} and after it " if end else ""
+        return f"Rollback possible {until}until cleanup; it would pause writes about {pause}."
 
     def consider(self, action: Action, payloads: Sequence[Any]) -> Callable[[], str]:
         if action != "hand_over":

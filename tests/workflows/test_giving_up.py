@@ -13,22 +13,33 @@ GATE = "give-up-way-back"
 
 
 async def handing_over(make: Make) -> tuple[Harness, str]:
-    """The gate is passed and the first service's run, which is paused, has not let go; the second one's would."""
+    """The gate is passed and the runs of the services, which are paused, have not let go."""
     harness = await make(FIRST, SECOND)
     harness.world.stage = "prepared"
     for service in (FIRST, SECOND):
         harness.world.stages_of[service], harness.world.primary[service] = "deprecated", "service"
         await harness.start(SwitchoverWorkflow, ids.switchover(harness.plan, service), service=service)
         await harness.start(ReplicationWorkflow, ids.replication(harness.plan, service), service=service)
-    other = ids.switchover(harness.plan, FIRST)
-    await harness.until(other, lambda one: one.phase == "deprecated")
-    harness.world.refused_stage = "released"
+        await harness.until(ids.switchover(harness.plan, service), lambda one: one.phase == "deprecated")
+        await harness.update(ids.switchover(harness.plan, service), "pause", by="erin")
     run = ids.cleanup(harness.plan)
     await harness.start(CleanupWorkflow, run)
     await harness.approve(run, GATE, "ann", "ben")
-    await harness.parked(other)
-    await harness.until(run, lambda one: "to hand over" in one.waiting_for)
+    await asked_to_hand_over(harness, FIRST)
     return harness, run
+
+
+async def asked_to_hand_over(harness: Harness, service: str) -> None:
+    words = f"the switchover run of {service} to hand over"
+    await harness.until(ids.cleanup(harness.plan), lambda one: words in one.waiting_for)
+
+
+async def resumed(harness: Harness, *services: str) -> None:
+    """Their runs let go once they have been asked to."""
+    for service in services:
+        await asked_to_hand_over(harness, service)
+        await harness.update(ids.switchover(harness.plan, service), "resume", by="erin")
+        await harness.stage(service, "released")
 
 
 async def test_another_plan_opens_the_gate_again_and_says_so(make: Make) -> None:
@@ -39,9 +50,9 @@ async def test_another_plan_opens_the_gate_again_and_says_so(make: Make) -> None
     status = await harness.at_gate(run, GATE)
     assert status.gates[0].approvals == []
     assert any("0 of 2 approvals" in one.text for one in harness.world.alerts if one.kind == "give-up-again")
-    harness.world.standing, harness.world.refused_stage = Standing(), ""
+    harness.world.standing = Standing()
     await harness.approve(run, GATE, "ann", "ben")
-    await harness.update(ids.switchover(harness.plan, FIRST), "retry", by="ann")
+    await resumed(harness, FIRST, SECOND)
     await harness.until(run, lambda one: any(gate.name == "task:docs" for gate in one.gates))
 
 
@@ -64,10 +75,9 @@ async def test_no_stream_stops_before_the_last_run_has_let_go(make: Make) -> Non
     harness, run = await handing_over(make)
     harness.world.stages_of[FIRST] = "released"
     await harness.signal(run, "stage_changed", service=FIRST, stage="released")
-    await harness.parked(ids.switchover(harness.plan, SECOND))
+    await asked_to_hand_over(harness, SECOND)
     assert (await harness.status(ids.replication(harness.plan, FIRST))).phase == "watching"
-    harness.world.refused_stage = ""
-    await harness.update(ids.switchover(harness.plan, SECOND), "retry", by="ann")
+    await resumed(harness, SECOND)
     for service in (FIRST, SECOND):
         assert await harness.handle(ids.replication(harness.plan, service)).result() == "released"
 
@@ -92,5 +102,6 @@ async def test_the_approval_stands_for_a_run_that_is_gone_and_is_asked_for_again
 
 async def test_the_evidence_that_was_approved_goes_with_the_hand_over(make: Make) -> None:
     harness, _ = await handing_over(make)
+    await resumed(harness, FIRST)
     asked = [query.evidence for name, query in harness.world.calls if name == "given_up"]
     assert set(asked) == {"k7gi"}

@@ -45,20 +45,17 @@ async def test_cleanup_waits_for_a_hand_over_with_few_events_and_hears_of_it_at_
     await harness.advance(switchover, 3 * HOUR)
     await harness.stage(SERVICE, "deprecated")
     await harness.until(switchover, lambda one: one.phase == "deprecated")
-    # what the run does after the hand-over fails, until a person has mended it
-    harness.world.refused_stage = "released"
+    await harness.update(switchover, "pause", by="erin")
     run = ids.cleanup(harness.plan)
     handle = await harness.start(CleanupWorkflow, run)
     await harness.approve(run, "give-up-way-back", "ann", "ben")
-    await harness.parked(switchover)
     await harness.until(run, lambda one: "to hand over" in one.waiting_for)
     await harness.advance(run, DAY)
     before = (await handle.describe()).history_length
     assert before * 15 < EVENTS
     await harness.advance(run, DAY)
     assert ((await handle.describe()).history_length - before) * 60 < EVENTS
-    harness.world.refused_stage = ""
-    await harness.update(switchover, "retry", by="ann")
+    await harness.update(switchover, "resume", by="erin")
     await harness.until(run, lambda one: "task" in one.waiting_for)
 
 

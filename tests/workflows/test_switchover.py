@@ -26,6 +26,15 @@ async def begin(make: Make, stage: str = "ready", **rules: Any) -> tuple[Harness
     return harness, run
 
 
+async def found(make: Make, stage: str) -> tuple[Harness, str]:
+    """A run that begins when the writes have moved already."""
+    harness = await make(SERVICE)
+    harness.world.stages_of[SERVICE], harness.world.primary[SERVICE] = stage, "service"
+    run = ids.switchover(harness.plan, SERVICE)
+    await harness.start(SwitchoverWorkflow, run, service=SERVICE)
+    return harness, run
+
+
 async def soaked(make: Make, **rules: Any) -> tuple[Harness, str]:
     """At the write gate, after a soak that is compressed to three samples."""
     harness, run = await begin(make, soak=timedelta(seconds=0.3), soak_samples=3, **rules)
@@ -252,6 +261,20 @@ async def test_a_run_started_again_after_a_cancellation_goes_on_where_the_servic
     assert status.rollback is not None
 
 
+@pytest.mark.parametrize("stage", ["switched", "deprecated"])
+async def test_a_run_that_begins_when_the_writes_have_moved_says_that_a_rollback_pauses_them(
+    make: Make, stage: str
+) -> None:
+    harness, run = await found(make, stage)
+    status = await harness.until(run, lambda one: one.phase.startswith("deprecat"))
+    assert "would pause writes about a few ms" in status.rollback_note
+    await harness.update(run, "rollback", by="dora")
+    await harness.approve(run, "switch-again", "alice")
+    await harness.approve(run, "read", "alice")
+    status = await harness.until(run, lambda one: one.phase == "soak")
+    assert "pauses no writes" in status.rollback_note
+
+
 async def test_a_cancellation_in_the_soak_sends_the_reads_back(make: Make) -> None:
     harness, run = await begin(make)
     await harness.approve(run, "read", "alice")
@@ -287,6 +310,25 @@ async def test_a_hand_over_that_people_did_not_approve_changes_nothing(make: Mak
     await harness.signal(run, "rollback", by="dora")
     await harness.at_gate(run, "switch-again")
     assert harness.world.primary[SERVICE] == "monolith"
+
+
+@pytest.mark.parametrize("then", ["rollback", "hand-over"])
+async def test_a_hand_over_whose_stage_is_refused_leaves_the_way_back_as_it_was(make: Make, then: str) -> None:
+    harness, run = await found(make, "deprecated")
+    await harness.until(run, lambda one: one.phase == "deprecated")
+    harness.world.refused_stage = "released"
+    await harness.signal(run, "hand_over", by="carol", evidence="k7gi")
+    status = await harness.until(run, lambda one: any("'released' is refused" in said.text for said in one.refused))
+    assert (status.state, status.attention) == ("WAITING", "")
+    assert "Rollback possible" in status.rollback_note
+    if then == "rollback":
+        await harness.update(run, "rollback", by="dora")
+        await harness.at_gate(run, "switch-again")
+        assert harness.world.primary[SERVICE] == "monolith"
+    else:
+        harness.world.refused_stage = ""
+        await harness.signal(run, "hand_over", by="carol", evidence="k7gi")
+        assert await harness.handle(run).result() == "released"
 
 
 async def test_a_hand_over_that_cannot_be_looked_into_parks_with_the_way_back_open(make: Make) -> None:
