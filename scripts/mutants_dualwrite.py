@@ -30,7 +30,7 @@ MUTANTS = (
     ),
     Mutant(
         "the primary commits before the other side has prepared",
-        "tests/dualwrite/test_strong.py::test_a_write_whose_preparing_is_not_answered_for_is_made_once_more_and_nothing_of_the_first_is_left",
+        "tests/dualwrite/test_strong_kills.py::test_a_write_whose_preparing_is_not_answered_for_is_made_once_more_and_nothing_of_the_first_is_left",
         "UniqueViolationError",
         "cutover/dualwrite/strong.py",
         "                    await self._branch.prepare()\n",

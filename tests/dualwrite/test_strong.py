@@ -92,23 +92,6 @@ async def test_a_deferred_check_fails_before_the_other_side_has_prepared(both: B
     assert await both.branches() == []
 
 
-async def test_a_write_whose_preparing_is_not_answered_for_is_made_once_more_and_nothing_of_the_first_is_left(
-    both: Both, trading: ServicePool
-) -> None:
-    unanswered = [True]
-
-    async def once(point: str) -> None:
-        if point == "strong.prepare.after" and unanswered:
-            unanswered.pop()
-            raise asyncpg.ConnectionDoesNotExistError
-
-    with faults.armed(once):
-        await trading.execute("INSERT INTO trades (id, note) VALUES (1, 'a')")
-    assert not unanswered
-    assert await both.ids("monolith") == await both.ids("service") == [1]
-    assert await both.branches() == []
-
-
 async def test_levels_by_call(both: Both) -> None:
     trading = await both.service("eventual")
     await trading.execute("INSERT INTO trades (id) VALUES (1)")

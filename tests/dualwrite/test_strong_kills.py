@@ -77,6 +77,24 @@ async def test_a_process_killed_right_after_its_commit_leaves_the_other_side_to_
     await both.require_equal()
 
 
+async def test_a_write_whose_preparing_is_not_answered_for_is_made_once_more_and_nothing_of_the_first_is_left(
+    both: Both,
+) -> None:
+    trading = await both.service()
+    unanswered = [True]
+
+    async def once(point: str) -> None:
+        if point == "strong.prepare.after" and unanswered:
+            unanswered.pop()
+            raise asyncpg.ConnectionDoesNotExistError
+
+    with faults.armed(once):
+        await trading.execute("INSERT INTO trades (id, note) VALUES (1, 'a')")
+    assert not unanswered
+    assert await both.ids("monolith") == await both.ids("service") == [1]
+    assert await both.branches() == []
+
+
 async def test_no_marker_passes_a_branch_in_doubt(both: Both) -> None:
     """What a switch relies on: the intents stay in the outbox, and the relay waits for the branch's versions."""
     await both.on("monolith", "INSERT INTO positions VALUES ('a', 'X', 0)")
