@@ -106,6 +106,11 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
     violations = [f"{result.plan}: {text}" for result in results for text in result.violations]
     for text in violations:
         print(f"VIOLATED: {text}")
+    missing = sorted(storm.strikes.keys() - struck.keys()) if minutes >= _EVERY_KIND and results else []
+    for what in missing:
+        print(f"NEVER STRUCK: {what}")
+    if not results:
+        print("no run was made")
     print(
         json.dumps(
             {
@@ -121,11 +126,6 @@ def report(results: Sequence[Result], storm: Storm, seed: str, minutes: float) -
             }
         )
     )
-    missing = sorted(storm.strikes.keys() - struck.keys()) if minutes >= _EVERY_KIND and results else []
-    for what in missing:
-        print(f"NEVER STRUCK: {what}")
-    if not results:
-        print("no run was made")
     return 1 if violations or missing or not results else 0
 
 

@@ -18,6 +18,7 @@ from chaos import campaign, servers, storm
 from chaos.cells import Plan
 from chaos.disks import mounted_below
 from chaos.matrix import Matrix, prepared
+from chaos.results import Result
 from chaos.servers import Servers
 from chaos.storm import Storm
 from cutover.devstack.cluster import Cluster
@@ -194,11 +195,23 @@ def test_what_the_machine_does_not_allow_is_left_out_and_said(
         found = Storm(running, "", Path("/dev/null"))
         assert running.left_out.keys() == {"disk full", "clock jumped"}
         assert not running.left_out.keys() & found.strikes.keys()
-        campaign.report([], found, "x", 1)
-    assert json.loads(capsys.readouterr().out)["left out"] == {
+        assert campaign.report([], found, "x", 1) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["left out"] == {
         "disk full": "mount does not run: No such file or directory",
         "clock jumped": "cc does not run: No such file or directory",
     }
+
+
+def test_an_hour_in_which_some_kind_of_strike_never_came_proves_too_little(capsys: pytest.CaptureFixture[str]) -> None:
+    with servers.running(("one",), _SETTINGS) as running:
+        storm = Storm(running, "", Path("/dev/null"))
+    storm.struck.update(dict.fromkeys(storm.strikes, 1))
+    done = Result(Plan(0, "logical", (None,), "x"))
+    assert campaign.report([done], storm, "x", 60) == 0
+    del storm.struck["server killed"]
+    assert campaign.report([done], storm, "x", 59) == 0
+    assert campaign.report([done], storm, "x", 60) == 1
+    assert "NEVER STRUCK: server killed" in capsys.readouterr().out
 
 
 def test_what_a_killed_campaign_leaves_is_swept_by_the_next_one() -> None:
