@@ -282,10 +282,6 @@ class Run:
         cell = turn.cell
         assert cell is not None
         direction = direction_from(other(turn.to_side))
-        if cell.group == "janitor":
-            # where a connection is lost behind the end of one, that of the next one is cut
-            for _ in range(1 + cell.again * (2 if cell.kind == "reset" else 1)):
-                await self._leave_in_doubt()
         if cell.step == "relay.hold":
             if self.place.level == "best_effort":  # which gives up what is refused, except where a switch is near
                 await self.driver.activity("ready", Turn(None, turn.to_side), "", self.driver.faults_folder())
@@ -293,6 +289,10 @@ class Run:
                 {**self.before.items, **await self._poison.put(self.env, direction)}, self.before.events
             )
         async with self.relays.replaced():
+            if cell.group == "janitor":
+                # where a connection is lost behind the end of one, that of the next one is cut
+                for _ in range(1 + cell.again * (2 if cell.kind == "reset" else 1)):
+                    await self._leave_in_doubt()
             armed = await self._keep_up(
                 turn, folder, lambda: self.relays.armed(turn.sequence, folder), spare=cell.kind == "delay"
             )

@@ -1,7 +1,8 @@
 """Step 12, after the pause: prove the new direction once more, then take the old one away."""
 
 from cutover import faults
-from cutover.errors import Refused
+from cutover.control import switches
+from cutover.errors import NotYet, Refused
 from cutover.flags import store as flags
 from cutover.postgres.databases import direction_from, other
 from cutover.switch.attempt import between_switches
@@ -17,6 +18,7 @@ async def finish(env: SwitchEnvironment, request: SwitchRequest) -> None:
     Raises Refused when the service is not writable at the side that the request names: then the old
     stream is still the one that counts. NotYet where another attempt took over.
     """
+    before = await switches.find(env.control, request.migration, request.service)
     route = await flags.get(env.control, request.migration, request.service)
     if route.primary_side != request.to_side:
         raise Refused(f"{request.service} is writable at the {route.primary_side}; its stream is not dropped")
@@ -24,8 +26,10 @@ async def finish(env: SwitchEnvironment, request: SwitchRequest) -> None:
     async with faults.step("finish.prove"):
         await stream.await_marker(await stream.put_marker(), _PROOF_SECONDS)
     old = direction_from(other(request.to_side))
-    # whoever sleeps from here on must not drop what a way back has made since
+    # whoever sleeps here must not drop what the next switch has made: another attempt has done it all before that
     async with between_switches(env, request.to_side) as attempt:
+        if before is not None and attempt.row.token != before.token + 1:
+            raise NotYet(f"{request.service}: another attempt came in between, and may have dropped the old stream")
         async with faults.step("finish.changed"):
             await env.changed(old).drop(attempt.at_leisure, attempt.row)
         async with faults.step("finish.stream"):

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
+from cutover import faults
 from cutover.control import switches
 from cutover.errors import NotYet, Refused, Unreachable
 from cutover.flags import store as flags
@@ -79,6 +80,27 @@ async def test_a_finish_that_slept_leaves_the_next_switchs_stream_alone(
     sleeper.awake.set()
     with pytest.raises((NotYet, Refused, Unreachable)):
         await first
+    await require_a_way_back(env)
+
+
+async def test_a_finish_that_slept_in_its_proof_leaves_the_next_switchs_way_back_alone(env: SwitchEnvironment) -> None:
+    await move(env, "service")
+    asleep, awake = asyncio.Event(), asyncio.Event()
+
+    async def sleep(point: str) -> None:
+        if point == "finish.prove.before" and not asleep.is_set():
+            asleep.set()
+            await awake.wait()
+
+    with faults.armed(sleep):
+        first = asyncio.create_task(finish.finish(env, order(env, "service")))
+        await asyncio.wait_for(asleep.wait(), 30)
+        await finish.finish(env, order(env, "service"))
+        await reverse.make_ready(env, "monolith")
+        awake.set()
+        with pytest.raises(NotYet):
+            await first
+    assert (await run(env, order(env, "monolith"), lambda _: None)).result == "done"
     await require_a_way_back(env)
 
 
