@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -141,6 +142,12 @@ class Child:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    async def _joined(self, within: float) -> None:
+        """In this thread: whoever starts a process looks at all others too, and a status can be read only once."""
+        end = time.monotonic() + within
+        while self.alive and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
     async def end(self, within: float = 10.0) -> int | None:
         """SIGTERM, and SIGKILL where that does not help; its exit status."""
         if self.alive:
@@ -149,9 +156,9 @@ class Child:
 
     async def ended(self, within: float) -> int | None:
         """Waits for its end; killed after so many seconds."""
-        await asyncio.to_thread(self._process.join, within)
-        if self._process.is_alive():
+        await self._joined(within)
+        if self.alive:
             self._process.kill()
-            await asyncio.to_thread(self._process.join, within)
+            await self._joined(within)
         self._close()
         return self._process.exitcode

@@ -42,3 +42,15 @@ async def test_the_processes_of_a_campaign_that_is_killed_end_with_it() -> None:
         return not any(map(runs, pids))
 
     await until(gone, "neither the process nor who it was forked from runs")
+
+
+async def _soon(say: Say) -> None:
+    await asyncio.sleep(0.05)
+
+
+async def test_how_a_process_has_ended_is_known_though_others_are_started_meanwhile() -> None:
+    ends = []
+    for number in range(100):
+        ends.append(asyncio.create_task(Child(f"child {number}", _soon).ended(30)))
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*ends) == [0] * 100
