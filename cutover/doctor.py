@@ -102,7 +102,7 @@ async def _sides(plan: Plan, pair: Pair, control: Control, found: Examination) -
             installed = False
         else:
             found.facts[f"epoch at the {side}"] = f"{row.epoch}, writable: {row.primary_side}"
-        if any(state in ("open", "missing", "broken", "altered") for state in states.values()):
+        if any(state not in fence.SHUT for state in states.values()):
             open_sides.append(side)
     seen = await fences.look(control, pair, mend=False)
     if seen.disagree:

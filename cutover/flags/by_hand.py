@@ -72,11 +72,12 @@ async def _evidence(control: Control, migration: str, service: str) -> None:
             problems.append(f"{table} was compared {report.age:.0f} s ago, {oldest:.0f} s are allowed")
         elif report.rate > limit:
             problems.append(f"{report.rate:.4%} of {table} differ, the limit is {limit:.4%}")
-    if problems and (plan.monolith.replica or plan.service(service).replica):
-        remedy = f"With a replica in the plan they move by the read switch only: cutover start switchover {migration}"
-    else:
-        remedy = f"Compare now: cutover reconcile {migration} --service"
-    if problems:
-        raise GateClosed(
-            f"{service}: no more reads go to the service database while {'; '.join(problems)}. {remedy} {service}"
+    if not problems:
+        return
+    remedy = f"Compare now: cutover reconcile {migration} --service {service}"
+    if plan.monolith.replica or plan.service(service).replica:
+        remedy = (
+            "With a replica in the plan they move by the read switch only: "
+            f"cutover start switchover {migration} {service}"
         )
+    raise GateClosed(f"{service}: no more reads go to the service database while {'; '.join(problems)}. {remedy}")

@@ -5,13 +5,12 @@ from cutover.monitor import fences
 from cutover.monitor.fences import Look
 from cutover.monitor.findings import Finding
 from cutover.monitor.place import Place
-from cutover.postgres import epoch
+from cutover.postgres import epoch, fence
 from cutover.postgres.databases import SIDES, Side
 from cutover.postgres.identifiers import TableName
 
 #: Seconds beyond the plan's longest pause after which a switch that has not ended counts as left lying.
 LEFT_LYING = 5.0
-_SHUT = ("fenced", "fenced-always")
 _SHOWN = 5
 
 
@@ -64,7 +63,7 @@ def _both_or_none(at: Place, seen: Look) -> list[Finding]:
     writable: dict[TableName, list[Side]] = {}
     for side in SIDES:
         for table, state in seen.states[side].items():
-            writable.setdefault(table, []).extend([] if state in _SHUT else [side])
+            writable.setdefault(table, []).extend([] if state in fence.SHUT else [side])
     found = []
     for wanted, subject, what, remedy in (
         (2, "both", "take writes at both sides", "stop the writers of the {shut}, shut its fence, then compare"),

@@ -23,6 +23,8 @@ TRUNCATE = "cutover_fence_truncate"
 
 #: `broken`: its two triggers do not agree. `altered`: one of them is not the trigger that was made.
 FenceState = Literal["open", "fenced", "fenced-always", "missing", "broken", "altered"]
+#: The fences that refuse; by every other one a table takes writes.
+SHUT = ("fenced", "fenced-always")
 #: What has to be made anew rather than switched on or off.
 _UNWHOLE = ("missing", "broken", "altered")
 
