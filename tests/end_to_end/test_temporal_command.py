@@ -45,6 +45,7 @@ approvals: {required: 2, expire: 3650d}
 """
 SERVICE, DATABASE = "orchestrator", "orchestrator_db"
 SWITCHOVER = "migration/ai-trader/orchestrator/switchover"
+CLEANUP = "migration/ai-trader/cleanup"
 PEOPLE = ("alice", "bob")
 #: For each part of the way; a busy machine takes long, an idle one seconds.
 SECONDS = 240.0
@@ -94,10 +95,19 @@ class Terminal:
             if found := met(seen):
                 return found
             for status in seen.values():
-                assert status.state != "NEEDS_ATTENTION", f"{status.workflow_id}: {status.attention}"
+                if status.state == "NEEDS_ATTENTION":
+                    self.attend(status, seen)
                 self.answer(status)
         shown = "\n".join(f"{one.workflow_id}: {one.state}: {one.waiting_for}" for one in seen.values())
         raise AssertionError(f"{what} did not come within {SECONDS:.0f} s; what runs waited for:\n{shown}")
+
+    def attend(self, status: Status, seen: dict[str, Status]) -> None:
+        """Only cleanup may ask, which has met a rollback; answered as it says, once that is switched again."""
+        assert "gone back meanwhile; switch it again, then 'retry'" in status.attention, status
+        switchover = seen.get(SWITCHOVER)
+        if switchover is not None and switchover.phase == "deprecated":
+            for line in (one.temporal for one in status.commands if "--name retry" in one.temporal):
+                self.type(line.replace('"YOU"', f'"{PEOPLE[0]}"'))
 
     def answer(self, status: Status) -> None:
         """Type the very lines that `status` shows for the open gates, with a person's name in them."""
@@ -201,7 +211,12 @@ def _drive(terminal: Terminal) -> None:
         run = seen.get(SWITCHOVER)
         return run if run is not None and run.phase in ("deprecation", "deprecated") else None
 
-    before: Status = terminal.until("the first write switch", switched)
+    def asked_to_give_up(seen: dict[str, Status]) -> Status | None:
+        gates = seen[CLEANUP].gates if CLEANUP in seen else []
+        return seen.get(SWITCHOVER) if any(gate.evidence for gate in gates) else None
+
+    # at the last moment: cleanup asks already
+    before: Status = terminal.until("the first write switch, and the end of its deprecation", asked_to_give_up)
     assert before.rollback is not None
     assert before.rollback_note
     terminal.type(
