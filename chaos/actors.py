@@ -8,7 +8,6 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from temporalio.exceptions import ApplicationError
@@ -19,7 +18,7 @@ from activities.context import Context
 from activities.models import Ref
 from chaos import bypass, traffic
 from chaos.ground import Place, copy
-from chaos.injection import Fault, Injector, resets
+from chaos.injection import Injector, handler, resets
 from chaos.processes import Say
 from cutover import faults
 from cutover.control import reports
@@ -47,8 +46,8 @@ LEASE_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def _armed(sequence: Sequence[Fault], folder: Path) -> AsyncIterator[None]:
-    with faults.armed(Injector(sequence, folder)), resets():
+async def _armed(injectors: Sequence[Injector]) -> AsyncIterator[None]:
+    with faults.armed(handler(injectors)), resets():
         yield
 
 
@@ -73,7 +72,7 @@ def request(place: Place, to_side: Side, switch_id: str) -> SwitchRequest:
 
 
 async def attempt(
-    say: Say, place: Place, to_side: Side, switch_id: str, stage: Stage, sequence: Sequence[Fault], folder: Path
+    say: Say, place: Place, to_side: Side, switch_id: str, stage: Stage, injectors: Sequence[Injector]
 ) -> None:
     """One activity of a write switch; says `heartbeat` and, at its end, `done` or `failed`."""
     heartbeat: Callable[[str], None] = lambda step: say("heartbeat", step)  # noqa: E731
@@ -88,7 +87,7 @@ async def attempt(
             case "finish":
                 return await finish.finish(env, request(place, to_side, switch_id))
 
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         await _telling(say, work(env))
 
 
@@ -97,11 +96,10 @@ async def compensation(
     place: Place,
     name: Compensation,
     to_side: Side,
-    sequence: Sequence[Fault],
-    folder: Path,
+    injectors: Sequence[Injector],
 ) -> None:
     """What takes a way back away that was not needed, or builds a lost stream or record of changed keys anew."""
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         match name:
             case "take-back":
                 await _telling(say, reverse.take_back(env, to_side))
@@ -111,7 +109,7 @@ async def compensation(
                 await _telling(say, _nothing(follow_anew(env, lambda _: None)))
 
 
-async def repair(say: Say, place: Place, direction: Direction, sequence: Sequence[Fault], folder: Path) -> None:
+async def repair(say: Say, place: Place, direction: Direction, injectors: Sequence[Injector]) -> None:
     """Passes and repairs of every table, until nothing differs."""
 
     async def work(env: SwitchEnvironment) -> None:
@@ -124,7 +122,7 @@ async def repair(say: Say, place: Place, direction: Direction, sequence: Sequenc
                 found = await reports.open_differences(env.control, place.migration, place.service, str(table))
                 await resolve(env.pair, direction, table, SOURCE_WINS, found, env.control, settle, actor="chaos")
 
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         await _telling(say, work(env))
 
 
@@ -132,17 +130,17 @@ async def repair(say: Say, place: Place, direction: Direction, sequence: Sequenc
 CLEANUP = ("drop_machinery", "archive_tables", "rename_tables", "drop_tables")
 
 
-async def cleanup(say: Say, place: Place, step: str, sequence: Sequence[Fault], folder: Path) -> None:
+async def cleanup(say: Say, place: Place, step: str, injectors: Sequence[Injector]) -> None:
     """One activity of the cleanup, outside of Temporal."""
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         activities = CleanupActivities(Context(place.settings, env.control))
         ref = Ref(migration=place.migration, plan_hash=env.plan.hash, service=place.service)
         await _telling(say, _nothing(ActivityEnvironment().run(getattr(activities, step), ref)))
 
 
-async def mend(say: Say, place: Place, sequence: Sequence[Fault], folder: Path) -> None:
+async def mend(say: Say, place: Place, injectors: Sequence[Injector]) -> None:
     """`cutover doctor --mend`."""
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         await _telling(say, mending.mend(env, lambda _: None))
 
 
@@ -150,11 +148,11 @@ async def _nothing(work: Coroutine[Any, Any, Any]) -> None:
     await work
 
 
-async def relays(say: Say, place: Place, sequence: Sequence[Fault], folder: Path) -> None:
+async def relays(say: Say, place: Place, injectors: Sequence[Injector]) -> None:
     """What the level has of a relay for each direction and a janitor, until SIGTERM."""
     relay._TIDY_SECONDS = 0.5
     ending = _stopped_by_a_signal()
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         janitor = Janitor(env.pair, env.control)
 
         async def tidy() -> None:
@@ -176,17 +174,17 @@ async def relays(say: Say, place: Place, sequence: Sequence[Fault], folder: Path
             say("failed", [repr(one) for one in results])
 
 
-async def first_copy(say: Say, place: Place, sequence: Sequence[Fault], folder: Path) -> None:
+async def first_copy(say: Say, place: Place, injectors: Sequence[Injector]) -> None:
     """The first copy, until it is done."""
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         await _telling(say, _nothing(copy(env)))
 
 
-async def client(say: Say, place: Place, options: traffic.Options, sequence: Sequence[Fault], folder: Path) -> None:
+async def client(say: Say, place: Place, options: traffic.Options, injectors: Sequence[Injector]) -> None:
     """A client over the library, until SIGTERM or its faults."""
     stop = _stopped_by_a_signal()
     say("ready", None)
-    async with _armed(sequence, folder):
+    async with _armed(injectors):
         say("done", await traffic.run(options, place.control, place.database, place.database, stop))
 
 

@@ -23,13 +23,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from chaos import cells, servers
-from chaos.cells import TURNS, Cell, Level, Plan
+from chaos.cells import TURNS, Cell, Level, Plan, where
 from chaos.matrix import FOLDER, SETTINGS, Matrix, commit, ended, heed_signals, prepared, say
 from chaos.processes import silence
 from chaos.results import Result
 from chaos.servers import Servers
 from chaos.storm import Storm
-from chaos.turns import where
 from cutover.devstack.cluster import REPLICATION_SETTINGS
 
 #: Turns of a run, least and most.
@@ -50,11 +49,11 @@ def plans(level: Level, seed: str) -> Iterator[Plan]:
     every = [cell for cell in cells.every() if cell.level == level and _fits(cell)]
     for number in itertools.count():
         rng = random.Random(f"{seed}/{level}/{number}")
-        turns: list[Cell | None] = []
+        turns: list[tuple[Cell, ...]] = []
         for turn in range(rng.randint(*_TURNS)):
             direction = TURNS[turn] if turn < len(TURNS) else TURNS[2 - turn % 2]
             fitting = [cell for cell in every if cell.direction == direction]
-            turns.append(rng.choice(fitting) if rng.random() < 0.5 else None)
+            turns.append((rng.choice(fitting),) if rng.random() < 0.5 else ())
         lost = [turn for turn in range(len(turns)) if level == "logical" and rng.random() < _SLOT_LOST]
         yield Plan(number, level, tuple(turns), f"{seed}/{level}/{number}", frozenset(lost))
 

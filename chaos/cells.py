@@ -131,48 +131,94 @@ def chosen(seed: str, least: int) -> list[Cell]:
 TURNS: tuple[Direction, ...] = ("switch", "rollback", "second switch", "rollback", "second switch")
 
 
+Where = Literal["attempt", "relay", "writer", "copy", "repair", "mending", "end"]
+
+
+def where(cell: Cell) -> Where:
+    """Which process passes the cell's point."""
+    match cell.group:
+        case "relay" | "janitor":
+            return "relay"
+        case "strong":
+            return "writer"
+        case "backfill":
+            return "copy"
+        case "repair":
+            return "repair"
+        case "rebuild" | "mend":
+            return "mending"
+        case group if group in AT_THE_END:
+            return "end"
+        case _:
+            return "attempt"
+
+
+def slot(cell: Cell) -> str:
+    """A turn has one cell of each of these at the most: processes, and the activities of an attempt."""
+    match where(cell):
+        case "attempt":
+            return cell.group if cell.group in ("ready", "finish") else "section"
+        case "relay" | "writer":
+            return "beside"
+        case other:
+            return other
+
+
 @dataclass(frozen=True)
 class Plan:
     """One run: a service of its own from its first copy on. A turn without a cell is made without a fault."""
 
     number: int
     level: Level
-    turns: tuple[Cell | None, ...]
+    #: Cells of each turn.
+    turns: tuple[tuple[Cell, ...], ...]
     #: What its details are drawn from.
     seed: str
     #: Turns before which the slot of the stream of now is dropped by mistake.
     slots_lost: frozenset[int] = frozenset()
 
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for turn in self.turns for cell in turn]
+
     def as_json(self) -> dict[str, Any]:
-        turns = [asdict(cell) if cell is not None else None for cell in self.turns]
+        turns = [[asdict(cell) for cell in turn] for turn in self.turns]
         return {"run": self.number, "level": self.level, "seed": self.seed, "cells": turns,
                 "slots_lost": sorted(self.slots_lost)}  # fmt: skip
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "Plan":
-        turns = tuple(Cell(**one) if one is not None else None for one in found["cells"])
+        turns = tuple(tuple(Cell(**cell) for cell in turn) for turn in found["cells"])
         return cls(found["run"], found["level"], turns, found["seed"], frozenset(found["slots_lost"]))
 
     def __str__(self) -> str:
-        return f"run {self.number} ({self.level}): " + "; ".join(str(cell or "no fault") for cell in self.turns)
+        turns = [" and ".join(map(str, turn)) or "no fault" for turn in self.turns]
+        return f"run {self.number} ({self.level}): " + "; ".join(turns)
 
 
 def runs(cells: Sequence[Cell], seed: str, first: int = 0) -> list[Plan]:
     """The cells in runs, as full as they can be, numbered from `first` on; the same for the same seed."""
     rng = random.Random(seed)
-    found: list[tuple[Level, list[Cell | None]]] = []
+    found: list[tuple[Level, list[tuple[Cell, ...]]]] = []
     for level in LEVELS:
-        waiting = {d: [c for c in cells if c.level == level and c.direction == d] for d in DIRECTIONS}
-        for of_direction in waiting.values():
-            rng.shuffle(of_direction)
-        while any(waiting.values()):
-            turns: list[Cell | None] = []
+        waiting: dict[Direction, dict[str, list[Cell]]] = {direction: {} for direction in DIRECTIONS}
+        for cell in rng.sample(cells, len(cells)):
+            if cell.level == level:
+                waiting[cell.direction].setdefault(slot(cell), []).append(cell)
+        while any(any(slots.values()) for slots in waiting.values()):
+            turns: list[tuple[Cell, ...]] = []
             for direction in TURNS:
-                turns.append(waiting[direction].pop() if waiting[direction] else None)
-                if (last := turns[-1]) is not None and last.group in AT_THE_END:
+                turns.append(_drawn(waiting[direction], rng))
+                if any(cell.group in AT_THE_END for cell in turns[-1]):
                     break
-            while turns[-1] is None:
+            while not turns[-1]:
                 turns.pop()
             found.append((level, turns))
     rng.shuffle(found)
     return [Plan(n, level, tuple(turns), f"{seed}/{n}") for n, (level, turns) in enumerate(found, first)]
+
+
+def _drawn(slots: dict[str, list[Cell]], rng: random.Random) -> tuple[Cell, ...]:
+    """The cells of the next turn, so that those of all slots come to their end together."""
+    most = max(map(len, slots.values()), default=0)
+    return tuple(left.pop() for left in slots.values() if rng.random() * most < len(left))

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import asyncpg
 
+from cutover import faults
 from cutover.errors import Unreachable
 
 Kind = Literal["kill", "error", "delay", "reset", "hold"]
@@ -57,7 +58,7 @@ class Fault:
 
 
 class Injector:
-    """A handler for `faults.armed`. Processes that share the folder share the sequence."""
+    """One sequence of faults. Processes that share the folder share the sequence."""
 
     def __init__(self, sequence: Sequence[Fault], folder: Path) -> None:
         self.sequence = tuple(sequence)
@@ -68,7 +69,17 @@ class Injector:
         return sum((self.folder / str(number)).exists() for number in range(len(self.sequence)))
 
     async def __call__(self, point: str) -> None:
-        self._note(point)
+        """A handler for `faults.armed`, for this sequence alone."""
+        await handler([self])(point)
+
+    def note(self, point: str) -> None:
+        """Keeps the time of a pass that a checker wants to know of."""
+        if point.startswith(_NOTED):
+            with (self.folder / PASSES).open("a") as file:
+                file.write(f"{time.monotonic():.7f} {point}\n")
+
+    async def pass_by(self, point: str) -> None:
+        """Does what is to happen there now."""
         struck = False
         for number, fault in enumerate(self.sequence):
             if fault.point != point or not self._turn_of(number):
@@ -78,11 +89,6 @@ class Injector:
                     await self._stand(number, fault.hard)
             elif not struck:
                 struck = await self._strike(number, fault)
-
-    def _note(self, point: str) -> None:
-        if point.startswith(_NOTED):
-            with (self.folder / PASSES).open("a") as file:
-                file.write(f"{time.monotonic():.7f} {point}\n")
 
     def _turn_of(self, number: int) -> bool:
         if self.sequence[number].kind == "hold":
@@ -128,6 +134,17 @@ class Injector:
                 time.sleep(_LOOK)  # noqa: ASYNC251  # heartbeats have to stop too
             else:
                 await asyncio.sleep(_LOOK)
+
+
+def handler(injectors: Sequence[Injector]) -> faults.Handler:
+    """For `faults.armed`: several sequences, each in an order of its own; the first one's folder keeps the passes."""
+
+    async def passed(point: str) -> None:
+        injectors[0].note(point)
+        for injector in injectors:
+            await injector.pass_by(point)
+
+    return passed
 
 
 #: Passes of points, with their times.

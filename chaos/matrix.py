@@ -3,6 +3,7 @@
     SEED=…      draws the cells (default: the hash of the last commit that changes anything but docs)
     CELLS=500   at least so many, among them every reachable pair of a point and a fault, a stream, a direction
     FULL=1      every reachable cell; goes on where an earlier one of the same code and seed was stopped
+    PART=2/3    the second third of its runs, for a machine that has not the time for all of them
     RUN=17      only that run, to see it again
     PLAN=…      only the run that a violation was found in, as it was printed then
     PARALLEL=4  runs at once, of each level one
@@ -143,12 +144,12 @@ class Matrix:
             say(f"    what run {place.migration} leaves could not be dropped: {error}")
 
     def _tell(self, result: Result) -> None:
-        reached = sum(turn.reached for turn in result.turns)
-        said = f"{reached} of {len(result.turns)} cells in {result.seconds:.0f} s"
+        reached = sum(strike.reached for _, strike in result.strikes)
+        said = f"{reached} of {len(result.strikes)} cells in {result.seconds:.0f} s"
         say(f"{len(self.results)}: run {result.plan.number} ({result.plan.level}): {said}")
-        for turn in result.turns:
-            if not turn.reached:
-                say(f"    {turn.harm} faults happened: {turn.cell} ({'; '.join(map(str, turn.sequence))})")
+        for cell, strike in result.strikes:
+            if not strike.reached:
+                say(f"    {strike.harm} faults happened: {cell} ({'; '.join(map(str, strike.sequence))})")
         for violation in result.violations:
             say(f"    VIOLATED: {violation}\n      {result.plan}\n      see {result.folder}")
             say(f"      again: {self._again(result)}")
@@ -165,7 +166,7 @@ def report(results: Sequence[Result], drawn: Sequence[Cell]) -> int:
     """Prints what was tried and what was found; the exit status."""
     turns = [turn for result in results for turn in result.turns]
     missing = not_reached(results, drawn)
-    kinds = Counter(turn.cell.kind for turn in turns if turn.reached and turn.cell is not None)
+    kinds = Counter(cell.kind for result in results for cell, strike in result.strikes if strike.reached)
     happened = len(set(drawn)) - len(missing)
     print(f"{len(results)} runs, {len(drawn)} cells, {happened} of them happened; "
           f"{sum(turn.harm for turn in turns)} faults, cells by their kind: {dict(kinds)}")  # fmt: skip
@@ -205,6 +206,14 @@ async def prepared(cluster: Cluster) -> Database:
     return database
 
 
+def _part(plans: list[Plan], part: str) -> list[Plan]:
+    """Raises ConfigError."""
+    number, _, parts = part.partition("/")
+    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise ConfigError(f"PART is {part!r}; it has to be like 2/3")
+    return plans[int(number) - 1 :: int(parts)]
+
+
 async def measure(clusters: list[Cluster]) -> int:
     environment = os.environ
     full, only, given = environment.get("FULL") == "1", environment.get("RUN"), environment.get("PLAN")
@@ -213,6 +222,9 @@ async def measure(clusters: list[Cluster]) -> int:
     seed = environment.get("SEED") or code
     drawn = list(cells.every()) if full else cells.chosen(seed, int(environment.get("CELLS") or 500))
     plans = cells.runs(drawn, seed)
+    if part := environment.get("PART"):
+        plans = _part(plans, part)
+        drawn = [cell for plan in plans for cell in plan.cells]
     folder = FOLDER / (f"full-{code}-{seed}" if full else f"matrix-{seed}")
     if only or given:
         known = {str(plan.number): plan for plan in plans}
@@ -222,7 +234,7 @@ async def measure(clusters: list[Cluster]) -> int:
         except (KeyError, ValueError) as error:
             raise ConfigError(f"there is no such run; with this SEED, CELLS and FULL: 0 to {len(plans) - 1}") from error
         # with whatever hits each cell there: one is tried anew by itself
-        drawn = [cell for plan in plans for cell in plan.turns if cell is not None]
+        drawn = [cell for plan in plans for cell in plan.cells]
         full, folder = False, FOLDER / f"again-{seed}"
     if full and (changed := uncommitted()):
         raise ConfigError(f"results of FULL=1 are kept under the commit's name; commit first: {changed}")
@@ -231,6 +243,8 @@ async def measure(clusters: list[Cluster]) -> int:
         (folder / "results.jsonl").unlink(missing_ok=True)
     matrix = Matrix(clusters, await prepared(clusters[1]), folder)
     matrix.results = earlier(folder)
+    if part:
+        matrix.results = [one for one in matrix.results if not tried([one]).keys().isdisjoint(drawn)]
     done = {result.plan.number for result in matrix.results}
     say(f"seed {seed}: {len(drawn)} cells; {len(plans)} runs, {len(done)} are done")
     await matrix.complete([plan for plan in plans if plan.number not in done], drawn, seed, parallel)

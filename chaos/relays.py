@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from chaos import actors
 from chaos.ground import Place
-from chaos.injection import Fault
+from chaos.injection import Injector
 from chaos.processes import Child, Crashed
 from chaos.turns import PATIENCE
 
@@ -36,9 +36,9 @@ class Relays:
         #: Held by whoever starts and ends them.
         self._arming = asyncio.Lock()
 
-    def armed(self, sequence: Sequence[Fault], folder: Path) -> Child:
+    def armed(self, injector: Injector) -> Child:
         """A process of them with these faults."""
-        return Child("relays", actors.relays, self.place, sequence, folder)
+        return Child("relays", actors.relays, self.place, [injector])
 
     async def start(self) -> None:
         """Raises ChildProcessError where they never start."""
@@ -68,7 +68,7 @@ class Relays:
         """Without faults; once more where a server is away."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            self._running = self.armed((), self._folder())
+            self._running = self.armed(Injector((), self._folder()))
             try:
                 await self._running.said("ready", 20)
                 return

@@ -3,12 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chaos.cells import Cell, Plan
-from chaos.injection import Fault
+from chaos.injection import Fault, Injector
+from chaos.strikes import Strike
 from chaos.turns import Turn
 
 
@@ -27,12 +28,16 @@ class Result:
     counts: dict[str, int] = field(default_factory=dict)
     folder: Path = Path()
 
+    @property
+    def strikes(self) -> list[tuple[Cell, Strike]]:
+        """What was tried of each cell."""
+        return [(strike.cell, strike) for turn in self.turns for strike in turn.strikes if strike.cell is not None]
+
     def as_json(self) -> dict[str, Any]:
         turns = [
-            {"turn": turn.number, "cell": str(turn.cell), "happened": turn.harm, "reached": turn.reached,
-             "faults": [str(one) for one in turn.sequence], "calls": turn.calls, "seconds": round(turn.seconds, 2),
+            {"turn": turn.number, "calls": turn.calls, "seconds": round(turn.seconds, 2),
              "outcomes": [f"{one['result']} {one.get('reason') or ''}".strip() for one in turn.outcomes],
-             "parked": turn.parked, "cut": [" ".join(sql.split())[:80] for sql in turn.cut]}
+             "parked": turn.parked, "strikes": [_strike_as_json(one) for one in turn.strikes]}
             for turn in self.turns
         ]  # fmt: skip
         return {**self.plan.as_json(), "turns": turns, "switches": self.switches, "late": self.late,
@@ -45,14 +50,24 @@ class Result:
         plan = Plan.from_json(found)
         turns = []
         for one in found["turns"]:
-            cell = plan.turns[one["turn"]]
-            turn = Turn(cell, "service", number=one["turn"], happened=one["happened"])
-            # of which faults it was does not matter any more
-            turn.sequence = (Fault("", "kill"),) * (one["happened"] if one["reached"] else one["happened"] + 1)
-            turn.parked = one["parked"]
-            turns.append(turn)
+            strikes = [_strike_from_json(strike) for strike in one["strikes"]]
+            turns.append(Turn("service", strikes, one["turn"], parked=one["parked"]))
         return cls(plan, found["violations"], turns, found["seconds"], found["switches"], late=found["late"],
                    counts=found["counts"])  # fmt: skip
+
+
+def _strike_as_json(strike: Strike) -> dict[str, Any]:
+    cell = asdict(strike.cell) if strike.cell is not None else None
+    return {"cell": cell, "happened": strike.harm, "reached": strike.reached,
+            "faults": [str(one) for one in strike.sequence],
+            "cut": [" ".join(sql.split())[:80] for sql in strike.cut]}  # fmt: skip
+
+
+def _strike_from_json(found: dict[str, Any]) -> Strike:
+    cell = Cell(**found["cell"]) if found["cell"] is not None else None
+    # of which faults it was does not matter any more
+    sequence = (Fault("", "kill"),) * (found["happened"] + (not found["reached"]))
+    return Strike(cell, Injector(sequence, Path()), found["happened"])
 
 
 def earlier(folder: Path) -> list[Result]:
@@ -63,10 +78,10 @@ def earlier(folder: Path) -> list[Result]:
 
 def tried(results: Sequence[Result]) -> Counter[Cell]:
     """How often each cell was tried."""
-    return Counter(turn.cell for result in results for turn in result.turns if turn.cell is not None)
+    return Counter(cell for result in results for cell, _ in result.strikes)
 
 
 def not_reached(results: Sequence[Result], drawn: Sequence[Cell]) -> list[Cell]:
     """The cells of which no run has seen all faults happen."""
-    reached = {turn.cell for result in results for turn in result.turns if turn.reached}
+    reached = {cell for result in results for cell, strike in result.strikes if strike.reached}
     return [cell for cell in drawn if cell not in reached]

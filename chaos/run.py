@@ -10,20 +10,21 @@ import json
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from chaos import actors, ending, ground, mishaps, relays, tables
-from chaos.cells import Cell, Plan
+from chaos.cells import Cell, Plan, Where, where
 from chaos.ground import Place
-from chaos.injection import Fault, Injector
+from chaos.injection import Fault
 from chaos.processes import Child, Crashed
 from chaos.relays import Relays
 from chaos.results import Result
+from chaos.strikes import Strike
 from chaos.traffic_set import ARMED, Traffic
-from chaos.turns import Calm, Driver, Turn, Violation, Where, patiently, sequence, where
+from chaos.turns import Calm, Driver, Turn, Violation, patiently
 from chaos.witness import Idle
 from cutover import doctor
 from cutover.control import audit
@@ -79,11 +80,11 @@ class Run:
                 # a storm would begin the first pass anew for ever; its own faults hit the copy all the same
                 await self._install()
                 await self._begin()
-            for number, cell in enumerate(self.plan.turns):
+            for number, cells in enumerate(self.plan.turns):
                 to_side: Side = "service" if number % 2 == 0 else "monolith"
                 if number in self.plan.slots_lost:
                     await self._lose_the_slot(other(to_side))
-                await self._turn(number, cell, to_side)
+                await self._turn(number, cells, to_side)
                 self.result.switches += 1
             async with self.calm():
                 await self._end()
@@ -115,80 +116,66 @@ class Run:
     async def _begin(self) -> None:
         await self.relays.start()
         await self.traffic.start()
-        first = self.plan.turns[0]
-        turn = Turn(first, "service")
-        if first is not None and where(first) == "copy":
-            turn.sequence = sequence(first, self.rng)
-        async with self._counted(turn) as folder:
-            await self.driver.call(actors.first_copy, turn, folder)
-        if turn.sequence:
-            self.result.turns.append(turn)
+        copies = [cell for cell in self.plan.turns[0] if where(cell) == "copy"]
+        with self._counted("service", 0, [self.driver.strike(cell) for cell in copies]) as turn:
+            await self.driver.call(actors.first_copy, turn)
 
-    @asynccontextmanager
-    async def _counted(self, turn: Turn) -> AsyncIterator[Path]:
-        """Gives the folder of its faults; how many have happened is known at the end, whatever that is."""
-        folder = self.driver.faults_folder()
+    @contextmanager
+    def _counted(self, to_side: Side, number: int, strikes: Sequence[Strike]) -> Iterator[Turn]:
+        """A turn with those; how many of their faults have happened is known at its end, whatever that is."""
+        turn = Turn(to_side, [*strikes] or [self.driver.strike()], number)
+        if strikes:
+            self.result.turns.append(turn)
         try:
-            yield folder
+            yield turn
         finally:
-            turn.count(folder)
+            turn.count()
 
-    async def _turn(self, number: int, cell: Cell | None, to_side: Side) -> None:
-        at = where(cell) if cell is not None else "attempt"
-        beside = False
-        # a copy was made before the first turn, a cleanup comes after the last one
-        turn = Turn(cell if at not in ("copy", "end") else None, to_side, number=number)
-        if turn.cell is not None:
-            turn.sequence = sequence(turn.cell, self.rng)
-            self.result.turns.append(turn)
+    async def _turn(self, number: int, cells: Sequence[Cell], to_side: Side) -> None:
         if to_side == "service" and self.rng.random() < _READS_FIRST:
             await patiently(self._move_reads)
-        #: The switch of a turn whose faults come before or after it.
-        plain = Turn(None, to_side, number=number)
-        async with self._counted(turn) as folder, self._counted(plain) as unhurt:
-            match at:
-                case "attempt":
-                    if cell is not None and cell.step == "ready.drop":
-                        await self._lose_the_way_back(to_side)
-                    await self.driver.switch(turn, folder)
-                case "relay" | "writer":
-                    strike = self._relay_faults if at == "relay" else self._client_faults
-                    if beside := self._beside(turn, at):
-                        await self._at_once(strike(turn, folder), self.driver.switch(turn, folder))
-                    else:
-                        await strike(turn, folder)
-                        plain.before = len(turn.sequence)
-                case "repair":
-                    await self._repair(turn, folder)
-            if at != "attempt" and not beside:
-                await self.driver.switch(plain, unhurt)
-            if at == "mending":
-                await self._mending(turn, folder)
-                # one that was overtaken does it all once more, and a switch is refused meanwhile
-                await self.driver.awake()
-                await self.driver.mended(plain, unhurt)
+        #: Of relays and writers those that are hit while a switch is under way, and what waits for it to come so far.
+        moments = {cell: moment for cell in cells if (moment := self._moment(cell))}
+        in_switch = [cell for cell in cells if where(cell) == "attempt" or cell in moments]
+        strikes = {cell: self.driver.strike(cell, moments.get(cell, ())) for cell in in_switch}
+        with self._counted(to_side, number, [*strikes.values()]) as switch:
+            for cell in cells:
+                if where(cell) in _MOMENTS and cell not in moments:
+                    with self._counted(to_side, number, [self.driver.strike(cell)]) as before:
+                        await self._beside(cell, before.strikes[0], to_side)
+                    switch.before += len(before.strikes[0].sequence)
+                elif where(cell) == "repair":
+                    with self._counted(to_side, number, [self.driver.strike(cell)]) as repair:
+                        await self._repair(repair)
+                    repair.judge(stormy=self.stormy)
+            if any(cell.step == "ready.drop" for cell in cells):
+                await self._lose_the_way_back(to_side)
+            await self._at_once([self._beside(cell, strikes[cell], to_side) for cell in moments], switch)
+            for cell in cells:
+                if where(cell) == "mending":
+                    with self._counted(to_side, number, [self.driver.strike(cell)]) as mending:
+                        await self._mending(cell, mending)
+                    mending.judge(stormy=self.stormy)
             await self._settled(to_side)
-        for one in (turn, plain):
-            one.judge(stormy=self.stormy)
-            self.result.late += one.late
+        switch.judge(stormy=self.stormy)
+        self.result.late += switch.late
 
-    def _beside(self, turn: Turn, at: Where) -> bool:
-        """Whether its faults are to hit while it switches; they wait for the switch to come to some point then."""
-        # what is in doubt is decided, and what is held is told, before a switch begins
-        if turn.cell is None or turn.cell.group == "janitor" or turn.cell.step == "relay.hold":
-            return False
-        if self.rng.random() >= _BESIDE:
-            return False
-        turn.sequence = (Fault(self.rng.choice(_MOMENTS[at]), "delay"), *turn.sequence)
-        return True
-
-    @staticmethod
-    async def _at_once(strikes: Coroutine[Any, Any, None], switch: Coroutine[Any, Any, None]) -> None:
-        striking = asyncio.create_task(strikes)
+    async def _at_once(self, strikes: Sequence[Coroutine[Any, Any, None]], switch: Turn) -> None:
+        striking = [asyncio.create_task(one) for one in strikes]
         try:
-            await switch
+            await self.driver.switch(switch)
         finally:
-            await striking
+            await asyncio.gather(*striking)
+
+    def _moment(self, cell: Cell) -> Sequence[Fault]:
+        # what is in doubt is decided, and what is held is told, before a switch begins
+        if where(cell) not in _MOMENTS or cell.group == "janitor" or cell.step == "relay.hold":
+            return ()
+        return [Fault(self.rng.choice(_MOMENTS[where(cell)]), "delay")] if self.rng.random() < _BESIDE else ()
+
+    def _beside(self, cell: Cell, strike: Strike, to_side: Side) -> Coroutine[Any, Any, None]:
+        """What hits a relay or a strong writer."""
+        return self._relay_faults(cell, strike, to_side) if where(cell) == "relay" else self._client_faults(strike)
 
     async def _settled(self, side: Side) -> None:
         """All is as it has to be after a turn; raises Violation or Idle."""
@@ -203,13 +190,12 @@ class Run:
             raise Violation(f"{len(missing)} acknowledged events are not at the {side}, {min(missing)} among them")
 
     async def _end(self) -> None:
-        last = self.plan.turns[-1]
+        cleaned = [cell for cell in self.plan.turns[-1] if where(cell) == "end"]
         side: Side = "service" if len(self.plan.turns) % 2 else "monolith"
-        cleaned = last is not None and where(last) == "end"
-        if last is not None and cleaned:
-            await self._clean_up(last)
         # who slept may do no harm any more; after a cleanup there is nothing of ours left to look at
         await self.driver.awake()
+        for cell in cleaned:
+            await self._clean_up(cell)
         if not cleaned:
             await self._settled(side)
         await self.traffic.stop()
@@ -227,15 +213,13 @@ class Run:
 
     async def _clean_up(self, cell: Cell) -> None:
         """The way back is given up, under traffic."""
-        turn = Turn(cell, "service", sequence(cell, self.rng), number=len(self.plan.turns) - 1)
-        self.result.turns.append(turn)
         self.traffic.witness.look()
         told = len(self.traffic.witness.events)
         await self.relays.end()  # as the run that kept them has ended by then
-        async with self._counted(turn) as folder:
+        with self._counted("service", len(self.plan.turns) - 1, [self.driver.strike(cell)]) as turn:
             for step in actors.CLEANUP:
-                await self.driver.call(actors.cleanup, turn, folder, step)
-        await self.driver.awake()
+                await self.driver.call(actors.cleanup, turn, step)
+            await self.driver.awake()
         turn.judge(stormy=self.stormy)
         await self.traffic.at_work("service", _AT_WORK)
         self.result.violations += await ending.wrong(self.place, self.env.plan, told)
@@ -253,7 +237,7 @@ class Run:
             await self.relays.keep_up()
             self.traffic.keep_up()
 
-    async def _keep_up(self, turn: Turn, folder: Path, start: Callable[[], Child], *, spare: bool = False) -> Child:
+    async def _keep_up(self, strike: Strike, start: Callable[[], Child], *, spare: bool = False) -> Child:
         """Runs a process until all faults have happened, and starts it again where one ended it.
 
         With `spare` another one takes over from the first fault on, while the first one may sleep.
@@ -261,16 +245,15 @@ class Run:
         child = start()
         second: Child | None = None
         deadline = time.monotonic() + mishaps.WITHIN
-        injector = Injector(turn.sequence, folder)
-        while injector.happened() < len(turn.sequence):
+        while strike.injector.happened() < len(strike.sequence):
             if time.monotonic() > deadline:
                 break  # told by the count of what has happened
             if not child.alive:
                 await child.ended(1)
                 relays.require_passing(child)
                 child = start()
-            turn.count(folder)
-            if spare and second is None and turn.harm:
+            strike.count()
+            if spare and second is None and strike.harm:
                 second = start()
             await asyncio.sleep(0.02)
         if second is not None:
@@ -278,13 +261,11 @@ class Run:
             relays.require_passing(second)
         return child
 
-    async def _relay_faults(self, turn: Turn, folder: Path) -> None:
-        cell = turn.cell
-        assert cell is not None
-        direction = direction_from(other(turn.to_side))
+    async def _relay_faults(self, cell: Cell, strike: Strike, to_side: Side) -> None:
+        direction = direction_from(other(to_side))
         if cell.step == "relay.hold":
             if self.place.level == "best_effort":  # which gives up what is refused, except where a switch is near
-                await self.driver.activity("ready", Turn(None, turn.to_side), "", self.driver.faults_folder())
+                await self.driver.activity("ready", self.driver.plain(to_side), "")
             self.before = tables.Rows(
                 {**self.before.items, **await self._poison.put(self.env, direction)}, self.before.events
             )
@@ -293,9 +274,7 @@ class Run:
                 # where a connection is lost behind the end of one, that of the next one is cut
                 for _ in range(1 + cell.again * (2 if cell.kind == "reset" else 1)):
                     await self._leave_in_doubt()
-            armed = await self._keep_up(
-                turn, folder, lambda: self.relays.armed(turn.sequence, folder), spare=cell.kind == "delay"
-            )
+            armed = await self._keep_up(strike, lambda: self.relays.armed(strike.injector), spare=cell.kind == "delay")
             # a process that was killed this moment may still look alive
             await armed.end()
             relays.require_passing(armed)
@@ -304,46 +283,49 @@ class Run:
 
     async def _leave_in_doubt(self) -> None:
         places = ("strong.prepare.after", "strong.commit.after")
-        armed = Turn(None, "service", (Fault(self.rng.choice(places), "kill"),))
-        await self._client_faults(armed, self.driver.faults_folder())
+        await self._client_faults(self.driver.strike(faults=[Fault(self.rng.choice(places), "kill")]))
 
-    async def _client_faults(self, turn: Turn, folder: Path) -> None:
+    async def _client_faults(self, strike: Strike) -> None:
         """A client that its faults hit; it is ended afterwards in good order."""
-        child = await self._keep_up(turn, folder, lambda: self.traffic.client(ARMED, turn.sequence, folder))
+        child = await self._keep_up(strike, lambda: self.traffic.client(ARMED, strike.injector))
         await child.end(20)
         child.require_no_crash()
 
-    async def _repair(self, turn: Turn, folder: Path) -> None:
+    async def _repair(self, turn: Turn) -> None:
         """A row of the other side is changed behind everybody's back, found and mended."""
         direction = direction_from(other(turn.to_side))
-        injector = Injector(turn.sequence, folder)
+        (strike,) = turn.strikes
         while True:
-            happened = injector.happened()
+            happened = strike.injector.happened()
             await mishaps.change_a_row(self.env, direction)
-            await self.driver.call(actors.repair, turn, folder, direction)
-            if injector.happened() in (happened, len(turn.sequence)):
+            await self.driver.call(actors.repair, turn, direction)
+            if strike.injector.happened() in (happened, len(strike.sequence)):
                 break
         async with self.env.changed(direction):
             if differing := await ground.verify(self.env, direction):
                 raise Violation(f"{differing} rows differ after their repair")
 
-    async def _mending(self, turn: Turn, folder: Path) -> None:
+    async def _mending(self, cell: Cell, turn: Turn) -> None:
         """What a person does after a mistake, with the faults in that."""
-        if turn.cell is not None and turn.cell.group == "mend":
+        await self.driver.awake()
+        if cell.group == "mend":
             await mishaps.leave_shut(self.env, turn.to_side)
             await self._require_remedy("a side is shut, and a pause was left")
-            await self.driver.mended(turn, folder)
-            return
-        name = "rebuild"
-        if turn.cell is not None and turn.cell.step == "rebuild.follow":
-            await mishaps.drop_record(self.env, direction_from(turn.to_side))
-            await self._require_remedy("a record of changed keys is lost")
-            name = "follow"
-        await self.driver.call(actors.compensation, turn, folder, name, turn.to_side)
+            await self.driver.mended(turn)
+        else:
+            name = "rebuild"
+            if cell.step == "rebuild.follow":
+                await mishaps.drop_record(self.env, direction_from(turn.to_side))
+                await self._require_remedy("a record of changed keys is lost")
+                name = "follow"
+            await self.driver.call(actors.compensation, turn, name, turn.to_side)
+        # one that was overtaken does it all once more, and a switch is refused meanwhile
+        await self.driver.awake()
+        await self.driver.mended(self.driver.plain(turn.to_side))
 
     async def _lose_the_way_back(self, to_side: Side) -> None:
         """It is made ready before its time, and breaks as an administrator's mistake would have it."""
-        await self.driver.activity("ready", Turn(None, to_side), "", self.driver.faults_folder())
+        await self.driver.activity("ready", self.driver.plain(to_side), "")
         await mishaps.break_stream(self.env, direction_from(to_side))
 
     async def _lose_the_slot(self, side: Side) -> None:
@@ -352,7 +334,7 @@ class Run:
             await mishaps.drop_slot(self.env, direction_from(side))
             self.result.slots_lost += 1
             await self._require_remedy("a slot is lost")
-        await self.driver.mended(Turn(None, side), self.driver.faults_folder())
+        await self.driver.mended(self.driver.plain(side))
         await self.driver.in_order(side)
 
     async def _require_remedy(self, what: str) -> None:

@@ -69,7 +69,7 @@ class Scene(Run):
     """Use it as a context: it begins with a service that streams, under traffic; `verdict` ends it."""
 
     def __init__(self, level: Level, place: Place, folder: Path, env: SwitchEnvironment) -> None:
-        super().__init__(Plan(0, level, (None,), "scene"), place, folder, env)
+        super().__init__(Plan(0, level, ((),), "scene"), place, folder, env)
         self.driver.rng = _Called()
         self.hand = Hand(place, folder)
 
@@ -101,15 +101,15 @@ class Scene(Run):
         order afterwards, at the side that follows from the outcome.
         """
         armed = (*sequence, *hold(_JOURNAL))
-        turn = Turn(None, to_side, armed)
-        folder = self.driver.faults_folder()
-        holds = Holds(armed, folder)
+        strike = self.driver.strike(faults=armed)
+        turn = Turn(to_side, [strike])
+        holds = Holds(armed, strike.injector.folder)
         switch_id = f"{self.place.service}-{uuid4().hex}"
-        await self.driver.activity("ready", turn, switch_id, folder)
+        await self.driver.activity("ready", turn, switch_id)
         hands, journal = asyncio.create_task(beside(holds)), asyncio.create_task(self._at_the_journal(holds, to_side))
         try:
             outcome: dict[str, Any] = await self.driver.call(
-                actors.attempt, turn, folder, to_side, switch_id, "section", silence=silence
+                actors.attempt, turn, to_side, switch_id, "section", silence=silence
             )
             await asyncio.wait({hands}, timeout=_LAST_STEP)
         finally:
@@ -123,7 +123,7 @@ class Scene(Run):
             reason = f" ({outcome['reason']})" if outcome.get("reason") else ""
             self.wrong(f"a switch was {outcome['result']}{reason}, and had to be {expected}")
         if outcome["result"] == "done":
-            await self.driver.activity("finish", turn, switch_id, folder)
+            await self.driver.activity("finish", turn, switch_id)
         if order:
             await self.in_order(to_side if outcome["result"] == "done" else other(to_side))
         return outcome

@@ -9,7 +9,7 @@ from pathlib import Path
 from chaos import actors, bypass, injection, traffic
 from chaos.checker import Verdict, check
 from chaos.ground import Place
-from chaos.injection import Fault
+from chaos.injection import Injector
 from chaos.processes import Child
 from chaos.sides import both_shut, done_switches, timed
 from chaos.tables import Rows, read_rows
@@ -46,23 +46,24 @@ class Traffic:
     async def start(self) -> None:
         """The clients that go on all the time, and the bypass writers; returns once they work."""
         self._running = {
-            "client-0": self.client(UNHURT, (), self.folder),
-            "client-2": self.client(KILLED, (), self.folder),
+            "client-0": self.client(UNHURT),
+            "client-2": self.client(KILLED),
             "bypass": Child("bypass", actors.bypass_writers, self.place, self._bypass),
         }
         for child in self._running.values():
             await child.said("ready", _STARTED)
         await self.at_work("monolith", _STARTED)
 
-    def client(self, number: int, armed: Sequence[Fault], folder: Path) -> Child:
+    def client(self, number: int, injector: Injector | None = None) -> Child:
         """A client with these faults in it; one that was killed goes on where its log ends."""
-        return Child(f"client-{number}", actors.client, self.place, self._client(number), armed, folder)
+        armed = [injector or Injector((), self.folder)]
+        return Child(f"client-{number}", actors.client, self.place, self._client(number), armed)
 
     def keep_up(self) -> None:
         """Starts the client again that a storm has killed."""
         child = self._running.get("client-2")
         if child is not None and not child.alive and child.killed:
-            self._running["client-2"] = self.client(KILLED, (), self.folder)
+            self._running["client-2"] = self.client(KILLED)
 
     async def at_work(self, side: Side, within: float) -> None:
         """Returns once every loop of one client and some loop of the other has written there, and both have read.

@@ -206,7 +206,7 @@ def test_an_hour_in_which_some_kind_of_strike_never_came_proves_too_little(capsy
     with servers.running(("one",), _SETTINGS) as running:
         storm = Storm(running, "", Path("/dev/null"))
     storm.struck.update(dict.fromkeys(storm.strikes, 1))
-    done = Result(Plan(0, "logical", (None,), "x"))
+    done = Result(Plan(0, "logical", ((),), "x"))
     assert campaign.report([done], storm, "x", 60) == 0
     del storm.struck["server killed"]
     assert campaign.report([done], storm, "x", 59) == 0
@@ -265,7 +265,7 @@ def test_a_campaign_that_is_stopped_leaves_no_server_and_no_disk(number: signal.
 @pytest.mark.slow
 async def test_a_lost_slot_is_mended_by_the_doctor_and_nothing_is_lost(clusters: Clusters, tmp_path: Path) -> None:
     matrix = Matrix([clusters.monolith, clusters.services], await prepared(clusters.services), tmp_path)
-    await matrix.run(Plan(0, "logical", (None, None), "lost", frozenset({0, 1})))
+    await matrix.run(Plan(0, "logical", ((), ()), "lost", frozenset({0, 1})))
     [result] = matrix.results
     assert result.violations == []
     assert result.slots_lost == 2

@@ -9,7 +9,7 @@ from typing import Literal
 
 from chaos.actors import _armed, _telling
 from chaos.ground import Place
-from chaos.injection import Fault
+from chaos.injection import Injector
 from chaos.processes import Say
 from chaos.turns import Driver
 from cutover.control.database import Control
@@ -62,9 +62,9 @@ def driver(place: PlannedPlace, control: Control, folder: Path, *, doctored: boo
     return Driver(place, env, folder, _Doctored(doctored), nullcontext)
 
 
-async def keys(say: Say, place: PlannedPlace, what: Keys, sequence: Sequence[Fault], folder: Path) -> None:
+async def keys(say: Say, place: PlannedPlace, what: Keys, injectors: Sequence[Injector]) -> None:
     """The activity that takes the service's keys off the monolith, or puts them back; says what it returns."""
-    async with place.opened() as env, _armed(sequence, folder):
+    async with place.opened() as env, _armed(injectors):
         if what == "detach":
             await _telling(say, crossing.detach(env))
         else:

@@ -349,11 +349,10 @@ async def test_keys_are_away_for_a_switch_and_back_after_it_whatever_ends_an_att
     place = planned(world.plan, "trading", control_db, world.databases, tmp_path)
     calling = driver(place, world.control, tmp_path)
     for number, (kind, hard, at, back_at) in enumerate(FAULTS, 1):
-        away = Turn(None, "service", (Fault(f"keys.detach.{at}", kind, hard=hard),))
-        folder = calling.faults_folder()
-        await calling.call(keys, away, folder, "detach")
-        away.count(folder)
-        assert (away.happened, away.calls) == (1, 2), away.sequence
+        away = Turn("service", [calling.strike(faults=[Fault(f"keys.detach.{at}", kind, hard=hard)])])
+        await calling.call(keys, away, "detach")
+        away.count()
+        assert (away.harm, away.calls) == (1, 2), away.strikes
         assert await world.run("monolith", REAL_KEYS) == [(0,)]
         assert all(record.detached for record in await records.every(world.control, "crossing"))
 
@@ -364,11 +363,10 @@ async def test_keys_are_away_for_a_switch_and_back_after_it_whatever_ends_an_att
         else:
             await parent_deleted(world, "monolith")
 
-        back = Turn(None, "monolith", (Fault(f"keys.{back_at}", kind, hard=hard),))
-        folder = calling.faults_folder()
-        assert await calling.call(keys, back, folder, "restore") == []
-        back.count(folder)
-        assert (back.happened, back.calls) == (1, 2), back.sequence
+        back = Turn("monolith", [calling.strike(faults=[Fault(f"keys.{back_at}", kind, hard=hard)])])
+        assert await calling.call(keys, back, "restore") == []
+        back.count()
+        assert (back.harm, back.calls) == (1, 2), back.strikes
         assert await world.run("monolith", REAL_KEYS) == [(2,)]
         assert not any(record.detached for record in await records.every(world.control, "crossing"))
         await written_at(world, "monolith")

@@ -107,12 +107,11 @@ async def only_at(moving: Moving, primary: Side) -> None:
 
 async def struck(moving: Moving, calling: Driver, to_side: Side, sequence: tuple[Fault, ...]) -> None:
     """A switch with those faults in it, called until it is done: undone at most as often as they explain."""
-    turn = Turn(None, to_side, sequence)
-    folder = calling.faults_folder()
-    await calling.switch(turn, folder)
+    turn = Turn(to_side, [calling.strike(faults=sequence)])
+    await calling.switch(turn)
     await calling.awake()
-    turn.count(folder)
-    assert turn.happened == len(sequence), f"only {turn.happened} of {[str(one) for one in sequence]} happened"
+    turn.count()
+    assert turn.harm == len(sequence), f"only {turn.harm} of {[str(one) for one in sequence]} happened"
     turn.judge(stormy=False)
     await calling.in_order(to_side)
     await only_at(moving, to_side)
