@@ -48,7 +48,7 @@ prove-dualwrite: bootstrap ## takes each remedy of dual-write out and requires i
 chaos: bootstrap ## faults of all kinds over repeated switches under load, until the time is over (SEED MINUTES=60 RUN)
 	@$(PYTHON) -m chaos.campaign
 
-chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches under traffic (SEED CELLS=500 FULL=1 PART=1/3 RUN PARALLEL=4)
+chaos-matrix: bootstrap ## a fault at every point of every protocol, in switches under traffic (SEED CELLS=500 FULL=1 PART=1/3 RUN PARALLEL=3)
 	@$(PYTHON) -m chaos.matrix
 
 model: bootstrap ## every state of a small model of the switch, then its mutants, a minute (TRACES=1 prints counterexamples)

@@ -6,7 +6,7 @@
     PART=2/3    the second third of its runs, for a machine that has not the time for all of them
     RUN=17      only that run, to see it again
     PLAN=…      only the run that a violation was found in, as it was printed then
-    PARALLEL=4  runs at once, of each level one
+    PARALLEL=3  runs at once, of each level one at most
 
 A cell whose faults did not all happen is tried in two more runs. Prints each run, and as the last line one JSON object.
 Exit status 1 where an invariant was violated or a cell did not happen. What a failed run leaves stands under
@@ -217,7 +217,7 @@ def _part(plans: list[Plan], part: str) -> list[Plan]:
 async def measure(clusters: list[Cluster]) -> int:
     environment = os.environ
     full, only, given = environment.get("FULL") == "1", environment.get("RUN"), environment.get("PLAN")
-    parallel = int(environment.get("PARALLEL") or 4)
+    parallel = int(environment.get("PARALLEL") or 3)
     code = commit()[:12]
     seed = environment.get("SEED") or code
     drawn = list(cells.every()) if full else cells.chosen(seed, int(environment.get("CELLS") or 500))
