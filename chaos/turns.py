@@ -23,7 +23,6 @@ from chaos.processes import Child, Main
 from chaos.strikes import Strike, sequence
 from cutover import doctor
 from cutover.errors import ConfigError, PlanError, Refused
-from cutover.flags import store as flags
 from cutover.postgres.databases import FAILURES, Side, direction_from
 from cutover.switch.environment import SwitchEnvironment
 
@@ -40,8 +39,8 @@ CALLING, MOST_SWITCHES = 120.0, 8
 #: Seconds in which all has to be in order after a turn.
 IN_ORDER = 120.0
 
-#: How often a stage that failed is left to `cutover doctor --mend`, and what a section's outcome is called then.
-BY_DOCTOR, MENDED = 0.34, "mended"
+#: How often a stage that failed is left to `cutover doctor --mend` before it is called again.
+BY_DOCTOR = 0.34
 #: Seconds in which an activity that sleeps as a whole is overtaken by the next attempt.
 OVERTAKEN = 1.0
 
@@ -172,7 +171,7 @@ class Driver:
         outcome = await self.activity("section", turn, switch_id)
         turn.count()
         turn.outcomes.append({**outcome, "harm": turn.harm})
-        if outcome["result"] == "done" or (outcome["result"] == MENDED and await self._writable() == turn.to_side):
+        if outcome["result"] == "done":
             await self.activity("finish", turn, switch_id)
             return True
         if turn.has("take-back") and len(turn.outcomes) == 1:
@@ -208,9 +207,7 @@ class Driver:
                 child.require_no_crash()
                 # where a run would stop and ask, a person does what the doctor says before it is called again
                 if main is actors.attempt and (for_good or self.rng.random() < BY_DOCTOR):
-                    mended = await self.mended(turn, parked=said if for_good else "")
-                    if "section" in arguments:
-                        return mended
+                    await self.mended(turn, parked=said if for_good else "")
             except TimeoutError:
                 # it may wake up later, and must not do any harm then
                 self._sleeping.append(child)
@@ -231,7 +228,7 @@ class Driver:
                 if time.monotonic() >= end or not sleeps:
                     raise
 
-    async def mended(self, turn: Turn, parked: str = "") -> dict[str, Any]:
+    async def mended(self, turn: Turn, parked: str = "") -> None:
         """A person does what the doctor says, and nothing else; the turn's faults hit that too.
 
         `parked`: why a run would have stopped, of which the doctor then has to know.
@@ -243,7 +240,7 @@ class Driver:
             if not found.problems and parked and not told:
                 raise Violation(f"a run would have stopped, and the doctor knows of nothing: {parked}")
             if not found.problems:
-                return {"result": MENDED, "reason": "by the doctor's remedy"}
+                return
             told = True
             if not found.remedy.endswith("--mend"):
                 await asyncio.sleep(0.2)  # a server is away: none of our commands can help
@@ -257,12 +254,6 @@ class Driver:
             except TimeoutError:
                 self._sleeping.append(child)
         raise Violation(f"the doctor's remedy did not lead back: {found.remedy}; {'; '.join(found.problems)}")
-
-    async def _writable(self) -> Side:
-        async def look() -> Side:
-            return (await flags.get(self.env.control, self.place.migration, self.place.service)).primary_side
-
-        return await patiently(look)
 
     async def awake(self) -> None:
         """Waits for those that slept and were given up."""
