@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import time
 from contextlib import suppress
 from datetime import timedelta
 
@@ -290,8 +291,14 @@ async def test_a_write_that_was_done_alone_is_answered_once_a_stream_that_came_u
     await blind(writer)
     await stream.start(copy=False)
     reader = await moved(strong)
-    sides_of(writer)._asked.clear()  # what it knows is old
-    writing = asyncio.create_task(writer.execute(INSERT, 1))
+    asked = sides_of(writer)._asked
+    asked.update(dict.fromkeys(asked, time.monotonic()))
+
+    async def slowly(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+        await connection.execute(INSERT, 1)
+        asked.clear()  # what it knew when it began is old
+
+    writing = asyncio.create_task(writer.run_in_transaction(slowly, table="trades"))
     with suppress(TimeoutError):
         await until(lambda: writer.level_in_force() == "strong" or writing.done())
     assert writer.level_in_force() == "strong", "it does not hear of the new stream before it answers"
