@@ -222,9 +222,6 @@ async def measure(clusters: list[Cluster]) -> int:
     seed = environment.get("SEED") or code
     drawn = list(cells.every()) if full else cells.chosen(seed, int(environment.get("CELLS") or 500))
     plans = cells.runs(drawn, seed)
-    if part := environment.get("PART"):
-        plans = _part(plans, part)
-        drawn = [cell for plan in plans for cell in plan.cells]
     folder = FOLDER / (f"full-{code}-{seed}" if full else f"matrix-{seed}")
     if only or given:
         known = {str(plan.number): plan for plan in plans}
@@ -236,6 +233,11 @@ async def measure(clusters: list[Cluster]) -> int:
         # with whatever hits each cell there: one is tried anew by itself
         drawn = [cell for plan in plans for cell in plan.cells]
         full, folder = False, FOLDER / f"again-{seed}"
+    elif part := environment.get("PART"):
+        plans = _part(plans, part)
+        drawn = [cell for plan in plans for cell in plan.cells]
+        # its own results: the numbers of its second tries are those of other parts' runs
+        folder = folder.with_name(f"{folder.name}-{part.replace('/', '-of-')}")
     if full and (changed := uncommitted()):
         raise ConfigError(f"results of FULL=1 are kept under the commit's name; commit first: {changed}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,8 +245,6 @@ async def measure(clusters: list[Cluster]) -> int:
         (folder / "results.jsonl").unlink(missing_ok=True)
     matrix = Matrix(clusters, await prepared(clusters[1]), folder)
     matrix.results = earlier(folder)
-    if part:
-        matrix.results = [one for one in matrix.results if not tried([one]).keys().isdisjoint(drawn)]
     done = {result.plan.number for result in matrix.results}
     say(f"seed {seed}: {len(drawn)} cells; {len(plans)} runs, {len(done)} are done")
     await matrix.complete([plan for plan in plans if plan.number not in done], drawn, seed, parallel)

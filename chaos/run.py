@@ -168,6 +168,7 @@ class Run:
             await asyncio.gather(*striking)
 
     def _moment(self, cell: Cell) -> Sequence[Fault]:
+        """What its faults wait for where they are to hit while it switches; nothing for all others."""
         # what is in doubt is decided, and what is held is told, before a switch begins
         if where(cell) not in _MOMENTS or cell.group == "janitor" or cell.step == "relay.hold":
             return ()
