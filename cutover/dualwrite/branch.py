@@ -105,7 +105,10 @@ class Branch:
         raise problem
 
     async def _freed(self, changes: Sequence[Change], deadline: float) -> bool:
-        """Waits until no row that is in the way has a change on its way; False where one still has at the deadline."""
+        """Waits until no row that is in the way has a change on its way; False where one still has at the deadline.
+
+        Raises Redefined where none is found and the unique indexes are other ones than when the route was read.
+        """
         clock = asyncio.get_running_loop().time
         blocking: set[tuple[str, Key]] = set()
         for name, flow in self._route.flows.items():
@@ -113,6 +116,7 @@ class Branch:
             found = await outbox_sink.in_the_way(self._open, flow, images)
             blocking |= {(name, key) for key in found - {c.key for c in changes if c.flow == name}}
         if not blocking:
+            await outbox_tables.require_uniques(self._open, self._route.flows.values())
             return True
         async with self._sides.own(self._primary).one() as source:
             while await outbox_source.any_waits(source, self._sides.service, sorted(blocking)):
@@ -205,7 +209,8 @@ class Branch:
             case Redefined():
                 self._sides.forget_route(self._route.direction)
                 return SecondaryAway(
-                    f"{service}: a table's columns have changed at {place}; nothing was done, try again"
+                    f"{service}: a table's columns or unique indexes have changed at {place}; nothing was done, "
+                    "try again"
                 )
             case StaleAttempt() | NotYet() | Unreachable():
                 return SecondaryAway(f"{error}; nothing was done at either side, try again")

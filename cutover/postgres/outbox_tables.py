@@ -9,7 +9,7 @@ row is taken by its text too: otherwise the delete of the old spelling would mee
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,7 +46,10 @@ _DEFINITION = (
 
 
 class Redefined(NotYet):
-    """A table has other columns than when they were read: images made for the old ones would lose the new ones."""
+    """A table has other columns than when they were read: images made for the old ones would lose the new ones.
+
+    Or other unique indexes, so that rows in the way of others were not found.
+    """
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,17 @@ def require_same(found: str, known: str) -> None:
     """Raises Redefined where the two definitions are not the same."""
     if found != known:
         raise Redefined("a table has got other columns; they are read anew")
+
+
+async def require_uniques(sink: asyncpg.Connection, flows: Iterable[Flow]) -> None:
+    """Raises Redefined where a table of the sink has other unique indexes by now than `in_the_way_sql` looks at.
+
+    For where a row is refused and nothing was found in its way: they are no part of the definition, which is looked at
+    with every batch.
+    """
+    for flow in flows:
+        if await uniques.of_table(sink, flow.table) != flow.uniques:
+            raise Redefined(f"table {flow.table} has got other unique indexes; they are read anew")
 
 
 async def _require_key(connection: asyncpg.Connection, shape: Shape) -> None:

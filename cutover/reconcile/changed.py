@@ -111,28 +111,34 @@ class ChangedKeys:
 
     async def _opened(self) -> _Open:
         if self._state is None:
-            source, sink = await self._stack.enter_async_context(
-                both_sides(self.pair, self.direction, f"changes/{self.pair.service}")
-            )
-            # advancing a slot and making one are writes to the server's mind; the tables are only read
-            await source.execute("SET default_transaction_read_only = off")
-            alike: dict[TableName, tuple[Shape, Shape]] = {}
-            relations: dict[TableName, TableKey] = {}
-            for info in await catalog.tables(source, self.pair.tables):
-                if not info.primary_key:
-                    raise GateClosed(
-                        f"table {info.name} has no primary key, so its changes cannot be followed: add one "
-                        "(a unique index on NOT NULL columns can be used: ALTER TABLE … ADD PRIMARY KEY USING INDEX)"
-                    )
-                alike[info.name] = await shapes(source, sink, info.name, self.pair.passes_over(info.name))
-                _require_named_alike(info, alike[info.name][0])
-                relations.update({name: TableKey(info.name, info.primary_key) for name in info.everywhere})
-            await asyncio.gather(*(
-                compare.warm(connection, [pair[side] for pair in alike.values()])
-                for side, connection in enumerate((source, sink))
-            ))  # fmt: skip
-            self._state = _Open(source, sink, alike, relations)
+            async with AsyncExitStack() as stack:
+                source, sink = await stack.enter_async_context(
+                    both_sides(self.pair, self.direction, f"changes/{self.pair.service}")
+                )
+                # advancing a slot and making one are writes to the server's mind; the tables are only read
+                await source.execute("SET default_transaction_read_only = off")
+                self._state = await self._looked(source, sink)
+                # of an opening that fails in the middle no session stays behind
+                self._stack.push_async_exit(stack.pop_all())
         return self._state
+
+    async def _looked(self, source: asyncpg.Connection, sink: asyncpg.Connection) -> _Open:
+        alike: dict[TableName, tuple[Shape, Shape]] = {}
+        relations: dict[TableName, TableKey] = {}
+        for info in await catalog.tables(source, self.pair.tables):
+            if not info.primary_key:
+                raise GateClosed(
+                    f"table {info.name} has no primary key, so its changes cannot be followed: add one "
+                    "(a unique index on NOT NULL columns can be used: ALTER TABLE … ADD PRIMARY KEY USING INDEX)"
+                )
+            alike[info.name] = await shapes(source, sink, info.name, self.pair.passes_over(info.name))
+            _require_named_alike(info, alike[info.name][0])
+            relations.update({name: TableKey(info.name, info.primary_key) for name in info.everywhere})
+        await asyncio.gather(*(
+            compare.warm(connection, [pair[side] for pair in alike.values()])
+            for side, connection in enumerate((source, sink))
+        ))  # fmt: skip
+        return _Open(source, sink, alike, relations)
 
     @asynccontextmanager
     async def _slot_session(self) -> AsyncIterator[asyncpg.Connection]:

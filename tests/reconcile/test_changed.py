@@ -358,6 +358,15 @@ async def test_a_lost_connection_is_opened_anew(world: World, changed: Callable[
     assert await followed.consume() > 0
 
 
+async def test_an_opening_that_fails_leaves_no_session_behind(world: World, changed: Callable[..., Any]) -> None:
+    await world.both("CREATE TABLE t (id int NOT NULL UNIQUE)")
+    with pytest.raises(GateClosed, match="no primary key") as caught:
+        await changed("t")
+    assert caught.tb  # as long as the error is looked at, what it left behind is kept from the garbage collector
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cutover-changes/svc'"
+    assert [await side.fetchval(sessions) for side in (world.left, world.right)] == [0, 0]
+
+
 async def test_the_tail_is_verified_in_little_time_whatever_the_tables_size(
     world: World, changed: Callable[..., Any]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from cutover.errors import ConfigError, GateClosed, Refused
 from cutover.postgres import outbox_schema, outbox_sink
 from cutover.postgres.databases import Database, Side
+from cutover.postgres.outbox_tables import Redefined
 from cutover.streams.outbox import relay
 from tests.streams.outbox_world import Hands, World, open_world
 from tests.waiting import until
@@ -56,6 +57,27 @@ async def test_unique_values_change_places_in_one_batch_and_across_shards(flowin
         assert here == "n38"
         await hands.drain()
         assert await flowing.stream().held() == []
+    await flowing.require_equal()
+
+
+async def test_a_value_of_an_index_that_came_in_the_middle_is_carried_once_the_indexes_are_read_anew(
+    flowing: World,
+) -> None:
+    """Sessions are open for weeks, and an index takes no lock that a relay would notice."""
+    await flowing.monolith.execute("INSERT INTO items (id, note) VALUES (1, 'x'), (2, 'y')")
+    async with flowing.hands() as hands:
+        await hands.drain()
+        for side in (flowing.monolith, flowing.service):
+            await side.execute("CREATE UNIQUE INDEX CONCURRENTLY ON items (note)")
+        await flowing.monolith.execute("UPDATE items SET note = NULL WHERE id = 1")
+        await flowing.monolith.execute("UPDATE items SET note = 'x' WHERE id = 2")
+        # its shard alone, so that the row in the way is not in the batch
+        second = tokens_of(hands, {await shard_of(flowing, 2)})
+        with pytest.raises(Redefined, match="unique indexes"):
+            await hands.relay.step(hands.applier, second)
+    async with flowing.relay():
+        await flowing.drained()
+    assert await flowing.stream().held() == []
     await flowing.require_equal()
 
 

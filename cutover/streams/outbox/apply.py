@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
-from cutover.postgres import outbox_gap, outbox_sink, outbox_source
+from cutover.postgres import outbox_gap, outbox_sink, outbox_source, outbox_tables
 from cutover.postgres.databases import Direction
 from cutover.postgres.keys import Key
 from cutover.postgres.outbox_source import Batch, Change
@@ -62,8 +62,9 @@ class Applier:
     async def carry(self, batch: Batch, tokens: Mapping[int, int]) -> Outcome:
         """Applies the batch; its intents that are done with are not deleted yet.
 
-        Raises StaleAttempt where a lease is not ours any more, Redefined where the sink's columns have changed. Errors
-        of the moment (connections, deadlocks) leave as they are, with nothing half done.
+        Raises StaleAttempt where a lease is not ours any more, Redefined where the sink's columns have changed, or its
+        unique indexes and a row is in the way. Errors of the moment (connections, deadlocks) leave as they are, with
+        nothing half done.
         """
         outcome = Outcome()
         await self._settle(batch.changes, batch.markers, tokens, outcome)
@@ -80,6 +81,7 @@ class Applier:
             return
         except outbox_sink.IN_THE_WAY as error:
             if not await self._make_way(changes, tokens, outcome):
+                await outbox_tables.require_uniques(self.ends.sink, self.ends.flows.values())
                 await self._halve(changes, markers, tokens, outcome, error)
             elif markers:
                 await self._settle([], markers, tokens, outcome)
