@@ -171,7 +171,9 @@ async def relays(say: Say, place: Place, injectors: Sequence[Injector]) -> None:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         if waiting not in ended:
-            say("failed", [repr(one) for one in results])
+            for error in results:
+                if isinstance(error, BaseException):
+                    say("failed", (type(error).__name__, repr(error)))
 
 
 async def first_copy(say: Say, place: Place, injectors: Sequence[Injector]) -> None:

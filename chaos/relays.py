@@ -14,15 +14,15 @@ from chaos.turns import PATIENCE
 
 #: Seconds between two looks at them.
 LOOK = 0.3
-#: What they may end with where a server is away: their supervisor starts them again.
-_PASSING = ("Unreachable", "NotYet", "StaleAttempt")
+#: What they may end with where a server is away, or by being cancelled: their supervisor starts them again.
+_PASSING = ("Unreachable", "NotYet", "StaleAttempt", "CancelledError")
 
 
 def require_passing(relays: Child) -> None:
     """Raises Crashed where something has ended them that only a defect explains."""
     relays.require_no_crash()
-    told = [str(text) for what, detail in relays.waiting() if what == "failed" for text in detail]
-    if unknown := [text for text in told if not text.startswith((*_PASSING, "None", "CancelledError"))]:
+    told = [detail for what, detail in relays.waiting() if what == "failed"]
+    if unknown := [text for kind, text in told if kind not in _PASSING]:
         raise Crashed(f"relays ended with {unknown}")
 
 
