@@ -15,13 +15,15 @@ from datetime import datetime
 
 import asyncpg
 
-from cutover.errors import Conflict, NotYet
-from cutover.postgres.databases import Database
+from cutover.errors import Conflict, NotYet, Unreachable
+from cutover.postgres.databases import CONNECTION_ERRORS, Database
 from cutover.postgres.identifiers import TableName, quote, quote_literal
 from cutover.postgres.quiet import silence_log
 
 #: How long the making of a slot waits for transactions that are open already.
 SLOT_SECONDS = 30.0
+#: With what a server says that it cannot make a subscription just now.
+_PASSING = (*CONNECTION_ERRORS, asyncpg.InsufficientResourcesError, asyncpg.OperatorInterventionError)
 _SLOTS = "(SELECT * FROM pg_replication_slots WHERE database = current_database())"
 _OLD_WRITERS = """
 SELECT pid, coalesce(application_name, '') AS application, coalesce(usename, '') AS role, coalesce(state, '') AS state,
@@ -133,13 +135,13 @@ async def create_subscription(
     enabled: bool = True,
     origins: bool = True,
 ) -> None:
-    """A subscription on a slot of the same name that exists already.
+    """A subscription on a slot of the same name that exists already; `origins`: send on only what was written there.
 
-    `origins`: whether both servers tell origins apart, so that what another stream brought is not sent on.
+    Raises Unreachable where a server cannot just now, Conflict where a person has to change something.
     """
     try:
         async with connection.transaction():
-            await silence_log(connection)  # the statement holds the publisher's password
+            await silence_log(connection)  # of the publisher's password
             await connection.execute(
                 f"CREATE SUBSCRIPTION {quote(name)} CONNECTION {quote_literal(publisher.conninfo)} "
                 f"PUBLICATION {quote(publication)} WITH (create_slot = false, slot_name = {quote_literal(name)}, "
@@ -150,10 +152,12 @@ async def create_subscription(
         return
     except asyncpg.PostgresError as error:
         # the server's text may hold the connection string
-        raise Conflict(
-            f"subscription {name!r} cannot be created ({error.sqlstate}, {type(error).__name__}): "
-            f"does the other server reach {publisher.name!r}, and may this role create subscriptions?"
-        ) from None
+        what = f"subscription {name!r} cannot be created ({error.sqlstate}, {type(error).__name__})"
+        if isinstance(error, _PASSING) and not isinstance(error, asyncpg.ConfigurationLimitExceededError):
+            why = f"a disk may be full, a server be restarting, or {publisher.name!r} not let the other one in"
+            raise Unreachable(f"{what}: {why}; it is tried again") from None
+        why = f"does the other server reach {publisher.name!r}, and may this role create subscriptions?"
+        raise Conflict(f"{what}: {why}") from None
 
 
 async def disable(connection: asyncpg.Connection, name: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
-from cutover.errors import Conflict, NotYet
+from cutover.errors import Conflict, CutoverError, NotYet, Unreachable
 from cutover.postgres import epoch, fence, giving_way
 from cutover.postgres.databases import SIDES, Database, Pair, Side
 from cutover.postgres.identifiers import TableName
@@ -87,6 +87,33 @@ async def test_a_slot_left_by_a_killed_start_does_not_stop_the_next(pair: Pair) 
         await source.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", stream.subscription)
     await started(pair, rows=3)
     assert (await stream.lag(10)).seconds is not None
+    await dropped(pair)
+
+
+#: What a server says that cannot just now: its disk is full, it is shutting down, it does not reach the publisher.
+_PASSING = ("53100", "57P01", "08006")
+_REFUSES = """
+CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'password=hidden' USING ERRCODE = '{}';
+END $$;
+CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE SUBSCRIPTION') EXECUTE FUNCTION refuse()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [*((code, Unreachable) for code in _PASSING), ("42501", Conflict), ("53400", Conflict)]
+)
+async def test_a_subscription_that_cannot_be_made_just_now_is_tried_again_and_one_that_may_not_is_a_persons(
+    pair: Pair, code: str, error: type[CutoverError]
+) -> None:
+    async with pair.target.session() as sink:
+        await sink.execute(_REFUSES.format(code))
+        with pytest.raises(error, match=code) as caught:
+            await LogicalStream(pair, "forward").start(copy=True)
+        assert type(caught.value) is error
+        assert "hidden" not in str(caught.value)
+        await sink.execute("DROP EVENT TRIGGER refuse")
+    await started(pair, rows=5)
     await dropped(pair)
 
 
