@@ -25,6 +25,7 @@ SLOT_SECONDS = 30.0
 #: With what a server says that it cannot make a subscription just now.
 _PASSING = (*CONNECTION_ERRORS, asyncpg.InsufficientResourcesError, asyncpg.OperatorInterventionError)
 _SLOTS = "(SELECT * FROM pg_replication_slots WHERE database = current_database())"
+_ELSEWHERE = "SELECT database IS DISTINCT FROM current_database() FROM pg_replication_slots WHERE slot_name = $1"
 _OLD_WRITERS = """
 SELECT pid, coalesce(application_name, '') AS application, coalesce(usename, '') AS role, coalesce(state, '') AS state,
        round(extract(epoch FROM clock_timestamp() - xact_start))::int AS seconds
@@ -64,8 +65,7 @@ async def drop_publication(connection: asyncpg.Connection, name: str) -> None:
 
 
 async def has_slot(connection: asyncpg.Connection, name: str) -> bool:
-    found = await connection.fetchval(f"SELECT EXISTS (SELECT FROM {_SLOTS} s WHERE slot_name = $1)", name)
-    return bool(found)
+    return bool(await connection.fetchval(f"SELECT EXISTS (SELECT FROM {_SLOTS} s WHERE slot_name = $1)", name))
 
 
 async def create_slot(connection: asyncpg.Connection, name: str) -> None:
@@ -87,8 +87,8 @@ async def create_slot(connection: asyncpg.Connection, name: str) -> None:
             f"replication slot {name!r} waits for transactions that were open before it: {named or 'gone by now'}"
         ) from None
     except asyncpg.DuplicateObjectError:
-        if await has_slot(connection, name):
-            raise
+        if not await connection.fetchval(_ELSEWHERE, name):
+            raise  # made, and maybe dropped again, by another attempt
         raise Conflict(
             f"replication slot {name!r} belongs to another database of this server; another migration may have a "
             "service of the same name: rename the service in the plan, or drop that slot if nobody needs it"

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from cutover.errors import Conflict, CutoverError, NotYet, Unreachable
-from cutover.postgres import epoch, fence, giving_way
+from cutover.postgres import epoch, fence, giving_way, replication
 from cutover.postgres.databases import SIDES, Database, Pair, Side
 from cutover.postgres.identifiers import TableName
 from cutover.streams.logical import LogicalStream
@@ -88,6 +88,21 @@ async def test_a_slot_left_by_a_killed_start_does_not_stop_the_next(pair: Pair) 
     await started(pair, rows=3)
     assert (await stream.lag(10)).seconds is not None
     await dropped(pair)
+
+
+async def test_a_slot_that_another_attempt_has_made_and_dropped_again_is_nobody_elses(pair: Pair) -> None:
+    class Late:
+        """Beaten to the slot by an attempt that has dropped it since."""
+
+        def __init__(self, connection: asyncpg.Connection) -> None:
+            self.fetchval = connection.fetchval
+
+        async def execute(self, *_: object) -> None:
+            raise asyncpg.DuplicateObjectError("it exists")
+
+    async with pair.monolith.session() as source:
+        with pytest.raises(asyncpg.DuplicateObjectError):
+            await replication.create_slot(Late(source), "nobodys")  # type: ignore[arg-type]
 
 
 #: What a server says that cannot just now: its disk is full, it is shutting down, it does not reach the publisher.
