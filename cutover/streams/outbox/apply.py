@@ -68,6 +68,8 @@ class Applier:
         """
         outcome = Outcome()
         await self._settle(batch.changes, batch.markers, tokens, outcome)
+        if any(refusal.may_pass for refusal in outcome.refused):
+            await outbox_tables.require_uniques(self.ends.sink, self.ends.flows.values())
         outcome.done += batch.other
         return outcome
 
@@ -81,7 +83,6 @@ class Applier:
             return
         except outbox_sink.IN_THE_WAY as error:
             if not await self._make_way(changes, tokens, outcome):
-                await outbox_tables.require_uniques(self.ends.sink, self.ends.flows.values())
                 await self._halve(changes, markers, tokens, outcome, error)
             elif markers:
                 await self._settle([], markers, tokens, outcome)
